@@ -388,7 +388,7 @@ class StoredBatch:
 class LogEntry:
     """One record of the local log, with its content unless that is not held or gone."""
 
-    #: Its place in the local log: grows by at least one, never changes, starts at 1.
+    #: Its place in the local log: grows by one, never changes, starts at 1.
     position: int
     author: str
     seq: int
@@ -425,8 +425,8 @@ class ChannelStore(Protocol):
         """Write all of it in one transaction; durable when it returns.
 
         `contents` are (record hash, content) of records known before; `deliver` are record
-        hashes that get the next positions in that order; `signatures` are (batch hash,
-        signature); `anchors` are (batch hash, block name). Everything is idempotent: what
+        hashes that get the next positions, one each, in that order; `signatures` are (batch
+        hash, signature); `anchors` are (batch hash, block name). Everything is idempotent: what
         is there already is left as it is. Concurrent calls are committed in call order and
         may share one commit. Cancelling leaves all of it written or nothing.
 

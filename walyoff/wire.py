@@ -15,9 +15,6 @@ import msgpack
 
 from walyoff.errors import RemoteProtocolError
 
-#: Deeper nesting than any structure of ours has; msgpack itself stops at 1,024.
-MAX_DEPTH = 8
-
 
 def pack(value: Any) -> bytes:
     """Encode a value canonically."""
@@ -32,7 +29,9 @@ def unpack(data: bytes | bytearray | memoryview, limit: int) -> Any:
     """
     size = len(data)
     if size > limit:
-        raise RemoteProtocolError(f"structure of {size} bytes exceeds {limit}", reason="too-large")
+        raise RemoteProtocolError(
+            f"structure of {size} bytes exceeds {limit}", reason="too-large"
+        )
     try:
         value = msgpack.unpackb(
             data,

@@ -1,0 +1,436 @@
+"""The frames that devices exchange inside a session.
+
+Each frame is a canonical msgpack array whose first element is its type. Decoding is total
+and bounded; a frame that is not understood ends the session, because the version was agreed
+in the handshake. Membership is not checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from walyoff.epochs import (
+    MAX_CERTIFICATE,
+    MAX_SIGNATURE,
+    Epoch,
+    decode_epochs,
+    encode_epochs,
+)
+from walyoff.errors import RemoteProtocolError
+from walyoff.records import (
+    HASH_SIZE,
+    MAX_BATCH_BODY,
+    MAX_CONTENT,
+    MAX_DID_CHARS,
+    MAX_RECORDS,
+    SALT_SIZE,
+)
+from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
+
+#: A frame is held whole in memory, so this bounds what one peer can make a device hold.
+MAX_FRAME = 16 * 1024 * 1024
+MAX_ADDRESSES = 16
+MAX_ADDRESS_CHARS = 256
+#: Devices of one channel that a vector can speak of.
+MAX_VECTOR = 4096
+#: Content gaps of one device that a vector names; the rest shows when these are closed.
+MAX_GAPS = 256
+MAX_IDS = 1024
+MAX_EPOCHS = 1024
+#: Chain files of one frame; a longer chain takes several.
+MAX_FILES = 4096
+MAX_REFS = 4096
+MAX_REF_CHARS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """How far one device's records are held: all up to `seq`, but for content gaps."""
+
+    author: str
+    seq: int
+    gaps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first frame of each side of a session."""
+
+    addresses: tuple[str, ...]
+    vector: tuple[Have, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HaveVector:
+    """What the sender holds durably; only the devices that changed."""
+
+    vector: tuple[Have, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WantBatches:
+    """Please send a device's batches from a sequence number, about so many bytes."""
+
+    author: str
+    first_seq: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFrame:
+    """A batch and those of its contents that the sender has at hand."""
+
+    body: bytes
+    signature: bytes
+    #: (salt, content) or None for each record, in order.
+    contents: tuple[tuple[bytes, bytes] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeEnd:
+    """The answer to a WantBatches is complete, up to this sequence number."""
+
+    author: str
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class WantContents:
+    """Please send the contents of these records."""
+
+    record_ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContentFrame:
+    """One content."""
+
+    record_id: bytes
+    salt: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The sender does not hold the contents of these records."""
+
+    record_ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFrame:
+    """A signed certificate, sent before the first batch that needs it."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WantCertificate:
+    """Please send a certificate."""
+
+    certificate_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EpochKeys:
+    """Epochs of the channel, for its members only."""
+
+    epochs: tuple[Epoch, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainHave:
+    """The blocks at the tips of a chain that the sender holds, and how many it holds."""
+
+    chain: str
+    leaves: tuple[str, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChainWant:
+    """Please send the blocks of a chain that are not among the ancestors of these."""
+
+    chain: str
+    known: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFiles:
+    """Block files of a chain, parents before children."""
+
+    chain: str
+    files: tuple[bytes, ...]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there?"""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Yes."""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRequest:
+    """In a join session: the joiner's DID and its chain."""
+
+    did: str
+    files: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinGrant:
+    """In a join session: everything a new member needs. Holds secrets."""
+
+    grant: bytes = field(repr=False)
+    epochs: tuple[Epoch, ...] = field(repr=False)
+    certificates: tuple[bytes, ...]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRefused:
+    """In a join session: why not."""
+
+    reason: str
+
+
+Frame: TypeAlias = (
+    Hello
+    | HaveVector
+    | WantBatches
+    | BatchFrame
+    | RangeEnd
+    | WantContents
+    | ContentFrame
+    | Gone
+    | CertificateFrame
+    | WantCertificate
+    | EpochKeys
+    | ChainHave
+    | ChainWant
+    | ChainFiles
+    | Ping
+    | Pong
+    | JoinRequest
+    | JoinGrant
+    | JoinRefused
+)
+
+
+# ------------------------------------------------------------------------- parts
+
+
+def _list(value: Any, what: str, limit: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) > limit:
+        raise RemoteProtocolError(f"{what} is not a list of at most {limit}")
+    return value
+
+
+def _did(value: Any) -> str:
+    return expect_str(value, "DID", limit=MAX_DID_CHARS)
+
+
+def _ids(value: Any) -> tuple[bytes, ...]:
+    return tuple(expect_bytes(i, "id", size=HASH_SIZE) for i in _list(value, "ids", MAX_IDS))
+
+
+def _refs(value: Any) -> tuple[str, ...]:
+    return tuple(
+        expect_str(r, "block name", limit=MAX_REF_CHARS)
+        for r in _list(value, "blocks", MAX_REFS)
+    )
+
+
+def _files(value: Any) -> tuple[bytes, ...]:
+    return tuple(
+        expect_bytes(f, "block file", limit=MAX_FRAME) for f in _list(value, "files", MAX_FILES)
+    )
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RemoteProtocolError("flag is not a boolean")
+    return value
+
+
+def _vector(value: Any) -> tuple[Have, ...]:
+    entries = []
+    for item in _list(value, "vector", MAX_VECTOR):
+        author, seq, gaps = expect_array(item, 3, "vector entry")
+        entries.append(
+            Have(
+                _did(author),
+                expect_int(seq, "sequence"),
+                tuple(expect_int(g, "gap", low=1) for g in _list(gaps, "gaps", MAX_GAPS)),
+            )
+        )
+    return tuple(entries)
+
+
+def _vector_value(vector: Sequence[Have]) -> list[Any]:
+    return [[have.author, have.seq, list(have.gaps)] for have in vector[:MAX_VECTOR]]
+
+
+def _contents(value: Any) -> tuple[tuple[bytes, bytes] | None, ...]:
+    contents: list[tuple[bytes, bytes] | None] = []
+    for item in _list(value, "contents", MAX_RECORDS):
+        if item is None:
+            contents.append(None)
+            continue
+        salt, data = expect_array(item, 2, "content")
+        contents.append(
+            (
+                expect_bytes(salt, "salt", size=SALT_SIZE),
+                expect_bytes(data, "content", limit=MAX_CONTENT),
+            )
+        )
+    return tuple(contents)
+
+
+# ------------------------------------------------------------------------ decoders
+
+
+def _hello(addresses: Any, vector: Any) -> Hello:
+    names = _list(addresses, "addresses", MAX_ADDRESSES)
+    return Hello(
+        tuple(expect_str(a, "address", limit=MAX_ADDRESS_CHARS) for a in names), _vector(vector)
+    )
+
+
+def _want_batches(author: Any, first_seq: Any, max_bytes: Any) -> WantBatches:
+    return WantBatches(
+        _did(author),
+        expect_int(first_seq, "sequence", low=1),
+        expect_int(max_bytes, "size", high=MAX_FRAME),
+    )
+
+
+def _batch(body: Any, signature: Any, contents: Any) -> BatchFrame:
+    return BatchFrame(
+        expect_bytes(body, "batch", limit=MAX_BATCH_BODY),
+        expect_bytes(signature, "signature", limit=MAX_SIGNATURE),
+        _contents(contents),
+    )
+
+
+def _content(record_id: Any, salt: Any, data: Any) -> ContentFrame:
+    return ContentFrame(
+        expect_bytes(record_id, "record", size=HASH_SIZE),
+        expect_bytes(salt, "salt", size=SALT_SIZE),
+        expect_bytes(data, "content", limit=MAX_CONTENT),
+    )
+
+
+def _chain_have(chain: Any, leaves: Any, count: Any) -> ChainHave:
+    return ChainHave(_did(chain), _refs(leaves), expect_int(count, "count"))
+
+
+def _grant(grant: Any, epochs: Any, certificates: Any, name: Any) -> JoinGrant:
+    return JoinGrant(
+        expect_bytes(grant, "grant", limit=MAX_FRAME),
+        tuple(decode_epochs(epochs, MAX_EPOCHS)),
+        tuple(
+            expect_bytes(c, "certificate", limit=MAX_CERTIFICATE)
+            for c in _list(certificates, "certificates", MAX_VECTOR)
+        ),
+        expect_str(name, "name", limit=128),
+    )
+
+
+#: Type number: class, fields to wire values, wire values to fields.
+_TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Frame]]] = {
+    0: (Hello, lambda f: [list(f.addresses), _vector_value(f.vector)], _hello),
+    1: (HaveVector, lambda f: [_vector_value(f.vector)], lambda v: HaveVector(_vector(v))),
+    2: (WantBatches, lambda f: [f.author, f.first_seq, f.max_bytes], _want_batches),
+    3: (
+        BatchFrame,
+        lambda f: [f.body, f.signature, [c and list(c) for c in f.contents]],
+        _batch,
+    ),
+    4: (
+        RangeEnd,
+        lambda f: [f.author, f.last_seq],
+        lambda a, s: RangeEnd(_did(a), expect_int(s, "sequence")),
+    ),
+    5: (WantContents, lambda f: [list(f.record_ids)], lambda i: WantContents(_ids(i))),
+    6: (ContentFrame, lambda f: [f.record_id, f.salt, f.data], _content),
+    7: (Gone, lambda f: [list(f.record_ids)], lambda i: Gone(_ids(i))),
+    8: (
+        CertificateFrame,
+        lambda f: [f.data],
+        lambda d: CertificateFrame(expect_bytes(d, "certificate", limit=MAX_CERTIFICATE)),
+    ),
+    9: (
+        WantCertificate,
+        lambda f: [f.certificate_id],
+        lambda i: WantCertificate(expect_bytes(i, "certificate id", size=HASH_SIZE)),
+    ),
+    10: (
+        EpochKeys,
+        lambda f: [encode_epochs(f.epochs)],
+        lambda e: EpochKeys(tuple(decode_epochs(e, MAX_EPOCHS))),
+    ),
+    11: (ChainHave, lambda f: [f.chain, list(f.leaves), f.count], _chain_have),
+    12: (
+        ChainWant,
+        lambda f: [f.chain, list(f.known)],
+        lambda c, k: ChainWant(_did(c), _refs(k)),
+    ),
+    13: (
+        ChainFiles,
+        lambda f: [f.chain, list(f.files), f.last],
+        lambda c, f, last: ChainFiles(_did(c), _files(f), _flag(last)),
+    ),
+    14: (Ping, lambda f: [f.nonce], lambda n: Ping(expect_int(n, "nonce"))),
+    15: (Pong, lambda f: [f.nonce], lambda n: Pong(expect_int(n, "nonce"))),
+    16: (
+        JoinRequest,
+        lambda f: [f.did, list(f.files)],
+        lambda d, f: JoinRequest(_did(d), _files(f)),
+    ),
+    17: (
+        JoinGrant,
+        lambda f: [f.grant, encode_epochs(f.epochs), list(f.certificates), f.name],
+        _grant,
+    ),
+    18: (
+        JoinRefused,
+        lambda f: [f.reason],
+        lambda r: JoinRefused(expect_str(r, "reason", limit=256)),
+    ),
+}
+_NUMBERS = {kind: number for number, (kind, _, _) in _TYPES.items()}
+
+
+def encode(frame: Frame) -> bytes:
+    """The bytes of a frame."""
+    number = _NUMBERS[type(frame)]
+    return pack([number, *_TYPES[number][1](frame)])
+
+
+def decode(data: bytes | memoryview) -> Frame:
+    """The frame of these bytes. Raises RemoteProtocolError."""
+    fields = unpack(data, MAX_FRAME)
+    if not isinstance(fields, list) or not fields:
+        raise RemoteProtocolError("frame is not an array")
+    number = expect_int(fields[0], "frame type", high=255)
+    entry = _TYPES.get(number)
+    if entry is None:
+        raise RemoteProtocolError(f"frame type {number} is unknown", reason="unknown-frame")
+    try:
+        return entry[2](*fields[1:])
+    except TypeError:
+        raise RemoteProtocolError(
+            f"frame of type {number} has the wrong number of fields"
+        ) from None
