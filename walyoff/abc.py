@@ -270,10 +270,20 @@ class Identity(Protocol):
 class Aead(Protocol):
     """An AEAD under one key. Nonces are the caller's duty."""
 
-    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
+    def encrypt(
+        self,
+        nonce: bytes,
+        data: bytes | bytearray | memoryview,
+        associated_data: bytes | None,
+    ) -> bytes:
         """Encrypt and authenticate."""
 
-    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
+    def decrypt(
+        self,
+        nonce: bytes,
+        data: bytes | bytearray | memoryview,
+        associated_data: bytes | None,
+    ) -> bytes:
         """Decrypt. Raises CipherError."""
 
 
