@@ -1,1 +1,1 @@
-"""placeholder."""
+"""The engine: a reconciler without I/O under a thin driver."""

@@ -1,0 +1,132 @@
+"""What goes into the reconciler and what comes out: its orders and small tables.
+
+Orders are commands to the driver; every one of them may be repeated or fail without harm,
+because the facts that follow decide what happens next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from walyoff.abc import StoredContent
+from walyoff.records import Batch
+
+
+class Verdict(Enum):
+    """What became of a batch that was offered."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    #: Earlier records are missing; they are being fetched, and this batch comes again.
+    GAP = "gap"
+    #: It contradicts records that are held: the author equivocates.
+    FORK = "fork"
+
+
+class Reason:
+    """Why something was refused or a peer was scored: in the log, `status()` and metrics."""
+
+    TIMEOUT = "timeout"
+    GONE = "gone"
+    WRONG_CONTENT = "wrong-content"
+    WRONG_SIGNATURE = "wrong-signature"
+    WRONG_CHANNEL = "wrong-channel"
+    NOT_A_MEMBER = "not-a-member"
+    NO_CERTIFICATE = "no-certificate"
+    FORK = "fork"
+    MALFORMED = "malformed"
+    UNKNOWN_EPOCH = "unknown-epoch"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Write a batch, or contents of known records, and give these records their places."""
+
+    batch: Batch | None
+    #: The batch's signature, or None for an own batch that is being signed.
+    signature: bytes | None
+    contents: tuple[tuple[bytes, StoredContent], ...]
+    deliver: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBatches:
+    """Ask a peer for a device's batches from a sequence number."""
+
+    peer: str
+    author: str
+    first_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchContents:
+    """Ask a peer for contents."""
+
+    peer: str
+    record_ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell the log and the application of a fault of a peer or an author."""
+
+    reason: str
+    #: The peer or the author that is to blame.
+    subject: str
+    detail: str
+
+
+Order: TypeAlias = Write | FetchBatches | FetchContents | Report
+
+
+@dataclass(frozen=True, slots=True)
+class HeadInfo:
+    """The end of a device's records as they are held."""
+
+    seq: int
+    record_id: bytes
+    batch_id: bytes
+
+
+@dataclass(slots=True)
+class OpenRecord:
+    """A record whose content is wanted."""
+
+    author: str
+    seq: int
+    record_id: bytes
+    size: int
+    commitment: bytes
+    since: float
+    attempts: int = 0
+    #: The peer that it is being fetched from, if any, and until when that is believed.
+    peer: str | None = None
+    #: When to give up on `peer`, or not to try again before.
+    until: float = 0.0
+    #: Its place in the order was given up: it is delivered as soon as it comes.
+    late: bool = False
+
+
+@dataclass(slots=True)
+class PeerState:
+    """What is known about a connected peer."""
+
+    did: str
+    heads: dict[str, int]
+    gaps: dict[str, frozenset[int]]
+    #: Faults, halved with each success: the lower the better.
+    score: float = 0.0
+    #: Contents that the peer said it does not hold.
+    gone: set[bytes] | None = None
+    #: Content requests in flight.
+    fetching: int = 0
+
+    def has(self, author: str, seq: int) -> bool:
+        """True if the peer claims to hold the content of a record."""
+        return self.heads.get(author, 0) >= seq and seq not in self.gaps.get(author, ())
+
+
+Vector: TypeAlias = Mapping[str, tuple[int, frozenset[int]]]
