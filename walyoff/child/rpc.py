@@ -132,13 +132,12 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
     match value:
         case {"v": version, **info} if type(version) is int:
             # Keys of a map may be anything in msgpack; ours are strings.
-            return Hello(version=version, info={k: v for k, v in info.items() if _is_name(k)})
+            named = {str(key): item for key, item in info.items() if _is_name(key)}
+            return Hello(version=version, info=named)
         case [0, number, method, dict() as args, timeout]:
-            if _is_id(number) and _is_name(method) and _is_timeout(timeout):
-                if all(isinstance(key, str) for key in args):
-                    return Request(
-                        id=number, method=method, args=args, timeout=float(timeout)
-                    )
+            named_args = all(isinstance(key, str) for key in args)
+            if _is_id(number) and _is_name(method) and _is_timeout(timeout) and named_args:
+                return Request(id=number, method=method, args=args, timeout=float(timeout))
         case [1, number, True, result]:
             if _is_id(number):
                 return Reply(id=number, value=result)

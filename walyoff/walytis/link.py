@@ -1,0 +1,322 @@
+"""One life of the child process, seen from the parent: start, calls, events, end.
+
+`walyoff.walytis.process` replaces a link that broke by a new one; nothing here restarts
+anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import site
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import ByteStream, UNIXSocketStream
+from anyio.streams.memory import MemoryObjectSendStream
+
+from walyoff.child.rpc import (
+    VERSION,
+    Event,
+    FrameReader,
+    Hello,
+    Reply,
+    Request,
+    check_hello,
+    encode,
+)
+from walyoff.errors import (
+    ChildError,
+    LedgerError,
+    LocalProtocolError,
+    NotAMemberError,
+    RemoteProtocolError,
+    StoreError,
+    TransportError,
+)
+
+#: Seconds from exec to the child's hello; normally a fifth of a second.
+HELLO_TIME = 30.0
+#: Seconds that the child gets to end by itself.
+GOODBYE_TIME = 3.0
+#: Seconds that the kernel gets to end a killed process.
+REAP_TIME = 5.0
+#: Seconds that the parent waits for an answer beyond the deadline that the child keeps.
+DEADLINE_SLACK = 1.0
+#: Requests that wait to be written; callers wait when there are more.
+OUTGOING = 64
+_RECEIVE_SIZE = 1 << 18
+
+#: What the child may know of our environment: no secret, and nothing that steers Go.
+KEPT_ENVIRONMENT = (
+    "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+    "SYSTEMROOT", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPYCACHEPREFIX", "OQS_INSTALL_PATH",
+)  # fmt: skip
+
+
+class CallFailedError(ChildError):
+    """The child answered a call with an error; `kind` says which."""
+
+    def __init__(self, method: str, kind: str, text: str) -> None:
+        super().__init__(f"{method}: {text}")
+        self.kind = kind
+
+
+#: Kinds of errors that have a class of their own here; the rest is `CallFailedError`.
+_ERRORS: dict[str, type[Exception]] = {
+    "local": LocalProtocolError,
+    "remote": RemoteProtocolError,
+    "not_member": NotAMemberError,
+    "transport": TransportError,
+    "ledger": LedgerError,
+    "store": StoreError,
+}
+
+
+def to_error(method: str, kind: str, text: str) -> Exception:
+    """The exception for an error that the child answered."""
+    if known := _ERRORS.get(kind):
+        return known(f"{method}: {text}")
+    return CallFailedError(method, kind, text)
+
+
+def child_environment(home: Path) -> dict[str, str]:
+    """The environment that the child is exec'ed with; Go reads no later one."""
+    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    return kept | {
+        # Without this a taken port is shared in silence, and peers reach the wrong node.
+        "LIBP2P_TCP_REUSEPORT": "false",
+        "IPFS_TK_MODE": "EMBEDDED",
+        "IPFS_REPO_DIR": str(home / "ipfs"),
+        "WALYTIS_BETA_DATA_DIR": str(home / "walytis"),
+        "WALY_LOG_DIR": "DISABLED",
+        # Upstream code writes below these; it shall write into the home and nowhere else.
+        "HOME": str(home / "child"),
+        "TMPDIR": str(home / "child" / "tmp"),
+        "PYTHONUSERBASE": site.getuserbase() or "",
+    }
+
+
+class ChildProcess:
+    """The operating system's side: always reaped, whatever is cancelled when.
+
+    Its methods block for milliseconds, so they are called on worker threads.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._lock = threading.Lock()
+        self._closed = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while there is a process."""
+        return self._process.pid if self._process else None
+
+    def spawn(self) -> None:
+        """Start the process. Raises ChildError."""
+        with self._lock:
+            if self._closed:
+                raise ChildError("the child was closed before it was started")
+            try:
+                self._spawn(self._home / "child")
+            except OSError as error:
+                raise ChildError(f"the child process cannot be started: {error}") from error
+
+    def _spawn(self, folder: Path) -> None:
+        # mkdir's mode is for the last folder only, so one after the other.
+        for path in (self._home, folder, folder / "tmp", self._home / "walytis"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        # The child opens its log itself; this is for what fails before it can.
+        log = os.open(folder / "child.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 (no part of it is from outside)
+                # -P: the working folder is in the home, and no place for modules.
+                [sys.executable, "-P", "-m", "walyoff.child.main",
+                 str(theirs.fileno()), str(self._home), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                cwd=folder,
+                env=child_environment(self._home),
+                # Ctrl-C in a terminal is for the parent, which ends the child in order.
+                start_new_session=True,
+                umask=0o077,
+            )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(log)
+        self._socket = ours
+
+    def take_socket(self) -> socket.socket:
+        """The connection; whoever takes it owns it."""
+        taken, self._socket = self._socket, None
+        if taken is None:
+            raise ChildError("the child process has no connection")
+        return taken
+
+    def kill(self) -> None:
+        """Send SIGKILL, if the process is there."""
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            if self._process is not None and self._process.returncode is None:
+                self._process.send_signal(signal.SIGKILL)
+
+    def reap(self, grace: float) -> None:
+        """Wait for the end for `grace` seconds, then enforce it. Never raises."""
+        with self._lock:
+            self._closed = True
+            process, sock = self._process, self._socket
+            self._socket = None
+        if sock is not None:
+            sock.close()
+        if process is None:
+            return
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(REAP_TIME)
+
+
+class _Waiter:
+    __slots__ = ("done", "reply")
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.reply: Reply | None = None
+
+
+class Link:
+    """A connected child: `run` must be running for anything else to work."""
+
+    def __init__(self, stream: ByteStream, on_event: Callable[[str, Any], None]) -> None:
+        self._stream = stream
+        self._on_event = on_event
+        self._frames = FrameReader()
+        self._waiters: dict[int, _Waiter] = {}
+        self._last_id = 0
+        self._outgoing: MemoryObjectSendStream[bytes] | None = None
+        self.closed = False
+
+    async def greet(self) -> Hello:
+        """Exchange the hellos. Raises ChildError."""
+        try:
+            await self._stream.send(encode(Hello(version=VERSION, info={})))
+            with anyio.fail_after(HELLO_TIME):
+                while True:
+                    data = await self._stream.receive(_RECEIVE_SIZE)
+                    # Nothing can follow the hello before we asked for anything, except
+                    # events, which nobody waits for yet.
+                    for message in self._frames.feed(data):
+                        return check_hello(message)
+        except TimeoutError as error:
+            raise ChildError(f"the child was not ready after {HELLO_TIME:g} s") from error
+        except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            raise ChildError("the child ended while it started; see child.log") from error
+        except RemoteProtocolError as error:
+            raise ChildError(str(error)) from error
+
+    async def run(self) -> str:
+        """Read and write until the connection ends; returns why."""
+        send, receive = anyio.create_memory_object_stream[bytes](OUTGOING)
+        self._outgoing = send
+        reason = "the child process ended"
+        try:
+            async with anyio.create_task_group() as tasks, send, receive:
+
+                async def write() -> None:
+                    with contextlib.suppress(
+                        anyio.BrokenResourceError, anyio.ClosedResourceError
+                    ):
+                        async for frame in receive:
+                            await self._stream.send(frame)
+
+                tasks.start_soon(write)
+                try:
+                    while True:
+                        self._feed(await self._stream.receive(_RECEIVE_SIZE))
+                except (anyio.EndOfStream, anyio.BrokenResourceError):
+                    pass
+                except RemoteProtocolError as error:
+                    reason = f"the child sent nonsense: {error}"
+                tasks.cancel_scope.cancel()
+        finally:
+            self.closed = True
+            self._outgoing = None
+            for waiter in self._waiters.values():
+                waiter.done.set()
+        return reason
+
+    async def call(self, method: str, args: dict[str, Any], timeout: float) -> Any:
+        """Call a method of the child.
+
+        Raises:
+            ChildError: the child failed, ended, or kept no deadline (`CallFailedError`
+                for what it answered itself).
+            Exception: the class in `walyoff.errors` that the child answered with.
+        """
+        outgoing = self._outgoing
+        if outgoing is None:
+            raise ChildError(f"{method}: the child process is not there")
+        self._last_id += 1
+        number = self._last_id
+        try:
+            frame = encode(Request(id=number, method=method, args=args, timeout=timeout))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise LocalProtocolError(f"{method}: {error}") from error
+        waiter = self._waiters[number] = _Waiter()
+        try:
+            with anyio.fail_after(timeout + DEADLINE_SLACK):
+                await outgoing.send(frame)
+                await waiter.done.wait()
+        except TimeoutError as error:
+            text = f"no answer within {timeout:g} s"
+            raise CallFailedError(method, "deadline", text) from error
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise ChildError(f"{method}: the child process ended") from error
+        finally:
+            del self._waiters[number]
+        if waiter.reply is None:
+            raise ChildError(f"{method}: the child process ended")
+        if waiter.reply.error is not None:
+            raise to_error(method, *waiter.reply.error)
+        return waiter.reply.value
+
+    def _feed(self, data: bytes) -> None:
+        for message in self._frames.feed(data):
+            match message:
+                case Reply(id=number):
+                    # Nobody waits any more for a call that was cancelled.
+                    if waiter := self._waiters.get(number):
+                        waiter.reply = message
+                        waiter.done.set()
+                case Event(name=name, data=value):
+                    self._on_event(name, value)
+                case _:
+                    raise RemoteProtocolError("the child sends replies and events only")
+
+
+async def connect(process: ChildProcess) -> UNIXSocketStream:
+    """The connection to a process that was spawned, as a stream."""
+    sock = process.take_socket()
+    try:
+        return await UNIXSocketStream.from_socket(sock)
+    except BaseException:
+        sock.close()
+        raise
