@@ -50,6 +50,8 @@ class Write:
     signature: bytes | None
     contents: tuple[tuple[bytes, StoredContent], ...]
     deliver: tuple[bytes, ...]
+    #: The device whose records these are; None if it is only about delivery.
+    author: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,7 +191,7 @@ class Reconciler:
             return
         self._settle(record)
         late = (record_id,) if record.late else ()
-        self._orders.append(Write(None, None, ((record_id, content),), late))
+        self._orders.append(Write(None, None, ((record_id, content),), late, record.author))
         if not late:
             self._release(now)
         state = self.peers.get(peer)
@@ -344,7 +344,7 @@ class Reconciler:
         queue.append(_Pending(batch, now, 0))
         self._undelivered.add(batch.batch_id)
         deliver = self._release(now, collect=True)
-        self._orders.insert(at, Write(batch, signature, tuple(held), deliver))
+        self._orders.insert(at, Write(batch, signature, tuple(held), deliver, batch.author))
 
     def _fill(
         self,

@@ -1,0 +1,157 @@
+"""Anchors: what is written to the ledger and what is learned from it.
+
+The pace is decided in `anchoring`, the rest by the reconciler; this module seals, opens and
+carries. A block that does not open or does not verify is counted, named and passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import anyio
+
+from walyoff.abc import Block, Ledger
+from walyoff.engine.facts import Reason, Report
+from walyoff.epochs import Anchor, Epoch, open_anchor, seal_anchor
+from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError, WalyoffError
+from walyoff.records import decode_batch
+
+if TYPE_CHECKING:
+    from walyoff.engine.driver import Engine
+
+log = logging.getLogger("walyoff.engine")
+
+
+class AnchorKeeper:
+    """Writes and reads the anchor blocks of one channel."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        ledger: Ledger,
+        *,
+        position: int,
+        on_position: Callable[[int], None],
+    ) -> None:
+        self.position = position
+        self._engine = engine
+        self._ledger = ledger
+        self._on_position = on_position
+        #: The first block whose epoch is not known yet; read again when epochs come.
+        self._unopened: int | None = None
+        self._work = anyio.Event()
+        self._reading = anyio.CancelScope()
+
+    def wake(self) -> None:
+        """There may be something to anchor."""
+        self._work.set()
+
+    def newest_epoch(self) -> Epoch:
+        """The epoch to write under."""
+        return max(self._engine.epochs.values(), key=lambda e: (e.created_ms, e.epoch_id))
+
+    def add_epochs(self, epochs: Iterable[Epoch]) -> list[Epoch]:
+        """Take epochs from a member; returns those that are new."""
+        new = [e for e in epochs if e.epoch_id not in self._engine.epochs]
+        for epoch in new:
+            self._engine.epochs[epoch.epoch_id] = epoch
+        if new and self._unopened is not None:
+            self._reading.cancel()
+        return new
+
+    # --------------------------------------------------------------------- writing
+
+    async def write_loop(self) -> None:
+        """Anchor what waits, at the pace that `anchoring` sets."""
+        anchoring = self._engine.anchoring
+        while True:
+            chosen = anchoring.take(time.monotonic())
+            if chosen:
+                await self._write(chosen)
+                continue
+            deadline = anchoring.deadline()
+            pause = math.inf if deadline is None else deadline - time.monotonic()
+            with anyio.move_on_after(max(pause, 0.001)):
+                await self._work.wait()
+            self._work = anyio.Event()
+
+    async def _write(self, chosen: tuple[bytes, ...]) -> None:
+        engine = self._engine
+        batches: list[tuple[bytes, bytes]] = []
+        certificates: dict[bytes, bytes] = {}
+        try:
+            for batch_id in chosen:
+                stored = await engine.store.batch(batch_id)
+                if stored is None or stored.signature is None:
+                    # Its signature is still on its way to the store: next time.
+                    engine.anchoring.failed(time.monotonic())
+                    return
+                batches.append((stored.body, stored.signature))
+                certificate_id = decode_batch(stored.body).certificate_id
+                trusted = await engine.trust.load(certificate_id)
+                if trusted is not None:
+                    certificates[certificate_id] = trusted.encoded
+            payload = seal_anchor(self.newest_epoch(), list(certificates.values()), batches)
+            block = await self._ledger.append(payload)
+        except WalyoffError as error:
+            log.warning("anchoring failed, it is tried again: %s", error)
+            engine.anchoring.failed(time.monotonic())
+            return
+        engine.anchoring.written(time.monotonic())
+        engine.anchored([(batch_id, block.ref) for batch_id in chosen])
+
+    # --------------------------------------------------------------------- reading
+
+    async def read_loop(self) -> None:
+        """Learn of records from the ledger, as far as they did not come from a peer."""
+        while True:
+            with anyio.CancelScope() as self._reading:
+                start = self.position if self._unopened is None else self._unopened - 1
+                self._unopened = None
+                async with self._ledger.blocks(start) as blocks:
+                    async for block in blocks:
+                        await self._read(block)
+
+    async def _read(self, block: Block) -> None:
+        try:
+            anchor = self._open(block.payload)
+            if anchor is None:
+                if self._unopened is None:
+                    self._unopened = block.position
+                self._refuse(Reason.UNKNOWN_EPOCH, block, "no epoch of ours opens it")
+                return
+            await self._take(anchor, block)
+        except (RemoteProtocolError, NotAMemberError, CipherError) as error:
+            self._refuse(getattr(error, "reason", Reason.MALFORMED), block, str(error))
+        if self._unopened is None:
+            self.position = block.position
+            self._on_position(block.position)
+
+    def _refuse(self, reason: str, block: Block, detail: str) -> None:
+        self._engine.report(Report(reason, block.ref, detail))
+
+    def _open(self, payload: bytes) -> Anchor | None:
+        for epoch in list(self._engine.epochs.values()):
+            try:
+                return open_anchor(epoch, payload)
+            except CipherError:
+                continue
+        return None
+
+    async def _take(self, anchor: Anchor, block: Block) -> None:
+        engine = self._engine
+        for data in anchor.certificates:
+            await engine.trust.add(data)
+        for body, signature in anchor.batches:
+            try:
+                batch = await engine.offer(body, signature, None, None)
+            except RemoteProtocolError as error:
+                # One bad batch in a block delays no other.
+                self._refuse(error.reason, block, str(error))
+                continue
+            if batch is not None:
+                engine.anchored([(batch.batch_id, block.ref)])

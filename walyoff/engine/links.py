@@ -1,0 +1,310 @@
+"""What devices say to each other in a session of a channel, and how it is answered.
+
+One task reads a link's frames and feeds the engine; another answers the other side's
+questions, a bounded number at a time, so that a long answer never stops the reading. A frame
+that breaks the protocol ends the link and is blamed on the other side.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from walyoff import frames
+from walyoff.engine.driver import LinkState, batch_frame
+from walyoff.engine.facts import Reason
+from walyoff.errors import NotAMemberError, RemoteProtocolError, WalyoffError
+from walyoff.records import decode_batch
+
+if TYPE_CHECKING:
+    from walyoff.engine.driver import Engine, Link
+
+log = logging.getLogger("walyoff.engine")
+
+#: Questions of one peer that wait for an answer; an honest one asks a few at a time.
+MAX_QUESTIONS = 64
+#: Answers wait while a link has more than this unsent.
+ANSWER_BACKLOG = 4 * 1024 * 1024
+#: Block files of one frame, by size.
+FILES_BYTES = 4 * 1024 * 1024
+
+
+class Chain(Protocol):
+    """A Walytis chain that members keep equal over their sessions."""
+
+    async def leaves(self) -> tuple[list[str], int]:
+        """The blocks at the tips, and the number of blocks."""
+
+    async def export(self, known: list[str]) -> list[bytes]:
+        """The files of blocks that are not ancestors of the known ones, parents first."""
+
+    async def take(self, files: list[bytes]) -> None:
+        """Check and admit block files. Raises RemoteProtocolError."""
+
+
+class SessionLink(Protocol):
+    """A link with its incoming frames."""
+
+    @property
+    def link(self) -> Link:
+        """The sending side."""
+
+    def frames(self) -> AsyncIterator[frames.Frame]:
+        """Incoming frames until the other side ends the session cleanly.
+
+        Raises:
+            RemoteProtocolError: a frame is malformed.
+            anyio.BrokenResourceError: the connection is gone.
+        """
+
+    async def drained(self, limit: int) -> None:
+        """Wait until the backlog is at most `limit` bytes."""
+
+
+class LinkServer:
+    """Serves one session of a channel."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        session: SessionLink,
+        *,
+        addresses: tuple[str, ...],
+        chains: Mapping[str, Chain],
+    ) -> None:
+        self._engine = engine
+        self._session = session
+        self._state = LinkState(session.link)
+        self._addresses = addresses
+        self._chains = chains
+        #: What the other side said of itself.
+        self.peer_addresses: tuple[str, ...] = ()
+
+    async def run(self) -> None:
+        """Serve until the session ends.
+
+        Raises:
+            RemoteProtocolError: the other side broke the protocol.
+        """
+        engine, link = self._engine, self._state.link
+        engine.links[link.name] = self._state
+        send, receive = anyio.create_memory_object_stream[frames.Frame](MAX_QUESTIONS)
+        try:
+            self._state.send(frames.Hello(self._addresses, engine.vector()))
+            self._state.send(frames.EpochKeys(tuple(engine.epochs.values())))
+            async with anyio.create_task_group() as tasks, send, receive:
+                tasks.start_soon(self._answer_all, receive)
+                tasks.start_soon(self._compare_chains)
+                async for frame in self._session.frames():
+                    await self._receive(frame, send)
+                tasks.cancel_scope.cancel()
+        except* RemoteProtocolError as group:
+            raise group.exceptions[0] from None
+        finally:
+            engine.links.pop(link.name, None)
+            engine.reconciler.peer_left(link.name, time.monotonic())
+            engine.dispatch()
+
+    async def _compare_chains(self) -> None:
+        for name, chain in self._chains.items():
+            try:
+                leaves, count = await chain.leaves()
+            except WalyoffError as error:
+                log.warning("leaves of %s are not available: %s", name, error)
+                continue
+            self._state.send(frames.ChainHave(name, tuple(leaves[: frames.MAX_REFS]), count))
+
+    # --------------------------------------------------------------------- reading
+
+    async def _receive(
+        self, frame: frames.Frame, questions: anyio.abc.ObjectSendStream[frames.Frame]
+    ) -> None:
+        engine = self._engine
+        name = self._state.link.name
+        now = time.monotonic()
+        match frame:
+            case frames.BatchFrame(body, signature, contents):
+                await self._batch(body, signature, contents)
+            case frames.HaveVector(vector):
+                self._vector(vector)
+                engine.reconciler.peer_has(name, _as_vector(vector), now)
+                engine.dispatch()
+            case frames.ContentFrame(record_id, salt, data):
+                engine.content(record_id, salt, data, name)
+            case frames.RangeEnd(author, _):
+                engine.reconciler.range_end(name, author, now)
+                engine.dispatch()
+            case frames.Gone(record_ids):
+                engine.reconciler.content_failed(record_ids, name, Reason.GONE, now)
+                engine.dispatch()
+            case frames.CertificateFrame(data):
+                await self._certificate(data)
+            case frames.Hello(addresses, vector):
+                self.peer_addresses = addresses
+                self._vector(vector)
+                engine.reconciler.peer_joined(
+                    name, self._state.link.did, _as_vector(vector), now
+                )
+                engine.dispatch()
+            case frames.EpochKeys(epochs):
+                engine.take_epochs(epochs)
+            case (
+                frames.WantBatches()
+                | frames.WantContents()
+                | frames.WantCertificate()
+                | frames.ChainHave()
+                | frames.ChainWant()
+                | frames.ChainFiles()
+            ):
+                await questions.send(frame)
+            case _:
+                raise RemoteProtocolError(f"{type(frame).__name__} has no place here")
+
+    async def _batch(
+        self,
+        body: bytes,
+        signature: bytes,
+        contents: tuple[tuple[bytes, bytes] | None, ...],
+    ) -> None:
+        engine = self._engine
+        try:
+            batch = await engine.offer(body, signature, contents, self._state)
+        except RemoteProtocolError as error:
+            author = decode_batch(body).author
+            name = self._state.link.name
+            engine.reconciler.range_failed(name, author, error.reason, time.monotonic())
+            engine.dispatch()
+            return
+        if batch is not None and batch.author == self._state.link.did:
+            # The author itself holds what it sent.
+            self._note(batch.author, batch.last_seq)
+
+    def _note(self, author: str, seq: int) -> None:
+        confirmed = self._engine.confirmed.setdefault(self._state.link.did, {})
+        if confirmed.get(author, (0, frozenset()))[0] < seq:
+            confirmed[author] = (seq, confirmed.get(author, (0, frozenset()))[1])
+
+    def _vector(self, vector: tuple[frames.Have, ...]) -> None:
+        engine = self._engine
+        confirmed = engine.confirmed.setdefault(self._state.link.did, {})
+        for have in vector:
+            confirmed[have.author] = (have.seq, frozenset(have.gaps))
+            if have.author == engine.me and have.seq > self._state.pushed:
+                self._state.pushed = have.seq
+        # What was never heard of begins with its first record.
+        self._state.pushed = max(self._state.pushed, 0)
+        engine.notify()
+
+    async def _certificate(self, data: bytes) -> None:
+        try:
+            await self._engine.trust.add(data)
+        except (NotAMemberError, RemoteProtocolError, WalyoffError) as error:
+            # Its batches will be refused by name; the rest of the link goes on.
+            reason = getattr(error, "reason", Reason.NOT_A_MEMBER)
+            self._engine.reconciler.fault(self._state.link.name, reason, str(error))
+            self._engine.dispatch()
+
+    # ------------------------------------------------------------------- answering
+
+    async def _answer_all(self, questions: MemoryObjectReceiveStream[frames.Frame]) -> None:
+        async for question in questions:
+            await self._session.drained(ANSWER_BACKLOG)
+            try:
+                await self._answer(question)
+            except RemoteProtocolError:
+                raise
+            except WalyoffError as error:
+                log.warning("a question of a peer was not answered: %s", error)
+
+    async def _answer(self, question: frames.Frame) -> None:
+        match question:
+            case frames.WantBatches(author, first_seq, max_bytes):
+                await self._send_batches(author, first_seq, max_bytes)
+            case frames.WantContents(record_ids):
+                await self._send_contents(record_ids)
+            case frames.WantCertificate(certificate_id):
+                if trusted := await self._engine.trust.load(certificate_id):
+                    self._state.certify(trusted.encoded, certificate_id)
+            case frames.ChainHave(name, leaves, _):
+                await self._compare(name, leaves)
+            case frames.ChainWant(name, known):
+                await self._send_chain(name, list(known))
+            case frames.ChainFiles(name, files, _):
+                if chain := self._chains.get(name):
+                    await chain.take(list(files))
+            case _:
+                raise AssertionError(question)
+
+    async def _send_batches(self, author: str, first_seq: int, max_bytes: int) -> None:
+        engine = self._engine
+        seq = first_seq
+        budget = max_bytes
+        while budget > 0:
+            stored = await engine.store.batches(author, seq, (1 << 62))
+            if not stored:
+                break
+            for batch in stored:
+                if batch.signature is None:
+                    # Its signature is on its way; a push or a vector follows.
+                    self._state.send(frames.RangeEnd(author, seq - 1))
+                    return
+                decoded = decode_batch(batch.body)
+                contents = await engine.store.contents(decoded.record_ids)
+                if trusted := await engine.trust.load(decoded.certificate_id):
+                    self._state.certify(trusted.encoded, decoded.certificate_id)
+                frame = frames.encode(batch_frame(batch.body, batch.signature, contents))
+                self._state.link.send(frame)
+                if author == engine.me and decoded.last_seq > self._state.pushed:
+                    self._state.pushed = decoded.last_seq
+                seq = decoded.last_seq + 1
+                budget -= len(frame)
+                if budget <= 0:
+                    break
+            await self._session.drained(ANSWER_BACKLOG)
+        self._state.send(frames.RangeEnd(author, seq - 1))
+
+    async def _send_contents(self, record_ids: tuple[bytes, ...]) -> None:
+        gone: list[bytes] = []
+        for record_id in record_ids:
+            (content,) = await self._engine.store.contents([record_id])
+            if content is None:
+                gone.append(record_id)
+                continue
+            self._state.send(frames.ContentFrame(record_id, content.salt, content.data))
+            await self._session.drained(ANSWER_BACKLOG)
+        if gone:
+            self._state.send(frames.Gone(tuple(gone)))
+
+    # ---------------------------------------------------------------------- chains
+
+    async def _compare(self, name: str, leaves: tuple[str, ...]) -> None:
+        chain = self._chains.get(name)
+        if chain is None:
+            return
+        own, _ = await chain.leaves()
+        if set(leaves) - set(own):
+            self._state.send(frames.ChainWant(name, tuple(own[: frames.MAX_REFS])))
+
+    async def _send_chain(self, name: str, known: list[str]) -> None:
+        chain = self._chains.get(name)
+        if chain is None:
+            return
+        part: list[bytes] = []
+        size = 0
+        for file in await chain.export(known):
+            if part and (size + len(file) > FILES_BYTES or len(part) == frames.MAX_FILES):
+                self._state.send(frames.ChainFiles(name, tuple(part), False))
+                await self._session.drained(ANSWER_BACKLOG)
+                part, size = [], 0
+            part.append(file)
+            size += len(file)
+        self._state.send(frames.ChainFiles(name, tuple(part), True))
+
+
+def _as_vector(vector: tuple[frames.Have, ...]) -> dict[str, tuple[int, frozenset[int]]]:
+    return {have.author: (have.seq, frozenset(have.gaps)) for have in vector}

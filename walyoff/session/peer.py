@@ -1,0 +1,319 @@
+"""A session over a byte stream: handshake, frames, heartbeat, end.
+
+The machines in `handshake` and `records` decide; this module moves bytes and watches the
+clock. `dial` and `answer` give a `Session`, or raise. Flow is controlled by credit: bulk is
+sent only when it was asked for, and a request says how many bytes; what is pushed unasked
+is bounded by `backlog`, which its callers look at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio import to_thread
+from anyio.abc import ByteStream
+
+from walyoff import frames, plugins
+from walyoff.errors import NotAMemberError, RemoteProtocolError, TransportError, WalyoffError
+from walyoff.session.handshake import (
+    REFUSAL,
+    Established,
+    Event,
+    HandshakeContext,
+    Initiator,
+    PeerPresented,
+    Responder,
+    Send,
+)
+from walyoff.session.records import SecureChannel
+from walyoff.session.transcript import Mode, Role
+
+#: A handshake takes milliseconds; a peer that takes so long is broken or hostile.
+HANDSHAKE_TIMEOUT = 10.0
+#: After so long without a word the other side is asked; after the second it is given up.
+PING_AFTER = 4.0
+DEAD_AFTER = 12.0
+#: Clean ends wait no longer than this for the last bytes to leave.
+CLOSE_TIMEOUT = 1.0
+#: Keys older than this are replaced, in seconds.
+REKEY_AGE = 3600.0
+#: Frames sealed into one write: big enough to be efficient, small enough to stay responsive.
+WRITE_BYTES = 512 * 1024
+READ_BYTES = 256 * 1024
+#: What a link may hold unsent before it counts as stuck and is closed.
+MAX_BACKLOG = 64 * 1024 * 1024
+
+#: Decides about a certificate; raises if the peer is not to be trusted. Gets the presented
+#: certificate and its encoded bytes.
+Judge = Callable[[PeerPresented], Awaitable[None]]
+
+_numbers = itertools.count(1)
+
+
+class Session:
+    """An established session. Satisfies the engine's `Link` and `SessionLink`."""
+
+    def __init__(
+        self, stream: ByteStream, established: Established, *, role: Role, mode: Mode
+    ) -> None:
+        self.role = role
+        self.mode: Mode = mode
+        self.peer = established.peer
+        self.did = established.peer.certificate.member
+        self.name = f"{self.did[-8:]}#{next(_numbers)}"
+        self.backlog = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._stream = stream
+        self._channel = SecureChannel(established.keys, role)
+        self._leftover = established.leftover
+        self._queue: deque[bytes] = deque()
+        self._work = anyio.Event()
+        self._drained = anyio.Event()
+        self._heard = time.monotonic()
+        self._keyed = time.monotonic()
+        self._closed = False
+        self._pings = 0
+
+    def __repr__(self) -> str:
+        return f"<Session {self.name} {self.role} [{self.backlog} bytes to send]>"
+
+    @property
+    def link(self) -> Session:
+        """The sending side of itself."""
+        return self
+
+    def send(self, data: bytes) -> None:
+        """Queue one encoded frame; never waits. Does nothing once closed."""
+        if self._closed:
+            return
+        if self.backlog + len(data) > MAX_BACKLOG:
+            # Nobody reads at the other end: the session is of no use any more.
+            self._shut()
+            return
+        self._queue.append(data)
+        self.backlog += len(data)
+        self._work.set()
+
+    def send_frame(self, frame: frames.Frame) -> None:
+        """Encode and queue a frame."""
+        self.send(frames.encode(frame))
+
+    async def drained(self, limit: int) -> None:
+        """Wait until the backlog is at most `limit` bytes. Returns at once when closed."""
+        while self.backlog > limit and not self._closed:
+            self._drained = anyio.Event()
+            await self._drained.wait()
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Write what is queued and keep the heartbeat while the context is open.
+
+        The session is closed when it is left: cleanly if nothing was wrong, with what is
+        queued sent first.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write_loop)
+                tasks.start_soon(self._heartbeat)
+                try:
+                    yield
+                finally:
+                    tasks.cancel_scope.cancel()
+        finally:
+            await self._end()
+
+    async def frames(self) -> AsyncIterator[frames.Frame]:
+        """Incoming frames until the other side ends the session.
+
+        Raises:
+            RemoteProtocolError: a record or a frame breaks the protocol.
+            anyio.BrokenResourceError: the connection is gone.
+        """
+        data, self._leftover = self._leftover, b""
+        while True:
+            for payload in self._channel.feed(data):
+                frame = frames.decode(payload)
+                if isinstance(frame, frames.Ping):
+                    self.send_frame(frames.Pong(frame.nonce))
+                elif not isinstance(frame, frames.Pong):
+                    yield frame
+            if self._channel.ended:
+                return
+            try:
+                data = await self._stream.receive(READ_BYTES)
+            except anyio.EndOfStream:
+                raise anyio.BrokenResourceError from None
+            except anyio.ClosedResourceError:
+                raise anyio.BrokenResourceError from None
+            self._heard = time.monotonic()
+            self.bytes_received += len(data)
+
+    async def _write_loop(self) -> None:
+        while True:
+            if not self._queue:
+                await self._work.wait()
+                self._work = anyio.Event()
+                continue
+            await self._write_some()
+
+    async def _write_some(self) -> None:
+        payloads = [self._queue.popleft()]
+        size = len(payloads[0])
+        while self._queue and size + len(self._queue[0]) <= WRITE_BYTES:
+            payloads.append(self._queue.popleft())
+            size += len(payloads[-1])
+        sealed = self._channel.seal(payloads)
+        if time.monotonic() - self._keyed > REKEY_AGE:
+            sealed += self._channel.rekey()
+            self._keyed = time.monotonic()
+        try:
+            await self._stream.send(sealed)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self._shut()
+            await self._stream.aclose()
+            await anyio.sleep_forever()
+        self.backlog -= size
+        self.bytes_sent += len(sealed)
+        self._drained.set()
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await anyio.sleep(PING_AFTER / 2)
+            silent = time.monotonic() - self._heard
+            if silent > DEAD_AFTER or self._closed:
+                self._shut()
+                await anyio.aclose_forcefully(self._stream)
+                return
+            if silent > PING_AFTER:
+                self._pings += 1
+                self.send_frame(frames.Ping(self._pings))
+
+    def _shut(self) -> None:
+        self._closed = True
+        self._queue.clear()
+        self.backlog = 0
+        self._drained.set()
+
+    async def _end(self) -> None:
+        with anyio.CancelScope(shield=True):
+            if not self._closed:
+                with anyio.move_on_after(CLOSE_TIMEOUT):
+                    try:
+                        while self._queue:
+                            await self._write_some()
+                        await self._stream.send(self._channel.end())
+                    except (WalyoffError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                        pass
+            self._shut()
+            await anyio.aclose_forcefully(self._stream)
+
+
+async def dial(
+    stream: ByteStream,
+    *,
+    mode: Mode,
+    tag_key: bytes,
+    context: HandshakeContext,
+    suites: Sequence[str],
+    judge: Judge,
+) -> Session:
+    """Handshake as the initiator. The stream is closed on failure.
+
+    Raises:
+        TransportError: the connection broke, or the peer took too long.
+        RemoteProtocolError: the peer proved nothing, or refused.
+    """
+    machine = Initiator(
+        cipher_for=plugins.suite,
+        suites=suites,
+        mode=mode,
+        tag_key=tag_key,
+        context=context,
+        random=os.urandom,
+    )
+    return await _shake(stream, machine, judge, mode, await to_thread.run_sync(machine.start))
+
+
+async def answer(
+    stream: ByteStream,
+    *,
+    find_tag: Callable[[Mode, bytes, bytes], HandshakeContext | None],
+    suites: Sequence[str],
+    judge: Judge,
+) -> Session:
+    """Handshake as the responder. The stream is closed on failure. Raises as `dial`."""
+    found: list[Mode] = []
+
+    def find(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
+        found[:] = [mode]
+        return find_tag(mode, ephemeral, tag)
+
+    machine = Responder(
+        cipher_for=plugins.suite, suites=suites, find_tag=find, random=os.urandom
+    )
+    return await _shake(stream, machine, judge, found, b"")
+
+
+async def _shake(
+    stream: ByteStream,
+    machine: Initiator | Responder,
+    judge: Judge,
+    mode: Mode | list[Mode],
+    first: bytes,
+) -> Session:
+    try:
+        with anyio.fail_after(HANDSHAKE_TIMEOUT):
+            if first:
+                await stream.send(first)
+            established = await _exchange(stream, machine, judge)
+    except BaseException as error:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
+            await _give_up(stream)
+        if isinstance(error, TimeoutError):
+            raise TransportError("the handshake took too long") from None
+        if isinstance(
+            error,
+            anyio.EndOfStream | anyio.BrokenResourceError | anyio.ClosedResourceError,
+        ):
+            raise TransportError("the connection broke in the handshake") from None
+        raise
+    chosen: Mode = mode[0] if isinstance(mode, list) else mode
+    return Session(stream, established, role=machine.role, mode=chosen)
+
+
+async def _exchange(
+    stream: ByteStream, machine: Initiator | Responder, judge: Judge
+) -> Established:
+    while True:
+        data = await stream.receive(READ_BYTES)
+        # Signing and opening take milliseconds, which is too long for the event loop.
+        events: list[Event] = await to_thread.run_sync(machine.receive, data)
+        while events:
+            event = events.pop(0)
+            match event:
+                case Send():
+                    await stream.send(event.data)
+                case PeerPresented():
+                    try:
+                        await judge(event)
+                    except NotAMemberError as error:
+                        raise RemoteProtocolError(str(error), reason="not-a-member") from error
+                    events += await to_thread.run_sync(machine.accept)
+                case Established():
+                    return event
+
+
+async def _give_up(stream: ByteStream) -> None:
+    try:
+        await stream.send(REFUSAL)
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        pass
+    finally:
+        await anyio.aclose_forcefully(stream)

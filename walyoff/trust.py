@@ -1,0 +1,155 @@
+"""Who may speak in a channel: certificates, checked once and remembered.
+
+A certificate counts when the identity's chain says that its member belongs to the identity
+and that this member's control keys signed it. That check is slow (a post-quantum signature
+in the child process), so its result is kept, by certificate id, in memory and in the store.
+Whether the member belongs to the identity *now* is asked again wherever it matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from walyoff import certificates, plugins
+from walyoff.abc import Cipher, Identity, SignKey, Store
+from walyoff.certificates import Certificate
+from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError
+from walyoff.wire import pack, unpack
+
+#: Certificates kept in memory: a channel of a thousand devices with several renewals each.
+MAX_CACHED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """This device's own certificate in a channel and the key that it certifies."""
+
+    certificate: Certificate
+    #: The signed certificate, as others get it.
+    encoded: bytes
+    sign_key: SignKey = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """A certificate that was checked."""
+
+    certificate: Certificate
+    encoded: bytes
+    cipher: Cipher
+
+    def verify(self, message: bytes, signature: bytes) -> None:
+        """Raise CipherError unless the certified key signed the message."""
+        self.cipher.verify(self.certificate.sign_public, message, signature)
+
+
+class Trust:
+    """The certificates of one channel."""
+
+    def __init__(self, *, channel: str, identity: Identity, store: Store) -> None:
+        self.channel = channel
+        self.identity = identity
+        self._store = store
+        self._trusted: dict[bytes, Trusted] = {}
+
+    def is_member(self, did: str) -> bool:
+        """True if the identity's chain says that a DID is a member now."""
+        return any(m.did == did and m.current for m in self.identity.membership.members)
+
+    def get(self, certificate_id: bytes) -> Trusted | None:
+        """A certificate that was checked in this run."""
+        return self._trusted.get(certificate_id)
+
+    async def load(self, certificate_id: bytes) -> Trusted | None:
+        """A certificate that was ever checked."""
+        found = self._trusted.get(certificate_id)
+        if found is None and (value := await self._store.get(self._key(certificate_id))):
+            found = self._remember(value)
+        return found
+
+    async def all_encoded(self) -> list[bytes]:
+        """Every certificate that was ever checked, signed, for a new member."""
+        encoded = []
+        for key in await self._store.keys(f"certificate/{self.channel}/"):
+            if value := await self._store.get(key):
+                encoded.append(value)
+        return encoded
+
+    async def add(self, data: bytes) -> Trusted:
+        """Check a signed certificate from outside and remember it.
+
+        Raises:
+            RemoteProtocolError: malformed, for another channel, or the signature is wrong.
+            NotAMemberError: its member never belonged to the identity.
+            UnknownSuiteError: its suite is not installed here.
+        """
+        signed = certificates.decode(data)
+        certificate = signed.certificate
+        known = self._trusted.get(certificate.certificate_id)
+        if known is not None:
+            return known
+        if certificate.channel != self.channel:
+            raise RemoteProtocolError("certificate is for another channel", reason="wrong-channel")
+        if not any(m.did == certificate.member for m in self.identity.membership.members):
+            raise NotAMemberError(f"{certificate.member} is not a member of {self.channel}")
+        await self.identity.verify(certificate.member, certificate.body(), signed.signature)
+        trusted = self._remember(data)
+        await self._store.put({self._key(certificate.certificate_id): data})
+        return trusted
+
+    def _remember(self, data: bytes) -> Trusted:
+        certificate = certificates.decode(data).certificate
+        cipher = plugins.suite(certificate.suite)
+        if certificate.key_types != cipher.key_types:
+            raise CipherError("certificate lists other key types than its suite has")
+        if len(self._trusted) >= MAX_CACHED:
+            # The oldest is loaded again from the store if it is needed again.
+            del self._trusted[next(iter(self._trusted))]
+        trusted = Trusted(certificate, data, cipher)
+        self._trusted[certificate.certificate_id] = trusted
+        return trusted
+
+    def _key(self, certificate_id: bytes) -> str:
+        return f"certificate/{self.channel}/{certificate_id.hex()}"
+
+
+#: How long a device key is certified for, in milliseconds: renewed long before (half of it).
+CERTIFICATE_LIFETIME_MS = 90 * 24 * 3600 * 1000
+#: Clocks of members may differ by so much.
+CLOCK_SKEW_MS = 24 * 3600 * 1000
+
+
+async def make_credentials(
+    *, channel: str, identity: Identity, store: Store, suite: str, now_ms: int
+) -> Credentials:
+    """The device's credentials in a channel: the stored ones while they last, else new ones."""
+    key = f"credentials/{channel}"
+    value = await store.get(key)
+    if value is not None:
+        credentials = _load(value)
+        if now_ms < credentials.certificate.not_after_ms - CERTIFICATE_LIFETIME_MS // 2:
+            return credentials
+    cipher = plugins.suite(suite)
+    sign_key, seal_key = cipher.new_sign_key(), cipher.new_seal_key()
+    certificate = Certificate(
+        channel=channel,
+        member=identity.member_did,
+        suite=suite,
+        key_types=cipher.key_types,
+        sign_public=sign_key.public,
+        seal_public=seal_key.public,
+        not_before_ms=now_ms - CLOCK_SKEW_MS,
+        not_after_ms=now_ms + CERTIFICATE_LIFETIME_MS,
+    )
+    signature = await identity.certify(certificate.body())
+    encoded = certificates.encode(certificate, signature)
+    await store.put({key: pack([encoded, sign_key.secret(), seal_key.secret()])})
+    return Credentials(certificate, encoded, sign_key)
+
+
+def _load(value: bytes) -> Credentials:
+    encoded, sign_secret, _ = unpack(value, 1 << 20)
+    certificate = certificates.decode(encoded).certificate
+    return Credentials(
+        certificate, encoded, plugins.suite(certificate.suite).load_sign_key(sign_secret)
+    )
