@@ -1,0 +1,324 @@
+"""Walytis block files and block ids: any bytes give a value or one RemoteProtocolError.
+
+Decided here: whether bytes are a well-formed block, and what its ids are. Never decided
+here: whether the block belongs to a chain (its parents, its topics): that is `chainfiles`.
+
+The format is that of walytis_beta 2.4 (`walytis_beta_tools.block_model`): fields without zero
+bytes, joined by runs of zeros. Numbers are written in base 255 or 254 so that no digit is a
+separator. What is accepted here is exactly what stock code would write again from the same
+fields, so that a file that passes here cannot surprise the stock decoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from walyoff.errors import RemoteProtocolError
+
+#: Largest content of one block, in bytes: the size up to which Kubo and pubsub were measured.
+MAX_CONTENT = 1 << 20
+#: Most parents of a block: concurrent writers of one chain; stock code has no limit.
+MAX_PARENTS = 64
+#: Most topics of a block, and the longest topic in bytes of UTF-8.
+MAX_TOPICS = 16
+MAX_TOPIC = 256
+#: The longest creator id in bytes (a peer id, as a claim).
+MAX_CREATOR = 256
+#: A short id: its fields at their longest.
+MAX_SHORT_ID = 8 * 1024
+MAX_LONG_ID = MAX_SHORT_ID * (MAX_PARENTS + 1)
+#: A block file: content, header and parents at their longest that is reasonable.
+MAX_FILE = MAX_CONTENT + 256 * 1024
+#: The major version of Walytis whose blocks are understood.
+WALYTIS_MAJOR = 2
+
+_FIELDS_IN_FILE = 10
+_FIELDS_IN_ID = 11
+_HASH = b"sha512"
+_CHUNK = 262_144
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_CID_LENGTH = 46
+_VERSION_PARTS = 3
+_TIME_PARTS = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockId:
+    """What a short or long block id says. All of it is a claim of whoever wrote it."""
+
+    cid: str
+    created: datetime
+    topics: tuple[str, ...]
+    parents_hash: bytes
+    short: bytes
+    #: Short ids of the parents; None when only a short id was given.
+    parents: tuple[bytes, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFile:
+    """A well-formed block. Time, creator and topics are claims."""
+
+    cid: str
+    created: datetime
+    topics: tuple[str, ...]
+    content: bytes
+    #: CIDs of the parents, in the order of the file.
+    parents: tuple[str, ...]
+    short_id: bytes
+    long_id: bytes
+
+
+def decode_block(data: bytes, cid: str | None = None) -> BlockFile:
+    """Decode a block file, of which the CID is computed (and compared, if one is given).
+
+    Raises:
+        RemoteProtocolError: it is too large, malformed, not canonical, or another block.
+    """
+    if len(data) > MAX_FILE:
+        raise RemoteProtocolError(f"block of {len(data)} bytes", reason="too-large")
+    head, found, content = data.partition(b"\0" * 5)
+    if not found:
+        raise RemoteProtocolError("block without content separator")
+    if not 0 < len(content) <= MAX_CONTENT:
+        raise RemoteProtocolError("block content is empty or too large", reason="content-size")
+    meta, has_parents, parents_part = head.partition(b"\0" * 4)
+    fields = meta.split(b"\0\0")
+    if len(fields) != _FIELDS_IN_FILE or not all(fields):
+        raise RemoteProtocolError("block header has the wrong number of fields")
+    (
+        version,
+        creator,
+        time,
+        topics_part,
+        length,
+        algorithm,
+        digest,
+        count,
+        palgorithm,
+        pdigest,
+    ) = fields
+    _check_version(version)
+    if not 0 < len(creator) <= MAX_CREATOR:
+        raise RemoteProtocolError("block creator has the wrong size")
+    created = _decode_time(time)
+    topics = _decode_topics(topics_part)
+    parents = tuple(parents_part.split(b"\0\0\0")) if has_parents else ()
+    if len(parents) > MAX_PARENTS:
+        raise RemoteProtocolError(
+            f"block with {len(parents)} parents", reason="too-many-parents"
+        )
+    if length != _base255(len(content)) or count != _base255(len(parents)):
+        raise RemoteProtocolError("block lengths do not match")
+    if list(parents) != sorted(parents):
+        raise RemoteProtocolError("block parents are not sorted")
+    parent_ids = [decode_id(parent) for parent in parents]
+    if any(parent.parents is not None for parent in parent_ids):
+        raise RemoteProtocolError("block parent is not a short id")
+    if algorithm != _HASH or palgorithm != _HASH:
+        raise RemoteProtocolError("block with an unknown hash", reason="unknown-hash")
+    if digest != _hash_field(hashlib.sha512(content).digest()):
+        raise RemoteProtocolError("block content hash does not match", reason="bad-hash")
+    if parents:
+        joined = b"".join(_from_hash_field(parent.parents_hash) for parent in parent_ids)
+        if pdigest != _hash_field(hashlib.sha512(joined).digest()):
+            raise RemoteProtocolError("block parents hash does not match", reason="bad-hash")
+    else:
+        _check_hash_field(pdigest)
+    real = cid_of(data)
+    if cid is not None and cid != real:
+        raise RemoteProtocolError("block file is not the block it was given for", reason="cid")
+    short = b"\0\0".join([version, real.encode(), *fields[1:]])
+    if len(short) > MAX_SHORT_ID:
+        raise RemoteProtocolError("block header too large", reason="too-large")
+    return BlockFile(
+        cid=real,
+        created=created,
+        topics=topics,
+        content=content,
+        parents=tuple(parent.cid for parent in parent_ids),
+        short_id=short,
+        long_id=short + b"\0" * 4 + b"\0\0\0".join(parents),
+    )
+
+
+def decode_id(block_id: bytes) -> BlockId:
+    """Decode a short or a long block id. Raises RemoteProtocolError."""
+    if len(block_id) > MAX_LONG_ID:
+        raise RemoteProtocolError("block id too large", reason="too-large")
+    short, is_long, parents_part = bytes(block_id).partition(b"\0" * 4)
+    if not 0 < len(short) <= MAX_SHORT_ID:
+        raise RemoteProtocolError("block id has the wrong size")
+    fields = short.split(b"\0\0")
+    if len(fields) != _FIELDS_IN_ID or not all(fields):
+        raise RemoteProtocolError("block id has the wrong number of fields")
+    _check_version(fields[0])
+    try:
+        cid = fields[1].decode("ascii")
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError("block id with a malformed CID") from error
+    check_cid(cid)
+    if len(fields[2]) > MAX_CREATOR:
+        raise RemoteProtocolError("block creator has the wrong size")
+    if fields[6] != _HASH or fields[9] != _HASH:
+        raise RemoteProtocolError("block id with an unknown hash", reason="unknown-hash")
+    _check_hash_field(fields[7])
+    _check_hash_field(fields[10])
+    # The counts are bounded by their sizes; their values are checked with the file.
+    if len(fields[5]) > 4 or len(fields[8]) > 4:
+        raise RemoteProtocolError("block id with an impossible length")
+    parents: tuple[bytes, ...] | None = None
+    if is_long:
+        parents = tuple(parents_part.split(b"\0\0\0")) if parents_part else ()
+        if len(parents) > MAX_PARENTS:
+            raise RemoteProtocolError("block id with many parents", reason="too-many-parents")
+    return BlockId(
+        cid=cid,
+        created=_decode_time(fields[3]),
+        topics=_decode_topics(fields[4]),
+        parents_hash=fields[10],
+        short=short,
+        parents=parents,
+    )
+
+
+def check_cid(cid: str) -> None:
+    """Raise RemoteProtocolError unless it has the form of a CIDv0. It becomes a file name."""
+    if len(cid) != _CID_LENGTH or not cid.startswith("Qm") or not set(cid) <= set(_BASE58):
+        raise RemoteProtocolError("malformed CID", reason="bad-cid")
+
+
+def cid_of(data: bytes) -> str:
+    """The CIDv0 that Kubo gives a file (UnixFS, 256 KiB chunks, at most 174 of them).
+
+    The formats are https://github.com/ipfs/specs/blob/main/UNIXFS.md and dag-pb.
+    """
+    chunks = [data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK)] or [b""]
+    leaves = [_leaf(chunk) for chunk in chunks]
+    if len(leaves) == 1:
+        return _base58(b"\x12\x20" + hashlib.sha256(leaves[0]).digest())
+    links = b""
+    sizes = b""
+    for chunk, leaf in zip(chunks, leaves, strict=True):
+        digest = b"\x12\x20" + hashlib.sha256(leaf).digest()
+        link = _field(1, digest) + _field(2, b"") + b"\x18" + _varint(len(leaf))
+        links += _field(2, link)
+        sizes += b"\x20" + _varint(len(chunk))
+    node = links + _field(1, b"\x08\x02\x18" + _varint(len(data)) + sizes)
+    return _base58(b"\x12\x20" + hashlib.sha256(node).digest())
+
+
+def index_record(long_id: bytes) -> bytes:
+    """One record of a stock KnownBlocksIndex file."""
+    return _base255(len(long_id)) + b"\0" + long_id + b"\0" * 6
+
+
+# ---------------------------------------------------------------------------- fields
+
+
+def _check_version(field: bytes) -> None:
+    parts = field.split(b"\x01")
+    if len(parts) != _VERSION_PARTS + 1 or parts[-1] != b"":
+        raise RemoteProtocolError("block version is malformed")
+    if _from_base254(parts[0]) != WALYTIS_MAJOR:
+        raise RemoteProtocolError("block of an unknown version", reason="unknown-version")
+    for part in parts[1:-1]:
+        _from_base254(part)
+
+
+def _decode_time(field: bytes) -> datetime:
+    parts = field.split(b"\x01")
+    if len(parts) != _TIME_PARTS:
+        raise RemoteProtocolError("block time is malformed")
+    year, month, day, hour, minute, second, micro = [_from_base254(part) for part in parts]
+    try:
+        return datetime(year, month, day, hour, minute, second, micro, tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise RemoteProtocolError("block time is impossible") from error
+
+
+def _decode_topics(field: bytes) -> tuple[str, ...]:
+    parts = field.split(b"\0")
+    if len(parts) > MAX_TOPICS or not all(0 < len(part) <= MAX_TOPIC for part in parts):
+        raise RemoteProtocolError("block topics are empty, long or many", reason="bad-topics")
+    try:
+        return tuple(part.decode() for part in parts)
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError("block topic is not UTF-8", reason="bad-topics") from error
+
+
+def _from_base254(field: bytes) -> int:
+    # Digits are 2..255; four of them hold any number that occurs (microseconds, a year).
+    if not 0 < len(field) <= 4 or min(field) < 2:
+        raise RemoteProtocolError("block number is malformed")
+    if len(field) > 1 and field[0] == 2:
+        raise RemoteProtocolError("block number is not in canonical form")
+    number = 0
+    for digit in field:
+        number = number * 254 + digit - 2
+    return number
+
+
+def _base255(number: int) -> bytes:
+    digits = bytearray()
+    while True:
+        number, digit = divmod(number, 255)
+        digits.append(digit + 1)
+        if not number:
+            return bytes(reversed(digits))
+
+
+def from_base255(field: bytes) -> int:
+    """A number without zero bytes, most significant digit first."""
+    number = 0
+    for digit in field:
+        number = number * 255 + digit - 1
+    return number
+
+
+def _hash_field(digest: bytes) -> bytes:
+    return _base255(int.from_bytes(digest, "little"))
+
+
+def _check_hash_field(field: bytes) -> None:
+    # 512 bits take at most 65 digits of base 255.
+    if not 0 < len(field) <= 65 or (len(field) > 1 and field[0] == 1):
+        raise RemoteProtocolError("block hash is malformed")
+
+
+def _from_hash_field(field: bytes) -> bytes:
+    number = from_base255(field)
+    # Stock code writes as few bytes as the number needs, so leading zeros are lost there too.
+    return number.to_bytes((number.bit_length() + 7) // 8, "little")
+
+
+# ------------------------------------------------------------------------------- CID
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(len(value)) + value
+
+
+def _leaf(chunk: bytes) -> bytes:
+    data = b"\x08\x02" + (_field(2, chunk) if chunk else b"") + b"\x18" + _varint(len(chunk))
+    return _field(1, data)
+
+
+def _base58(data: bytes) -> str:
+    number = int.from_bytes(data)
+    out = ""
+    while number:
+        number, digit = divmod(number, 58)
+        out = _BASE58[digit] + out
+    return out

@@ -1,0 +1,272 @@
+"""The chains of this device: which are open, what is appended, listed, handed over.
+
+Decided here: when a chain is open in Walytis and how its methods answer. How a block from
+outside comes in is `guard`'s; what is on disk is `chainfiles`'.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from walyoff.child.blocks import MAX_CONTENT, MAX_TOPIC, MAX_TOPICS, check_cid
+from walyoff.child.chainfiles import GENESIS, ChainFiles, causal_order, decode_files
+from walyoff.child.open_chain import OpenChain, open_chain_class
+from walyoff.child.upstream import Stock
+from walyoff.errors import (
+    LedgerError,
+    LocalProtocolError,
+    PayloadTooLargeError,
+    RemoteProtocolError,
+)
+
+#: Most blocks of one answer to "chain.blocks", and most bytes of their contents.
+MAX_LISTED = 1_000
+MAX_LISTED_BYTES = 16 << 20
+#: Most bytes of files in one export or import: well under a frame of the child protocol.
+MAX_FILES_BYTES = 48 << 20
+
+_log = logging.getLogger(__name__)
+
+
+class Chains:
+    """All chains that this device holds."""
+
+    def __init__(
+        self, stock: Stock, hub: Any, home: Path, emit: Callable[[str, Any], None]
+    ) -> None:
+        self._stock = stock
+        self._folder = home / "walytis"
+        self._positions = home / "positions"
+        self._positions.mkdir(mode=0o700, exist_ok=True)
+        self._emit = emit
+        self._lock = threading.RLock()
+        self._files: dict[str, ChainFiles] = {}
+        self._open: dict[str, OpenChain] = {}
+        self._class = open_chain_class(stock, hub, self)
+        self._watchers: list[Callable[[str], None]] = []
+        stock.client.files.local = self._read_local
+        for leftover in self._folder.glob(".import-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def methods(self) -> dict[str, Callable[..., Any]]:
+        """The RPC methods, by name."""
+        return {
+            "chain.create": lambda: {"chain": self.create()},
+            "chain.open": self.open,
+            "chain.close": self.close,
+            "chain.append": self._append,
+            "chain.blocks": self._blocks,
+            "chain.leaves": self.leaves,
+            "chain.export": self._export,
+            "chain.import": self.import_files,
+        }
+
+    def watch(self, watcher: Callable[[str], None]) -> None:
+        """Call with a chain's id after blocks were admitted to it."""
+        self._watchers.append(watcher)
+
+    # --------------------------------------------------------------- life cycle
+
+    def create(self) -> str:
+        """Make a new chain and open it; returns its id."""
+        chain = self._class(None)
+        with self._lock:
+            self._open[chain.blockchain_id] = chain
+        return str(chain.blockchain_id)
+
+    def open(self, chain: str) -> None:
+        """Open a chain that is held here: it is announced and followed. Idempotent."""
+        with self._lock:
+            if chain not in self._open:
+                self.files(chain)
+                self._open[chain] = self._class(chain)
+
+    def close(self, chain: str) -> None:
+        """Stop following a chain; its blocks stay readable. Idempotent."""
+        with self._lock:
+            opened = self._open.pop(chain, None)
+        if opened is not None:
+            opened.close()
+
+    def close_all(self) -> None:
+        """Stop following all chains."""
+        with self._lock:
+            opened = list(self._open)
+        for chain in opened:
+            self.close(chain)
+
+    def has(self, chain: str) -> bool:
+        """Whether a chain is held here."""
+        check_cid(chain)
+        return chain in self._files or (self._folder / chain / "ReceivedBlocks").is_dir()
+
+    def files(self, chain: str) -> ChainFiles:
+        """The blocks of a chain that is held here. Raises LocalProtocolError if it is not."""
+        check_cid(chain)
+        with self._lock:
+            files = self._files.get(chain)
+            if files is None:
+                if not self.has(chain):
+                    raise LocalProtocolError(f"chain {chain} is not held here")
+                files = self.new_files(chain)
+                files.load()
+                self._files[chain] = files
+            return files
+
+    def new_files(self, chain: str, folder: Path | None = None) -> ChainFiles:
+        """The blocks of a chain, not read yet."""
+        return ChainFiles(chain, folder or self._folder / chain, self._positions / chain)
+
+    def adopt_files(self, files: ChainFiles) -> None:
+        """Take over what a chain's birth has made."""
+        with self._lock:
+            self._files[files.chain] = files
+
+    def admitted(self, chain: str, top: int) -> None:
+        """Tell everybody that a chain has grown."""
+        self._emit("chain.block", {"chain": chain, "top": top})
+        for watcher in self._watchers:
+            watcher(chain)
+
+    def _read_local(self, cid: str) -> bytes | None:
+        for files in list(self._files.values()):
+            if cid in files:
+                return files.read(cid)
+        return None
+
+    # ------------------------------------------------------------------- blocks
+
+    def append(self, chain: str, content: bytes, topics: Sequence[str]) -> tuple[str, int]:
+        """Write a block; returns its name and position. Durable when it returns."""
+        check_append(content, topics)
+        with self._lock:
+            opened = self._open.get(chain)
+        if opened is None:
+            raise LocalProtocolError(f"chain {chain} is not open")
+        return opened.append(content, list(topics))
+
+    def _append(self, chain: str, content: bytes, topics: list[str]) -> dict[str, Any]:
+        ref, position = self.append(chain, content, topics)
+        return {"ref": ref, "position": position}
+
+    def _blocks(self, chain: str, after: int, limit: int) -> dict[str, Any]:
+        if not isinstance(after, int) or not isinstance(limit, int) or limit < 1:
+            raise LocalProtocolError("after and limit are positive integers")
+        files = self.files(chain)
+        blocks: list[list[Any]] = []
+        size = 0
+        for position, entry in files.after(after, min(limit, MAX_LISTED)):
+            content = content_of(files.read(entry.cid))
+            size += len(content)
+            if size > MAX_LISTED_BYTES and blocks:
+                break
+            blocks.append([entry.cid, position, list(entry.topics), content])
+        return {"blocks": blocks, "top": files.top}
+
+    def leaves(self, chain: str) -> list[str]:
+        """The newest blocks of a chain."""
+        return self.files(chain).leaves()
+
+    def export(self, chain: str, known: Sequence[str] | None = None) -> list[bytes]:
+        """Block files in causal order, at most as many as one answer holds."""
+        return self.files(chain).export(known, MAX_FILES_BYTES)
+
+    def _export(self, chain: str, known: list[str] | None, limit_bytes: int) -> dict[str, Any]:
+        if known is not None and not all(isinstance(cid, str) for cid in known):
+            raise LocalProtocolError("known is a list of block names")
+        limit = min(int(limit_bytes), MAX_FILES_BYTES)
+        return {"files": self.files(chain).export(known, limit)}
+
+    def import_files(self, chain: str, files: Sequence[bytes]) -> dict[str, Any]:
+        """Take blocks that somebody handed over; says how many were new or refused.
+
+        Blocks of an unknown chain make it known if the first block is among them.
+
+        Raises:
+            RemoteProtocolError: the chain is unknown and its first block is not there.
+        """
+        check_cid(chain)
+        refused: Counter[str] = Counter()
+
+        def refuse(reason: str) -> None:
+            refused[reason] += 1
+
+        decoded = decode_files(files, refuse)
+        ordered = [
+            (b, decoded[b.cid][1]) for b in causal_order({c: b[0] for c, b in decoded.items()})
+        ]
+        with self._lock:
+            if not self.has(chain):
+                return {
+                    "admitted": self._import_new(chain, ordered, refuse),
+                    "refused": refused,
+                }
+            known = self.files(chain)
+            opened = self._open.get(chain)
+        admitted = 0
+        for block, data in ordered:
+            if block.cid in known:
+                continue
+            try:
+                if opened is not None:
+                    admitted += opened.feed(block, data)
+                else:
+                    admitted += known.add_closed([(block, data)])
+            except RemoteProtocolError as error:
+                refuse(error.reason)
+        if admitted:
+            self.admitted(chain, known.top)
+        return {"admitted": admitted, "refused": dict(refused)}
+
+    def _import_new(
+        self, chain: str, ordered: list[tuple[Any, bytes]], refuse: Callable[[str], None]
+    ) -> int:
+        if all(block.cid != chain for block, _ in ordered):
+            raise RemoteProtocolError("the chain's first block is missing", reason="no-genesis")
+        # Built beside its place, so that a crash leaves no half of a chain.
+        temporary = self._folder / f".import-{chain}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        (self._positions / chain).unlink(missing_ok=True)
+        building = self.new_files(chain, temporary)
+        for block, data in ordered:
+            try:
+                building.add_closed([(block, data)])
+            except RemoteProtocolError as error:
+                refuse(error.reason)
+        os.replace(temporary, self._folder / chain)
+        return len(self.files(chain))
+
+
+def check_append(content: bytes, topics: Sequence[str]) -> None:
+    """Refuse what stock code would choke on, before it sees it."""
+    if not isinstance(content, bytes) or not content:
+        raise LocalProtocolError("a block's content is non-empty bytes")
+    if len(content) > MAX_CONTENT:
+        raise PayloadTooLargeError(len(content), MAX_CONTENT, "block content")
+    # The chain's own id is added to the topics.
+    if not topics or len(topics) >= MAX_TOPICS or len(set(topics)) != len(topics):
+        raise LocalProtocolError(f"a block has 1 to {MAX_TOPICS - 1} different topics")
+    for topic in topics:
+        if not isinstance(topic, str) or "\0" in topic or topic == GENESIS:
+            raise LocalProtocolError("a topic is a string without NUL, and not 'genesis'")
+        if not 0 < len(topic.encode("utf-8", "replace")) <= MAX_TOPIC:
+            raise LocalProtocolError(f"a topic has 1 to {MAX_TOPIC} bytes")
+        try:
+            topic.encode()
+        except UnicodeEncodeError as error:
+            raise LocalProtocolError("a topic is valid Unicode") from error
+
+
+def content_of(data: bytes) -> bytes:
+    """The content of a block file that was decoded before."""
+    _, found, content = data.partition(b"\0" * 5)
+    if not found:
+        raise LedgerError("block file without content")
+    return content

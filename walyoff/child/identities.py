@@ -1,0 +1,381 @@
+"""The DIDs of this device and the groups it is a member of, as methods of the child.
+
+Blocks are made by the stock block classes, so stock software reads these identities; they are
+read by `reader`, which believes only what is signed. Stock managers are not used: their
+threads, listeners and key stores are what the rest of the child keeps out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import secrets as random_source
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from walyoff.child.chains import Chains, content_of
+from walyoff.child.keyring import Keyring
+from walyoff.child.reader import (
+    MAX_CONTENT,
+    PIN_SIZE,
+    SECOND_FIRST_KEY,
+    TOPIC_JOIN,
+    TOPIC_LEAVE,
+    TOPIC_SEGMENT,
+    IdentityBlock,
+    Reading,
+    chain_of,
+    did_of,
+    encode_segment,
+    pin_of,
+    read_identity,
+    segment_body,
+)
+from walyoff.child.upstream import Stock
+from walyoff.errors import LocalProtocolError, RemoteProtocolError
+
+#: The first topic of stock identity blocks, for a single DID's and for a group's blocks.
+_DID_TOPIC = "DidManager"
+_GROUP_TOPIC = "GroupDidManager"
+#: Chains of members in one grant: a group of hundreds.
+MAX_MEMBER_CHAINS = 1_024
+
+_log = logging.getLogger(__name__)
+
+
+class Identities:
+    """DIDs and groups. Safe to use from many threads."""
+
+    def __init__(
+        self, stock: Stock, chains: Chains, home: Any, emit: Callable[[str, Any], None]
+    ) -> None:
+        self._blocks = stock.blocks
+        self._chains = chains
+        self._keyring = Keyring(stock.keys, home / "keys")
+        self._emit = emit
+        self._lock = threading.RLock()
+        #: Open groups: DID -> (pin, member DID).
+        self._groups: dict[str, tuple[bytes, str]] = {}
+        #: Readings by DID and pin, valid for a number of admitted blocks.
+        self._readings: dict[tuple[str, bytes | None], tuple[int, Reading]] = {}
+        self._last: dict[str, Any] = {}
+        self._dirty: queue.SimpleQueue[str] = queue.SimpleQueue()
+        chains.watch(self._dirty.put)
+        threading.Thread(target=self._watch, daemon=True, name="identities").start()
+
+    def methods(self) -> dict[str, Callable[..., Any]]:
+        """The RPC methods, by name."""
+        return {
+            "did.create": self.create_did,
+            "did.export": lambda did: {"files": self._chains.export(chain_of(did))},
+            "did.sign": self._keyring_sign,
+            "did.verify": self.verify,
+            "group.create": self.create_group,
+            "group.open": self.open_group,
+            "group.adopt": self.adopt,
+            "group.add_member": self.add_member,
+            "group.remove_member": self.remove_member,
+            "group.secrets": lambda did: self._keyring.serialise(self._keyring.groups(did)),
+            "group.membership": self.membership,
+            "group.segment": lambda did: {"chain": self._reading(did).segment},
+            "group.export": self.export,
+        }
+
+    # ------------------------------------------------------------------- making
+
+    def create_did(self) -> dict[str, Any]:
+        """A new DID for a device; its chain is stored, not followed."""
+        did, keys = self._new_identity()
+        self._chains.close(chain_of(did))
+        return {"did": did, "pin": pin_of(keys.get_id())}
+
+    def create_group(self, member_did: str) -> dict[str, Any]:
+        """A new group, whose first member and first segment are made at once."""
+        member_pin = self._own_pin(member_did)
+        did, keys = self._new_identity()
+        pin = pin_of(keys.get_id())
+        self._write_member(did, keys, TOPIC_JOIN, member_did, member_pin)
+        segment = self._chains.create()
+        signature = keys.sign(segment_body(did, segment, 0))
+        content = encode_segment(did, segment, 0, signature)
+        self._chains.append(chain_of(did), content, [TOPIC_SEGMENT])
+        self.open_group(did, pin, member_did)
+        return {"did": did, "pin": pin}
+
+    def _new_identity(self) -> tuple[str, Any]:
+        keys = self._keyring.new_group()
+        chain = self._chains.create()
+        did = did_of(chain)
+        # Kept before anything is published under them.
+        self._keyring.save(did, [keys])
+        key_block = self._blocks.ControlKeyBlock.new(keys, keys)
+        key_block.sign()
+        self._append(chain, _DID_TOPIC, key_block)
+        document = self._blocks.DidDocBlock.new({"id": did})
+        document.sign(keys)
+        self._append(chain, _DID_TOPIC, document)
+        return did, keys
+
+    def _append(self, chain: str, topic: str, block: Any) -> None:
+        content = block.generate_block_content()
+        self._chains.append(chain, content, [topic, block.walytis_block_topic])
+
+    def _write_member(self, did: str, keys: Any, kind: str, member: str, pin: bytes) -> None:
+        joins = kind == TOPIC_JOIN
+        invitation = {
+            "blockchain_id": chain_of(member),
+            "peers": [],
+            # Stock code wants a key there; nobody listens for it.
+            "key": random_source.token_hex(32),
+            "one_time": False,
+            "shared": True,
+        }
+        info = {
+            "did": member,
+            "invitation": json.dumps(invitation),
+            "walyoff": {
+                "v": 1,
+                "act": "join" if joins else "leave",
+                "group": did,
+                "pin": pin.hex(),
+                "nonce": random_source.token_hex(16),
+            },
+        }
+        kinds = self._blocks
+        block = (kinds.MemberJoiningBlock if joins else kinds.MemberLeavingBlock).new(info)
+        block.sign(keys)
+        self._append(chain_of(did), _GROUP_TOPIC, block)
+
+    # ------------------------------------------------------------------ members
+
+    def add_member(
+        self, did: str, member_did: str, files: Sequence[bytes], pin: bytes | None = None
+    ) -> None:
+        """Make a DID a member, given its chain; nothing happens if it is one.
+
+        Raises:
+            RemoteProtocolError: the chain is not that DID's, or its first keys are in doubt.
+            LocalProtocolError: the group's current keys are not held here.
+        """
+        with self._lock:
+            self._take_member_chain(member_did, files)
+            reading = self._read(member_did, pin)
+            if not reading.keys:
+                raise RemoteProtocolError("the DID's chain has no valid keys", reason="no-keys")
+            if pin is None and reading.refused[SECOND_FIRST_KEY]:
+                raise RemoteProtocolError(
+                    "the DID's chain has several first keys", reason="ambiguous-keys"
+                )
+            group = self._reading(did)
+            member = group.members.get(member_did)
+            if member is not None and member.current:
+                return
+            self._write_member(
+                did,
+                self._group_keys(did, group),
+                TOPIC_JOIN,
+                member_did,
+                pin_of(reading.keys[0]),
+            )
+
+    def remove_member(self, did: str, member_did: str) -> None:
+        """End a membership; nothing happens if there is none."""
+        with self._lock:
+            group = self._reading(did)
+            member = group.members.get(member_did)
+            if member is None or not member.current:
+                return
+            pin = member.pin or self._chain_pin(member_did) or bytes(PIN_SIZE)
+            keys = self._group_keys(did, group)
+            self._write_member(did, keys, TOPIC_LEAVE, member_did, pin)
+
+    def _group_keys(self, did: str, reading: Reading) -> Any:
+        for keys in reversed(self._keyring.groups(did)):
+            if reading.keys and keys.get_id() == reading.keys[-1]:
+                return keys
+        raise LocalProtocolError("this device has not got the group's newest keys")
+
+    def _take_member_chain(self, member_did: str, files: Sequence[bytes]) -> None:
+        chain = chain_of(member_did)
+        if files:
+            self._chains.import_files(chain, files)
+        elif not self._chains.has(chain):
+            raise RemoteProtocolError("the DID's chain was not given", reason="no-chain")
+
+    def membership(self, did: str) -> dict[str, Any]:
+        """The verified members, what was refused, the segment, the number of keys."""
+        reading = self._reading(did)
+        members = [
+            [m.did, m.pin or self._chain_pin(m.did) or b"", m.current, m.joined_at]
+            for m in reading.members.values()
+        ]
+        return {
+            "members": members,
+            "refused": dict(reading.refused),
+            "segment": reading.segment,
+            "keys": len(reading.keys),
+        }
+
+    # --------------------------------------------------------------- signatures
+
+    def _keyring_sign(self, did: str, data: bytes) -> bytes:
+        return self._keyring.sign(did, data)
+
+    def verify(self, group: str, did: str, data: bytes, signature: bytes) -> str | None:
+        """None if a member, past or present, signed; else what is wrong."""
+        member = self._reading(group).members.get(did)
+        if member is None:
+            return "not_member"
+        pin = member.pin or self._chain_pin(did)
+        if not pin or not self._chains.has(chain_of(did)):
+            return "not_pinned"
+        keys = self._read(did, pin).keys
+        if not keys:
+            return "not_pinned"
+        for key in reversed(keys):
+            if self._keyring.verify_compact(key, signature, data):
+                return None
+        return "bad_signature"
+
+    def _own_pin(self, did: str) -> bytes:
+        return pin_of(self._keyring.groups(did)[0].get_id())
+
+    def _chain_pin(self, did: str) -> bytes | None:
+        """The pin of a stock member: its chain's first keys, unless they are in doubt."""
+        if not self._chains.has(chain_of(did)):
+            return None
+        reading = self._read(did, None)
+        if not reading.keys or reading.refused[SECOND_FIRST_KEY]:
+            return None
+        return pin_of(reading.keys[0])
+
+    # ----------------------------------------------------------------- handover
+
+    def export(self, did: str) -> dict[str, Any]:
+        """All of a group that a joiner needs, but the secrets."""
+        reading = self._reading(did)
+        members = {
+            member: self._chains.export(chain_of(member))
+            for member in reading.members
+            if self._chains.has(chain_of(member))
+        }
+        segment = reading.segment
+        held = segment is not None and self._chains.has(segment)
+        return {
+            "files": self._chains.export(chain_of(did)),
+            "members": members,
+            "segment": segment,
+            "segment_files": self._chains.export(segment) if held and segment else [],
+            "pin": self._groups[did][0],
+        }
+
+    def adopt(
+        self,
+        did: str,
+        pin: bytes,
+        secrets: bytes,
+        files: Sequence[bytes],
+        member_files: dict[str, Sequence[bytes]],
+        member_did: str,
+        segment_files: Sequence[bytes] = (),
+    ) -> None:
+        """Become a device of a group that has made this device's DID a member.
+
+        Raises:
+            RemoteProtocolError: chain, pin, keys or membership do not fit together.
+        """
+        if len(member_files) > MAX_MEMBER_CHAINS:
+            raise RemoteProtocolError("grant with too many members", reason="too-large")
+        self._chains.import_files(chain_of(did), files)
+        reading = self._read(did, _checked_pin(pin))
+        if not reading.keys:
+            raise RemoteProtocolError("the group's chain has not the pinned keys", reason="pin")
+        member = reading.members.get(member_did)
+        if member is None or not member.current or member.pin != self._own_pin(member_did):
+            raise RemoteProtocolError("this device is not a member", reason="not-a-member")
+        groups = self._keyring.deserialise(secrets)
+        if groups[-1].get_id() != reading.keys[-1]:
+            raise RemoteProtocolError("secrets of other keys", reason="wrong-keys")
+        self._keyring.save(did, groups)
+        for other, its_files in member_files.items():
+            # Chains of others than members are nothing to keep.
+            if other in reading.members and its_files:
+                self._chains.import_files(chain_of(other), its_files)
+        if reading.segment and segment_files:
+            self._chains.import_files(reading.segment, segment_files)
+        self.open_group(did, pin, member_did)
+
+    def open_group(self, did: str, pin: bytes, member_did: str) -> None:
+        """Follow a group that this device has; its newest segment too."""
+        chain = chain_of(did)
+        with self._lock:
+            self._groups[did] = (_checked_pin(pin), member_did)
+            reading = self._reading(did)
+            if not reading.keys:
+                del self._groups[did]
+                raise RemoteProtocolError(
+                    "the group's chain has not the pinned keys", reason="pin"
+                )
+            self._last[did] = self._snapshot(reading)
+        self._chains.open(chain)
+        if reading.segment and self._chains.has(reading.segment):
+            self._chains.open(reading.segment)
+
+    # ------------------------------------------------------------------ reading
+
+    def _reading(self, did: str) -> Reading:
+        group = self._groups.get(did)
+        if group is not None:
+            return self._read(did, group[0])
+        # While it is being made: its first keys are the ones that are held.
+        return self._read(did, self._own_pin(did))
+
+    def _read(self, did: str, pin: bytes | None) -> Reading:
+        chain = chain_of(did)
+        files = self._chains.files(chain)
+        top = len(files)
+        with self._lock:
+            cached = self._readings.get((did, pin))
+        if cached is not None and cached[0] == top:
+            return cached[1]
+        blocks = []
+        for entry in files.in_order():
+            content = content_of(files.read(entry.cid))
+            # What is too large for an identity block is still an ancestor of others.
+            content = content if len(content) <= MAX_CONTENT else b""
+            blocks.append(
+                IdentityBlock(
+                    ref=entry.cid, topics=entry.topics, parents=entry.parents, content=content
+                )
+            )
+        reading = read_identity(did, pin, blocks, self._keyring.verify)
+        with self._lock:
+            self._readings[did, pin] = (top, reading)
+        return reading
+
+    @staticmethod
+    def _snapshot(reading: Reading) -> Any:
+        members = [(m.did, m.pin, m.current) for m in reading.members.values()]
+        return members, reading.segment, list(reading.keys), dict(reading.refused)
+
+    def _watch(self) -> None:
+        while True:
+            did = did_of(self._dirty.get())
+            if did not in self._groups:
+                continue
+            try:
+                snapshot = self._snapshot(self._reading(did))
+            except Exception:
+                _log.exception("reading %s failed", did)
+                continue
+            if snapshot != self._last.get(did):
+                self._last[did] = snapshot
+                self._emit("group.changed", {"did": did})
+
+
+def _checked_pin(pin: bytes) -> bytes:
+    if not isinstance(pin, bytes) or len(pin) != PIN_SIZE:
+        raise LocalProtocolError(f"a pin has {PIN_SIZE} bytes")
+    return pin

@@ -1,0 +1,220 @@
+"""A chain that is open in Walytis: the stock core class with a guard in front.
+
+The stock class makes blocks, announces them and broadcasts its leaves. What it would do in
+O(chain) or by recursion is answered from `chainfiles`, and nothing from outside reaches it
+but blocks that were fetched, decoded and checked here, in causal order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from typing import TYPE_CHECKING, Any
+
+from walyoff.child import guard
+from walyoff.child.blocks import BlockFile, decode_block, decode_id
+from walyoff.child.chainfiles import ChainFiles
+from walyoff.child.upstream import Stock
+from walyoff.errors import LocalProtocolError, RemoteProtocolError, WalyoffError
+
+if TYPE_CHECKING:
+    from walyoff.child.chains import Chains
+
+#: Announcements waiting for one chain; older ones are dropped, leaves are broadcast again.
+MAX_WAITING = 256
+#: Parents of a new block: outsiders can make leaves at will, and each parent costs 300 bytes.
+MAX_OWN_PARENTS = 16
+#: The exit status of a child whose stock code is in an unknown state.
+EXIT_STOCK_FAILED = 70
+
+_log = logging.getLogger(__name__)
+
+OpenChain = Any
+
+
+def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
+    """The class of open chains; made here because its base exists only after the import."""
+    client = stock.client
+
+    class GuardedBlockchain(stock.blockchain):  # type: ignore[misc, name-defined]
+        """The stock core class behind the guard."""
+
+        def __init__(self, chain: str | None) -> None:
+            self._mutate = threading.RLock()
+            self._own: ChainFiles | None = chains.files(chain) if chain else None
+            self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue(MAX_WAITING)
+            self._handle: Any = None
+            self.refused = guard.Refusals()
+            super().__init__(chain)
+            threading.Thread(target=self._repin, daemon=True, name="repin").start()
+
+        def __repr__(self) -> str:
+            return f"<OpenChain {self.blockchain_id} [{len(self._own or ())} blocks]>"
+
+        @property
+        def files(self) -> ChainFiles:
+            """What is on disk of this chain."""
+            if self._own is None:
+                self._own = chains.new_files(self.blockchain_id)
+                chains.adopt_files(self._own)
+            return self._own
+
+        # ------------------------------------------------------------- own calls
+
+        def append(self, content: bytes, topics: list[str]) -> tuple[str, int]:
+            """Make a block; returns its CID and position."""
+            with self._mutate:
+                if self._terminate:
+                    raise LocalProtocolError("the chain was closed")
+                with self.endblocks_lock:
+                    self.current_endblocks = self.current_endblocks[-MAX_OWN_PARENTS:]
+                try:
+                    block = self.create_block(content, topics)
+                    cid = str(block.ipfs_cid)
+                    position = self.files.position(cid)
+                except BaseException:
+                    # Stock code left its lock held: every later block would hang.
+                    _log.critical("making a block failed; the child ends", exc_info=True)
+                    logging.shutdown()
+                    os._exit(EXIT_STOCK_FAILED)
+                top = self.files.top
+            chains.admitted(self.blockchain_id, top)
+            return cid, position
+
+        def feed(self, block: BlockFile, data: bytes) -> bool:
+            """Admit a block from outside by the stock path; True if it was new.
+
+            Raises RemoteProtocolError when it may not follow what is known.
+            """
+            with self._mutate:
+                if self._terminate:
+                    raise LocalProtocolError("the chain was closed")
+                if block.cid in self.files:
+                    return False
+                self.files.check(block)
+                guard.judge(block)
+                client.files.publish_bytes(block.cid, data)
+                super().download_and_process_block(bytearray(block.long_id))
+                if block.cid not in self.files:
+                    raise RemoteProtocolError("stock code refused a block", reason="stock")
+            return True
+
+        def close(self) -> None:
+            """Stop following the chain."""
+            with self._mutate:
+                self.terminate()
+
+        # -------------------------------------------------- answers from the files
+
+        def is_block_known(self, block_id: Any) -> bool:
+            return self._cid(block_id) in self.files
+
+        def find_block(self, short_id: Any) -> bytearray | None:
+            if not self.blockchain_id:
+                return super().find_block(short_id)  # type: ignore[no-any-return]
+            entry = self.files.entry(self._cid(short_id))
+            return None if entry is None else bytearray(entry.long_id)
+
+        def remove_ancestors(self, blocks: Any, short_ids: bool = True) -> list[bytearray]:
+            if not self.blockchain_id:
+                return super().remove_ancestors(blocks, short_ids)  # type: ignore[no-any-return]
+            kept = self.files.without_ancestors(self._cid(b) for b in blocks)
+            entries = [self.files.entry(cid) for cid in kept]
+            return [bytearray(e.short_id if short_ids else e.long_id) for e in entries if e]
+
+        def load_latest_block_ids(self, *_args: Any, **_kwargs: Any) -> list[bytearray]:
+            # Asked for at the start, to find the leaves; stock takes the newest by their
+            # own dates, which misses leaves and lets a future date hide them.
+            entries = [self.files.entry(cid) for cid in self.files.leaves()]
+            return [bytearray(entry.long_id) for entry in entries if entry]
+
+        def get_genesis_block(self) -> bytearray:
+            if self._genesis_block_id is None:
+                entry = self.files.entry(self.blockchain_id)
+                self._genesis_block_id = bytearray(entry.long_id) if entry else None
+            return self._genesis_block_id  # type: ignore[return-value]
+
+        def save_block(self, block: Any) -> None:
+            data = bytes(block.file_data)
+            decoded = decode_block(data, str(block.ipfs_cid))
+            self.files.write_block(decoded, data)
+            self.files.admit(decoded)
+
+        def publish_new_block(self, _block: Any) -> None:
+            """Applications are told by `Chains.admitted`."""
+
+        def ensure_ipfs_pinned(self) -> None:
+            """Done by `_repin`, off the way of the start."""
+
+        def _repin(self) -> None:
+            try:
+                pins = client.files.list_pins()
+                for entry in self.files.in_order():
+                    if self._terminate:
+                        return
+                    if entry.cid not in pins:
+                        client.files.publish_bytes(entry.cid, self.files.read(entry.cid))
+            except WalyoffError as error:
+                _log.warning("chain %s: pinning failed: %s", self.blockchain_id, error)
+
+        @staticmethod
+        def _cid(block_id: Any) -> str:
+            return decode_id(bytes(block_id)).cid
+
+        # ------------------------------------------------------------- from outside
+
+        def listen_for_blocks(self) -> None:
+            self._handle = hub.subscribe(self.blockchain_id, self._announced)
+            threading.Thread(target=self._work, daemon=True, name="guard").start()
+
+        def _announced(self, sender: str, data: bytes) -> None:
+            # On the hub's thread: nothing but a queue.
+            if sender == self.ipfs_peer_id or len(data) > guard.MAX_ANNOUNCEMENT:
+                return
+            while True:
+                try:
+                    self._queue.put_nowait((sender, data))
+                    return
+                except queue.Full:
+                    self.refused.count("overrun")
+                    try:
+                        self._queue.get_nowait()
+                    except queue.Empty:
+                        continue
+
+        def _work(self) -> None:
+            while (item := self._queue.get()) is not None:
+                if self._terminate:
+                    return
+                try:
+                    self._handle_announcement(*item)
+                except WalyoffError as error:
+                    self.refused.count(getattr(error, "reason", type(error).__name__))
+                    _log.debug("chain %s: %s", self.blockchain_id, error)
+                except Exception:
+                    self.refused.count("error")
+                    _log.exception("chain %s: announcement failed", self.blockchain_id)
+
+        def _handle_announcement(self, sender: str, data: bytes) -> None:
+            announced = guard.decode_announcement(data)
+            admitted = 0
+            try:
+                # Stock code keeps quiet about its leaves when others have named them.
+                self.update_shared_leaf_blocks([text for text, _ in announced])
+                for _, wanted in announced:
+                    admitted += guard.fetch_branch(self, client.files, wanted, sender)
+            finally:
+                if admitted:
+                    chains.admitted(self.blockchain_id, self.files.top)
+
+        def terminate_networking(self) -> None:
+            if self._handle is not None:
+                self._handle.close()
+            try:
+                self._queue.put_nowait(None)
+            except queue.Full:
+                _log.debug("the guard ends at its next look")
+
+    return GuardedBlockchain
