@@ -1,1 +1,10 @@
-"""placeholder."""
+"""The device's durable store: SQLite, encrypted at rest, with one owner at a time."""
+
+from walyoff.stores.sqlite import (
+    SqliteChannelStore,
+    SqliteStore,
+    StoreStatistics,
+    open_store,
+)
+
+__all__ = ["SqliteChannelStore", "SqliteStore", "StoreStatistics", "open_store"]

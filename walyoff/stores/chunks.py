@@ -1,0 +1,181 @@
+"""Contents that are too large for the database: one encrypted file each.
+
+A file is named after its content key, which is fresh for each write, so a name is never
+used twice and a file never changes. Files exist before the transaction that refers to them
+commits; what a crash leaves without a reference is swept at the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from walyoff.abc import StoredContent
+from walyoff.errors import StoreError
+from walyoff.stores.home import (
+    FOLDER_MODE,
+    make_private_folder,
+    open_private,
+    sync_folder,
+    write_all,
+)
+from walyoff.stores.schema import connect
+from walyoff.stores.vault import (
+    SEGMENT,
+    TAG_SIZE,
+    Vault,
+    damaged,
+    decrypt_segments,
+    encrypt_segments,
+)
+
+CHUNKS_NAME = "chunks"
+_TEMPORARY = "tmp"
+#: Contents above this many bytes become files; SQLite is faster below about this size.
+MAX_INLINE = 64 * 1024
+#: One content, in bytes; larger things are the caller's to cut.
+MAX_CONTENT = 2**30
+_MAX_FILE = MAX_CONTENT + 256 + (MAX_CONTENT // SEGMENT + 2) * TAG_SIZE
+#: Two files are encrypted and synced at once; more would only wait for the same disk.
+_STAGERS = 2
+#: How long opening waits for the sweep, in seconds; a longer one goes on beside the work.
+_SWEEP_PATIENCE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A file that is on disk but for its folder's sync: its name and its wrapped key."""
+
+    name: bytes
+    wrapped: bytes
+
+
+class ChunkFiles:
+    """The files under HOME/chunks. Methods may be called from any thread."""
+
+    def __init__(self, home: Path, vault: Vault) -> None:
+        """Raises StoreError if the folder cannot be made."""
+        self._root = home / CHUNKS_NAME
+        self._vault = vault
+        make_private_folder(self._root)
+        make_private_folder(self._root / _TEMPORARY)
+        self._pool = ThreadPoolExecutor(_STAGERS, "walyoff-chunks")
+        # Names that are written now, and not yet committed: the sweep leaves them alone.
+        self._in_flight: set[str] = set()
+        self._stop = threading.Event()
+        self._sweeper: threading.Thread | None = None
+
+    def stage(self, content: StoredContent, place: bytes) -> Future[Staged]:
+        """Begin to write a file. It must be given to `commit` or `discard` afterwards."""
+        return self._pool.submit(self._stage, content, place)
+
+    def _stage(self, content: StoredContent, place: bytes) -> Staged:
+        key, wrapped = self._vault.new_key(place)
+        staged = Staged(self._vault.file_name(key), wrapped)
+        name = staged.name.hex()
+        self._in_flight.add(name)
+        temporary, path = self._root / _TEMPORARY / name, self._path(staged.name)
+        try:
+            descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                for piece in encrypt_segments(key, content, place):
+                    write_all(descriptor, piece)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            with suppress(FileExistsError):
+                path.parent.mkdir(mode=FOLDER_MODE)
+                sync_folder(self._root)
+            temporary.rename(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            self._in_flight.discard(name)
+            raise
+        return staged
+
+    def sync(self, names: Iterable[bytes]) -> None:
+        """Make the names of staged files survive a power loss. Raises OSError."""
+        for folder in {self._path(name).parent for name in names}:
+            sync_folder(folder)
+
+    def committed(self, staged: Staged) -> None:
+        """A transaction refers to the file now."""
+        self._in_flight.discard(staged.name.hex())
+
+    def discard(self, staged: Staged) -> None:
+        """No transaction will ever refer to the file."""
+        with suppress(OSError):
+            self._path(staged.name).unlink(missing_ok=True)
+        self._in_flight.discard(staged.name.hex())
+
+    def read(self, wrapped: bytes, place: bytes, record_id: bytes) -> StoredContent:
+        """The content of a file. Raises StoreError that names the record."""
+        key = self._vault.open_key(wrapped, place, record_id)
+        try:
+            descriptor = open_private(self._path(self._vault.file_name(key)), os.O_RDONLY)
+            with os.fdopen(descriptor, "rb") as file:
+                if os.fstat(descriptor).st_size > _MAX_FILE:
+                    raise damaged(record_id)
+                sealed = file.read(_MAX_FILE)
+        except FileNotFoundError:
+            raise StoreError(f"the content of record {record_id[:8].hex()} is lost") from None
+        return decrypt_segments(key, memoryview(sealed), place, record_id)
+
+    def sweep(self, database: Path) -> None:
+        """Remove what no transaction refers to; returns when done or after a moment."""
+        self._sweeper = threading.Thread(
+            target=self._sweep, args=(database,), name="walyoff-sweep", daemon=True
+        )
+        self._sweeper.start()
+        self._sweeper.join(_SWEEP_PATIENCE)
+
+    def _sweep(self, database: Path) -> None:
+        # Not being able to sweep now is no reason to fail: the next start tries again.
+        with suppress(OSError, sqlite3.Error), closing(connect(database)) as connection:
+            for folder in sorted(os.listdir(self._root)):
+                listed = {
+                    entry.name: entry.path
+                    for entry in os.scandir(self._root / folder)
+                    if entry.is_file(follow_symlinks=False)
+                }
+                prefix = "" if folder == _TEMPORARY else folder
+                # In this order: what left the set since has been committed, so it shows in
+                # a query that begins after.
+                keep = set(self._in_flight)
+                if prefix:
+                    keep |= self._referred(connection, prefix)
+                for name in listed.keys() - {known[len(prefix) :] for known in keep}:
+                    os.unlink(listed[name])
+                if self._stop.is_set():
+                    return
+                # The sweep is never urgent; the event loop's thread is.
+                time.sleep(0)
+
+    @staticmethod
+    def _referred(connection: sqlite3.Connection, prefix: str) -> set[str]:
+        try:
+            low = bytes.fromhex(prefix)
+        except ValueError:
+            return set()
+        high = low + b"\xff" * 64
+        query = "SELECT file FROM contents WHERE file >= ? AND file <= ?"
+        return {bytes(row[0]).hex() for row in connection.execute(query, (low, high))}
+
+    def close(self) -> None:
+        """Wait for what was begun. Idempotent."""
+        self._stop.set()
+        self._pool.shutdown()
+        if self._sweeper is not None:
+            self._sweeper.join()
+
+    def _path(self, name: bytes) -> Path:
+        text = name.hex()
+        return self._root / text[:2] / text[2:]

@@ -1,0 +1,127 @@
+"""HOME/store.key: the one secret that all others in the home hang on.
+
+Layout: `WOFK`, version (1 byte), kind (1 byte), then
+  kind 0, plain:       the 32-byte store key
+  kind 1, passphrase:  opslimit and memlimit (4 bytes each, big-endian), Argon2id salt (16),
+                       nonce (12), and the store key under AES-256-GCM with everything
+                       before it as associated data.
+The file is written once and never changed, so there is no moment without a whole one.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from nacl import pwhash
+
+from walyoff.errors import StoreError
+from walyoff.stores.home import open_private, sync_folder, write_all
+
+KEY_NAME = "store.key"
+KEY_SIZE = 32
+MAX_PASSPHRASE = 1024
+_MAGIC = b"WOFK\x01"
+_PLAIN, _PASSPHRASE = b"\x00", b"\x01"
+_PARAMETERS = struct.Struct(">II16s")
+_NONCE_SIZE = 12
+_TAG_SIZE = 16
+_PLAIN_SIZE = len(_MAGIC) + 1 + KEY_SIZE
+_WRAPPED_AT = len(_MAGIC) + 1 + _PARAMETERS.size
+_WRAPPED_SIZE = _WRAPPED_AT + _NONCE_SIZE + KEY_SIZE + _TAG_SIZE
+# The file may come from anywhere: it must not be able to ask for hours or for all memory.
+_MAX_OPSLIMIT = 16
+_MAX_MEMLIMIT = 2**30
+
+
+def load_or_create(home: Path, passphrase: str | None, *, may_create: bool) -> bytes:
+    """The store key of a home, made on first use (only under the home's lock).
+
+    With a passphrase this takes about a second and 256 MiB, on purpose.
+
+    Raises:
+        StoreError: the file is missing although the store exists, is damaged or unreadable,
+            or the passphrase is wrong, missing or not wanted.
+    """
+    path = home / KEY_NAME
+    if passphrase is not None and not 0 < len(passphrase.encode()) <= MAX_PASSPHRASE:
+        raise StoreError(f"a passphrase has 1 to {MAX_PASSPHRASE} bytes")
+    try:
+        descriptor = open_private(path, os.O_RDONLY)
+    except FileNotFoundError:
+        if not may_create:
+            # A new key would make everything in the store look damaged for ever.
+            raise StoreError(f"{path} is missing: the store cannot be read") from None
+        return _create(path, passphrase)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        data = os.read(descriptor, _WRAPPED_SIZE + 1)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    return _parse(path, data, passphrase)
+
+
+def _parse(path: Path, data: bytes, passphrase: str | None) -> bytes:
+    kind = data[len(_MAGIC) : len(_MAGIC) + 1]
+    if data.startswith(_MAGIC) and kind == _PLAIN and len(data) == _PLAIN_SIZE:
+        if passphrase is not None:
+            raise StoreError(f"{path.parent} is not protected by a passphrase")
+        return data[-KEY_SIZE:]
+    if data.startswith(_MAGIC) and kind == _PASSPHRASE and len(data) == _WRAPPED_SIZE:
+        if passphrase is None:
+            raise StoreError(f"{path.parent} is protected by a passphrase: give it")
+        head, wrapped = data[:_WRAPPED_AT], data[_WRAPPED_AT:]
+        opslimit, memlimit, salt = _PARAMETERS.unpack_from(data, len(_MAGIC) + 1)
+        if opslimit > _MAX_OPSLIMIT or memlimit > _MAX_MEMLIMIT:
+            raise StoreError(f"{path} is damaged")
+        try:
+            return _stretch(passphrase, salt, opslimit, memlimit).decrypt(
+                wrapped[:_NONCE_SIZE], wrapped[_NONCE_SIZE:], head
+            )
+        except InvalidTag:
+            raise StoreError(f"wrong passphrase for {path.parent}") from None
+    raise StoreError(f"{path} is damaged, or of a newer version")
+
+
+def _stretch(passphrase: str, salt: bytes, opslimit: int, memlimit: int) -> AESGCM:
+    try:
+        key = pwhash.argon2id.kdf(
+            KEY_SIZE, passphrase.encode(), salt, opslimit=opslimit, memlimit=memlimit
+        )
+    except Exception as error:
+        # PyNaCl raises ValueError, RuntimeError and MemoryError kinds for bad limits.
+        raise StoreError("the passphrase cannot be stretched here") from error
+    return AESGCM(key)
+
+
+def _create(path: Path, passphrase: str | None) -> bytes:
+    key = os.urandom(KEY_SIZE)
+    if passphrase is None:
+        data = _MAGIC + _PLAIN + key
+    else:
+        ops, mem = pwhash.argon2id.OPSLIMIT_MODERATE, pwhash.argon2id.MEMLIMIT_MODERATE
+        salt, nonce = os.urandom(pwhash.argon2id.SALTBYTES), os.urandom(_NONCE_SIZE)
+        head = _MAGIC + _PASSPHRASE + _PARAMETERS.pack(ops, mem, salt)
+        wrapped = _stretch(passphrase, salt, ops, mem).encrypt(nonce, key, head)
+        data = head + nonce + wrapped
+    temporary = path.with_suffix(".tmp")
+    try:
+        # A kill in an earlier start may have left one; the lock makes it ours.
+        temporary.unlink(missing_ok=True)
+        descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}") from error
+    return key

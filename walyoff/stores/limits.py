@@ -1,0 +1,122 @@
+"""What a call on the store may ask for, checked before anything is queued.
+
+A call that breaks a limit is the caller's bug and changes nothing; no text repeats a value,
+because values are secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from walyoff.abc import NewBatch, StoredContent
+from walyoff.errors import LocalProtocolError, PayloadTooLargeError
+from walyoff.stores.chunks import MAX_CONTENT
+from walyoff.stores.places import HASH_SIZE, MAX_INTEGER
+from walyoff.stores.vault import MAX_SALT
+
+#: DIDs, channel ids, cursor names, block names and setting keys, in UTF-8 bytes.
+MAX_NAME = 4096
+#: One batch's body, setting value or signature, in bytes: 64 of them fit one answer.
+MAX_VALUE = 8 * 2**20
+#: Records of one batch: their hashes are read whenever one of them is.
+MAX_RECORDS = 16_384
+#: Entries of one page or list.
+MAX_LIMIT = 2**31 - 1
+
+
+def check_name(name: str, what: str) -> None:
+    """Raises LocalProtocolError unless it is a text of 1 to MAX_NAME bytes."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise LocalProtocolError(f"{what} is not valid Unicode") from None
+    if not size:
+        raise LocalProtocolError(f"{what} is empty")
+    _check_size(size, MAX_NAME, what)
+
+
+def check_hash(value: bytes, what: str) -> None:
+    """Raises LocalProtocolError unless it has 32 bytes."""
+    if len(value) != HASH_SIZE:
+        raise LocalProtocolError(f"{what} of {len(value)} bytes is no hash of {HASH_SIZE}")
+
+
+def check_number(value: int, what: str) -> None:
+    """Raises LocalProtocolError unless it is from 0 to 2**63 - 1."""
+    if not 0 <= value <= MAX_INTEGER:
+        raise LocalProtocolError(f"{what} is not from 0 to {MAX_INTEGER}")
+
+
+def check_limit(value: int) -> None:
+    """Raises LocalProtocolError unless it is from 0 to MAX_LIMIT."""
+    if not 0 <= value <= MAX_LIMIT:
+        raise LocalProtocolError(f"a limit of {value} is not from 0 to {MAX_LIMIT}")
+
+
+def check_settings(values: Mapping[str, bytes | None]) -> None:
+    """Check the arguments of `Store.put`."""
+    for key, value in values.items():
+        check_name(key, "setting key")
+        if value is not None:
+            _check_size(len(value), MAX_VALUE, "setting value")
+
+
+def check_write(
+    batches: Sequence[NewBatch],
+    contents: Sequence[tuple[bytes, StoredContent]],
+    deliver: Sequence[bytes],
+    signatures: Sequence[tuple[bytes, bytes]],
+    anchors: Sequence[tuple[bytes, str]],
+) -> int:
+    """Check the arguments of `ChannelStore.write`; returns about how many bytes they are."""
+    total = 0
+    for batch in batches:
+        total += _check_batch(batch)
+    for record_id, content in contents:
+        check_hash(record_id, "record hash")
+        total += _check_content(content)
+    for record_id in deliver:
+        check_hash(record_id, "record hash")
+    for batch_id, signature in signatures:
+        check_hash(batch_id, "batch hash")
+        _check_size(len(signature), MAX_VALUE, "signature")
+        total += len(signature)
+    for batch_id, anchor in anchors:
+        check_hash(batch_id, "batch hash")
+        check_name(anchor, "block name")
+    return total
+
+
+def _check_batch(batch: NewBatch) -> int:
+    check_name(batch.author, "author")
+    check_hash(batch.batch_id, "batch hash")
+    count = len(batch.record_ids)
+    if not 1 <= count <= MAX_RECORDS:
+        raise LocalProtocolError(f"a batch of {count} records is not of 1 to {MAX_RECORDS}")
+    if len(batch.contents) != count:
+        raise LocalProtocolError(f"{len(batch.contents)} contents for {count} records")
+    if batch.first_seq < 1 or batch.first_seq + count - 1 > MAX_INTEGER:
+        raise LocalProtocolError("sequence numbers are from 1 to 2**63 - 1")
+    _check_size(len(batch.body), MAX_VALUE, "batch body")
+    if batch.signature is not None:
+        _check_size(len(batch.signature), MAX_VALUE, "signature")
+    if batch.anchor is not None:
+        check_name(batch.anchor, "block name")
+    total = len(batch.body) + count * HASH_SIZE
+    for record_id in batch.record_ids:
+        check_hash(record_id, "record hash")
+    for content in batch.contents:
+        if content is not None:
+            total += _check_content(content)
+    return total
+
+
+def _check_content(content: StoredContent) -> int:
+    _check_size(len(content.salt), MAX_SALT, "salt")
+    _check_size(len(content.data), MAX_CONTENT, "content")
+    return len(content.data)
+
+
+def _check_size(size: int, limit: int, what: str) -> None:
+    if size > limit:
+        raise PayloadTooLargeError(size, limit, what)

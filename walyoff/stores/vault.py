@@ -1,0 +1,161 @@
+"""What the store's bytes mean: sealed values, wrapped keys and keyed names.
+
+Everything that is searched for is found by a keyed hash, everything that is read back is
+sealed with AES-256-GCM, and associated data binds each sealed value to its place, so that
+values cannot be swapped. One subkey per purpose is derived from the store key.
+
+Random 96-bit nonces under one key are safe for 2**32 uses (NIST SP 800-38D, 8.3), which is
+four billion records on one device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from walyoff.abc import StoredContent
+from walyoff.errors import StoreError
+
+#: 128 bits: without the key nobody can look for collisions, and with it nobody needs to.
+REF_SIZE = 16
+FILE_NAME_SIZE = 32
+CONTENT_KEY_SIZE = 32
+NONCE_SIZE = 12
+TAG_SIZE = 16
+#: A content key as it is stored: nonce, key, tag.
+WRAPPED_SIZE = NONCE_SIZE + CONTENT_KEY_SIZE + TAG_SIZE
+MAX_SALT = 255
+#: A content is encrypted in segments, so that a large one is not held twice in memory.
+SEGMENT = 2**20
+
+_CONTEXT = "walyoff store 2025 "
+#: The nonce of a content that is one segment. Its key is used for nothing else.
+_ONLY_SEGMENT = bytes(NONCE_SIZE - 1) + b"\x01"
+
+
+class Vault:
+    """The keys of one store. Safe to use from many threads; never prints a secret."""
+
+    __slots__ = ("_file_key", "_ref_key", "_seal", "_wrap")
+
+    def __init__(self, store_key: bytes) -> None:
+        def derive(purpose: str) -> bytes:
+            return blake3.blake3(store_key, derive_key_context=_CONTEXT + purpose).digest()
+
+        self._wrap = AESGCM(derive("content keys"))
+        self._seal = AESGCM(derive("values"))
+        self._ref_key = derive("lookups")
+        self._file_key = derive("file names")
+
+    def __repr__(self) -> str:
+        return "<Vault>"
+
+    def ref(self, kind: bytes, place: bytes, name: bytes) -> bytes:
+        """The keyed name of something: kind and place keep equal names apart.
+
+        Kinds are of one byte and places of no or REF_SIZE bytes, and no kind has both.
+        """
+        return blake3.blake3(kind + place + name, key=self._ref_key).digest(REF_SIZE)
+
+    def refs(self, kind: bytes, place: bytes, names: Iterable[bytes]) -> list[bytes]:
+        """`ref` of many names."""
+        key, prefix, hasher = self._ref_key, kind + place, blake3.blake3
+        return [hasher(prefix + name, key=key).digest(REF_SIZE) for name in names]
+
+    def seal(self, value: bytes, place: bytes) -> bytes:
+        """Encrypt a value that can be read back at this place only."""
+        nonce = os.urandom(NONCE_SIZE)
+        return nonce + self._seal.encrypt(nonce, value, place)
+
+    def unseal(self, sealed: bytes, place: bytes, what: str) -> bytes:
+        """The inverse of `seal`. Raises StoreError that names `what` if it was altered."""
+        try:
+            return self._seal.decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], place)
+        except (InvalidTag, ValueError, TypeError):
+            raise StoreError(f"{what} is damaged") from None
+
+    def file_name(self, key: bytes) -> bytes:
+        """The name of the file of the content with this key."""
+        return blake3.blake3(key, key=self._file_key).digest(FILE_NAME_SIZE)
+
+    def new_key(self, place: bytes) -> tuple[bytes, bytes]:
+        """A fresh content key, and the same wrapped for this place."""
+        random = os.urandom(CONTENT_KEY_SIZE + NONCE_SIZE)
+        key, nonce = random[:CONTENT_KEY_SIZE], random[CONTENT_KEY_SIZE:]
+        return key, nonce + self._wrap.encrypt(nonce, key, place)
+
+    def open_key(self, wrapped: bytes, place: bytes, record_id: bytes) -> bytes:
+        """The inverse of `new_key`. Raises StoreError that names the record."""
+        try:
+            return self._wrap.decrypt(wrapped[:NONCE_SIZE], wrapped[NONCE_SIZE:], place)
+        except (InvalidTag, ValueError, TypeError):
+            raise damaged(record_id) from None
+
+    def encrypt_content(self, content: StoredContent, place: bytes) -> tuple[bytes, bytes]:
+        """A small content as (wrapped key, ciphertext)."""
+        key, wrapped = self.new_key(place)
+        plain = bytes((len(content.salt),)) + content.salt + content.data
+        return wrapped, AESGCM(key).encrypt(_ONLY_SEGMENT, plain, place)
+
+    def decrypt_content(
+        self, wrapped: bytes, sealed: bytes, place: bytes, record_id: bytes
+    ) -> StoredContent:
+        """The inverse of `encrypt_content`. Raises StoreError that names the record."""
+        key = self.open_key(wrapped, place, record_id)
+        try:
+            plain = AESGCM(key).decrypt(_ONLY_SEGMENT, sealed, place)
+        except (InvalidTag, ValueError, TypeError):
+            raise damaged(record_id) from None
+        return split_content(plain, record_id)
+
+
+def damaged(record_id: bytes) -> StoreError:
+    """The error for a content that does not authenticate."""
+    return StoreError(f"the content of record {record_id[:8].hex()} is damaged")
+
+
+def split_content(plain: bytes | bytearray, record_id: bytes) -> StoredContent:
+    """Salt and data of a decrypted content."""
+    if not plain or len(plain) < 1 + plain[0]:
+        raise damaged(record_id)
+    at = 1 + plain[0]
+    return StoredContent(salt=bytes(plain[1:at]), data=bytes(memoryview(plain)[at:]))
+
+
+def _nonce(index: int, last: bool) -> bytes:
+    # The STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizar 2015): counter and an end
+    # mark, so that segments cannot be dropped, reordered or cut off.
+    return index.to_bytes(NONCE_SIZE - 1, "big") + (b"\x01" if last else b"\x00")
+
+
+def encrypt_segments(key: bytes, content: StoredContent, place: bytes) -> Iterator[bytes]:
+    """The ciphertext of a content of any size, piece by piece."""
+    aead = AESGCM(key)
+    head = bytes((len(content.salt),)) + content.salt
+    data = memoryview(content.data)
+    first = SEGMENT - len(head)
+    starts = range(first, len(data), SEGMENT)
+    yield aead.encrypt(_nonce(0, not starts), head + bytes(data[:first]), place)
+    for index, start in enumerate(starts, 1):
+        last = index == len(starts)
+        yield aead.encrypt(_nonce(index, last), data[start : start + SEGMENT], place)
+
+
+def decrypt_segments(
+    key: bytes, sealed: memoryview, place: bytes, record_id: bytes
+) -> StoredContent:
+    """The inverse of `encrypt_segments`. Raises StoreError that names the record."""
+    aead = AESGCM(key)
+    step = SEGMENT + TAG_SIZE
+    plain = bytearray()
+    try:
+        for index, start in enumerate(range(0, len(sealed), step)):
+            last = start + step >= len(sealed)
+            plain += aead.decrypt(_nonce(index, last), sealed[start : start + step], place)
+    except (InvalidTag, ValueError):
+        raise damaged(record_id) from None
+    return split_content(plain, record_id)
