@@ -154,7 +154,7 @@ def _decode_body(body: bytes) -> Certificate:
     # `unpack` accepts canonical bytes alone, so this holds unless the two ever disagree;
     # an id that is not the hash of what was signed would be worse than an error.
     if certificate.body() != body:
-        raise RemoteProtocolError("certificate is not in canonical form", reason="not-canonical")
+        raise RemoteProtocolError("certificate is not canonical", reason="not-canonical")
     return certificate
 
 
