@@ -1,1 +1,1 @@
-"""placeholder."""
+"""The transports that come with walyoff, each found by its entry point."""

@@ -30,7 +30,8 @@ from walyoff.errors import (
     PayloadTooLargeError,
     WalyoffError,
 )
-from walyoff.walytis.fanout import Fanout
+from walyoff.fanout import Fanout
+from walyoff.tasks import background_tasks
 from walyoff.walytis.link import (
     GOODBYE_TIME,
     CallFailedError,
@@ -400,22 +401,14 @@ async def open_child(home: Path) -> AsyncIterator[Child]:
         ChildError: it could not be started; `HOME/child/child.log` says why.
     """
     child = Child(home)
-    try:
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(child._supervise)
-            try:
-                yield child
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await child._close()
-                # What remains is the wait for the process, which is shielded and bounded.
-                tasks.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        # The task group is ours, so its wrapping of the caller's error is not for him.
-        _, errors = group.split(anyio.get_cancelled_exc_class())
-        if errors is not None and len(errors.exceptions) == 1:
-            raise errors.exceptions[0] from errors.exceptions[0].__cause__
-        raise
+    async with background_tasks() as tasks:
+        await tasks.start(child._supervise)
+        try:
+            yield child
+        finally:
+            # What remains after it is the wait for the process, shielded and bounded too.
+            with anyio.CancelScope(shield=True):
+                await child._close()
 
 
 __all__ = ["CallFailedError", "Child", "check_socket_path", "open_child"]

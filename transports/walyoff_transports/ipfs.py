@@ -1,0 +1,303 @@
+"""The IPFS transport: streams and broadcasts of the embedded Kubo node.
+
+Streams are libp2p streams that Kubo mounts on Unix sockets: this module listens on one, and
+opens the others. Kubo does not say who is at the far end, which is no loss, since the
+session above finds that out by itself. It depends on `walyoff.abc.IpfsNode` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from anyio.abc import ByteStream, ObjectReceiveStream, SocketListener, TaskGroup, TaskStatus
+from anyio.streams.memory import MemoryObjectSendStream
+
+from walyoff.abc import Broadcast, IpfsNode, Transport, TransportHost
+from walyoff.errors import LocalProtocolError, PayloadTooLargeError, TransportError
+from walyoff.tasks import background_tasks
+from walyoff_transports.gossip import MAX_PAYLOAD
+from walyoff_transports.topic import Topic
+
+_log = logging.getLogger(__name__)
+
+NAME = "ipfs"
+PROTOCOL = "/x/walyoff/1"
+TOPIC_PREFIX = "walyoff/1/"
+#: Characters of a topic, without the prefix.
+MAX_TOPIC = 256
+#: Seconds for `connect`, all in all.
+CONNECT_TIME = 10.0
+#: Forwards to peers that are kept; one that is closed leaves its streams alive.
+MAX_FORWARDS = 64
+#: With the default of 100, Kubo's bursts of connections were refused.
+BACKLOG = 1_024
+#: Streams that wait to be accepted; more are closed at once.
+MAX_WAITING = 128
+#: Topics that are kept open although nobody uses them at the moment.
+MAX_IDLE_TOPICS = 64
+#: `sun_path` without its NUL, in bytes.
+MAX_SOCKET_PATH = 107
+#: As `walyoff.abc.Transport.addresses` promises.
+MAX_ADDRESSES, MAX_ADDRESS = 16, 256
+
+_ADDRESS = re.compile(r"ipfs:((?:/[A-Za-z0-9.:_\-]+)+/p2p/([A-Za-z0-9]{20,100}))")
+
+
+def parse_address(address: str) -> tuple[str, str]:
+    """The (multiaddr, peer id) of an address. Raises LocalProtocolError."""
+    found = _ADDRESS.fullmatch(address) if len(address) <= MAX_ADDRESS else None
+    if found is None:
+        raise LocalProtocolError("the address is not an ipfs: multiaddr with a peer id")
+    return found.group(1), found.group(2)
+
+
+class IpfsTransport:
+    """`walyoff.abc.Transport` on an `IpfsNode`; made by `open_transport`."""
+
+    def __init__(self, ipfs: IpfsNode, run_dir: Path, tasks: TaskGroup) -> None:
+        self._ipfs = ipfs
+        self._run_dir = run_dir
+        self._tasks = tasks
+        self._listening = False
+        self._forwards: OrderedDict[str, str] = OrderedDict()
+        self._forward_lock = anyio.Lock()
+        self._topics: dict[str, Topic] = {}
+        self._topic_lock = anyio.Lock()
+
+    def __repr__(self) -> str:
+        state = "listening" if self._listening else "not listening"
+        return (
+            f"<IpfsTransport {self._ipfs.peer_id} [{state} | {len(self._forwards)} forwards, "
+            f"{len(self._topics)} topics]>"
+        )
+
+    @property
+    def name(self) -> str:
+        """ "ipfs"."""
+        return NAME
+
+    @property
+    def max_broadcast(self) -> int:
+        """The largest broadcast payload, in bytes."""
+        return MAX_PAYLOAD
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """`ipfs:MULTIADDR/p2p/PEER_ID` for each address of the node, at most 16."""
+        found = [f"{NAME}:{address}" for address in self._ipfs.addresses]
+        return [a for a in found if len(a) <= MAX_ADDRESS and a.isascii()][:MAX_ADDRESSES]
+
+    # --------------------------------------------------------------------- streams
+
+    async def connect(self, address: str) -> ByteStream:
+        """Open a stream to the device at an address, within 10 seconds.
+
+        A device that does not listen shows at the first `receive` only.
+
+        Raises:
+            LocalProtocolError: the address is not one of this transport's, or the run
+                folder's path is too long for sockets.
+            TransportError: nobody could be reached there.
+        """
+        multiaddr, peer_id = parse_address(address)
+        try:
+            with anyio.fail_after(CONNECT_TIME):
+                # Cheap when it is connected. When it is not, the stream would fail: Kubo
+                # dials a peer that was away only after a back-off of some seconds.
+                await self._ipfs.connect(multiaddr)
+                path = await self._forward(peer_id)
+                return await anyio.connect_unix(path)
+        except TimeoutError as error:
+            raise TransportError(f"no connection within {CONNECT_TIME:g} s") from error
+        except OSError as error:
+            # The child is being replaced, or the forward went with it.
+            raise TransportError(f"the stream could not be opened: {error}") from error
+
+    async def _forward(self, peer_id: str) -> str:
+        """The socket that leads to a peer."""
+        async with self._forward_lock:
+            if path := self._forwards.get(peer_id):
+                self._forwards.move_to_end(peer_id)
+                return path
+            while len(self._forwards) >= MAX_FORWARDS:
+                oldest, _ = self._forwards.popitem(last=False)
+                await self._ipfs.close_streams(PROTOCOL, peer_id=oldest)
+            digest = hashlib.blake2b(peer_id.encode(), digest_size=8).hexdigest()
+            path = self._socket_path(f"f{digest}")
+            await self._ipfs.forward_streams(PROTOCOL, peer_id, path)
+            self._forwards[peer_id] = path
+            return path
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[ObjectReceiveStream[ByteStream]]:
+        """Accept streams while the context is open; at most 128 wait, more are refused.
+
+        Raises:
+            TransportError: this transport listens already, or the node is not there.
+            LocalProtocolError: the run folder's path is too long for sockets.
+        """
+        if self._listening:
+            raise TransportError("this transport is listening already")
+        path = self._socket_path("listen")
+        self._listening = True
+        try:
+            async with await self._bind(path) as listener:
+                try:
+                    await self._ipfs.listen_streams(PROTOCOL, path)
+                    async with self._accepted(listener) as streams:
+                        yield streams
+                finally:
+                    with anyio.CancelScope(shield=True), contextlib.suppress(TransportError):
+                        await self._ipfs.close_streams(PROTOCOL)
+        finally:
+            self._listening = False
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    async def _bind(self, path: str) -> SocketListener:
+        try:
+            return await anyio.create_unix_listener(path, mode=0o600, backlog=BACKLOG)
+        except OSError as error:
+            raise TransportError(f"no listening socket could be made: {error}") from error
+
+    @asynccontextmanager
+    async def _accepted(
+        self, listener: SocketListener
+    ) -> AsyncIterator[ObjectReceiveStream[ByteStream]]:
+        send, receive = anyio.create_memory_object_stream[ByteStream](MAX_WAITING)
+        scope = anyio.CancelScope()
+
+        async def accept() -> None:
+            with scope, send:
+                await _accept(listener, send)
+
+        with receive:
+            self._tasks.start_soon(accept)
+            try:
+                yield receive
+            finally:
+                scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    while True:
+                        try:
+                            stream = receive.receive_nowait()
+                        except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+                            break
+                        await anyio.aclose_forcefully(stream)
+
+    def _socket_path(self, name: str) -> str:
+        path = str(self._run_dir / name)
+        size = len(os.fsencode(path))
+        if size > MAX_SOCKET_PATH:
+            raise LocalProtocolError(
+                f"the run folder's path is too long: sockets have at most {MAX_SOCKET_PATH} "
+                f"bytes, this one {size}"
+            )
+        return path
+
+    # ------------------------------------------------------------------ broadcasts
+
+    async def broadcast(self, topic: str, payload: bytes) -> None:
+        """Publish, and repeat in the background what peers did not acknowledge.
+
+        Waits while 16 messages on the topic are in flight: that is the back-pressure.
+
+        Raises:
+            PayloadTooLargeError: it is larger than `max_broadcast`.
+            LocalProtocolError: the topic is empty or too long.
+            TransportError: it could not be handed on.
+        """
+        if len(payload) > MAX_PAYLOAD:
+            raise PayloadTooLargeError(len(payload), MAX_PAYLOAD, "broadcast")
+        async with self._use(topic) as opened:
+            await opened.send(bytes(payload))
+
+    @asynccontextmanager
+    async def subscribe(self, topic: str) -> AsyncIterator[ObjectReceiveStream[Broadcast]]:
+        """Receive other devices' broadcasts; a slow consumer loses the oldest of 256.
+
+        Raises:
+            LocalProtocolError: the topic is empty or too long.
+            TransportError: the subscription could not be made.
+        """
+        async with self._use(topic) as opened, opened.fanout.subscribe("") as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def _use(self, name: str) -> AsyncIterator[Topic]:
+        if not 0 < len(name) <= MAX_TOPIC or "\0" in name:
+            raise LocalProtocolError(f"a topic has 1 to {MAX_TOPIC} characters and no NUL")
+        async with self._topic_lock:
+            topic = self._topics.get(name)
+            if topic is None or topic.closed:
+                self._leave_idle_topics()
+                topic = Topic(self._ipfs, TOPIC_PREFIX + name)
+                await self._tasks.start(self._run_topic, topic)
+                self._topics[name] = topic
+            topic.users += 1
+        try:
+            yield topic
+        finally:
+            topic.release()
+
+    async def _run_topic(self, topic: Topic, *, task_status: TaskStatus[None]) -> None:
+        try:
+            await topic.run(task_status=task_status)
+        except TransportError as error:
+            if not topic.started:
+                raise
+            _log.info("a topic ended: %s", error)
+        finally:
+            for name, known in list(self._topics.items()):
+                if known is topic:
+                    del self._topics[name]
+
+    def _leave_idle_topics(self) -> None:
+        idle = [topic for topic in self._topics.values() if topic.users == 0]
+        idle.sort(key=lambda topic: topic.last_used)
+        for topic in idle[: max(0, len(idle) - MAX_IDLE_TOPICS + 1)]:
+            topic.close()
+
+    async def _release(self) -> None:
+        for peer_id in list(self._forwards):
+            with contextlib.suppress(TransportError):
+                await self._ipfs.close_streams(PROTOCOL, peer_id=peer_id)
+        self._forwards.clear()
+
+
+async def _accept(listener: SocketListener, send: MemoryObjectSendStream[ByteStream]) -> None:
+    while True:
+        try:
+            stream = await listener.accept()
+        except anyio.ClosedResourceError:
+            return
+        except OSError as error:
+            # Out of file descriptors, most likely: others may give some back.
+            _log.warning("a stream could not be accepted: %s", error)
+            await anyio.sleep(0.1)
+            continue
+        try:
+            send.send_nowait(stream)
+        except (anyio.WouldBlock, anyio.BrokenResourceError):
+            await anyio.aclose_forcefully(stream)
+
+
+@asynccontextmanager
+async def open_transport(host: TransportHost) -> AsyncIterator[Transport]:
+    """The `ipfs` entry point of `walyoff.transports`."""
+    async with background_tasks() as tasks:
+        transport = IpfsTransport(host.ipfs, host.run_dir, tasks)
+        try:
+            yield transport
+        finally:
+            with anyio.CancelScope(shield=True):
+                await transport._release()
