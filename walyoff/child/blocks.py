@@ -85,6 +85,7 @@ def decode_block(data: bytes, cid: str | None = None) -> BlockFile:
     if not 0 < len(content) <= MAX_CONTENT:
         raise RemoteProtocolError("block content is empty or too large", reason="content-size")
     meta, has_parents, parents_part = head.partition(b"\0" * 4)
+    parents = tuple(parents_part.split(b"\0\0\0")) if has_parents else ()
     fields = meta.split(b"\0\0")
     if len(fields) != _FIELDS_IN_FILE or not all(fields):
         raise RemoteProtocolError("block header has the wrong number of fields")
@@ -101,32 +102,17 @@ def decode_block(data: bytes, cid: str | None = None) -> BlockFile:
         pdigest,
     ) = fields
     _check_version(version)
-    if not 0 < len(creator) <= MAX_CREATOR:
-        raise RemoteProtocolError("block creator has the wrong size")
+    if not 0 < len(creator) <= MAX_CREATOR or b"\0" in creator:
+        raise RemoteProtocolError("block creator has the wrong form")
     created = _decode_time(time)
     topics = _decode_topics(topics_part)
-    parents = tuple(parents_part.split(b"\0\0\0")) if has_parents else ()
-    if len(parents) > MAX_PARENTS:
-        raise RemoteProtocolError(
-            f"block with {len(parents)} parents", reason="too-many-parents"
-        )
     if length != _base255(len(content)) or count != _base255(len(parents)):
         raise RemoteProtocolError("block lengths do not match")
-    if list(parents) != sorted(parents):
-        raise RemoteProtocolError("block parents are not sorted")
-    parent_ids = [decode_id(parent) for parent in parents]
-    if any(parent.parents is not None for parent in parent_ids):
-        raise RemoteProtocolError("block parent is not a short id")
     if algorithm != _HASH or palgorithm != _HASH:
         raise RemoteProtocolError("block with an unknown hash", reason="unknown-hash")
     if digest != _hash_field(hashlib.sha512(content).digest()):
         raise RemoteProtocolError("block content hash does not match", reason="bad-hash")
-    if parents:
-        joined = b"".join(_from_hash_field(parent.parents_hash) for parent in parent_ids)
-        if pdigest != _hash_field(hashlib.sha512(joined).digest()):
-            raise RemoteProtocolError("block parents hash does not match", reason="bad-hash")
-    else:
-        _check_hash_field(pdigest)
+    parent_cids = _decode_parents(parents, pdigest)
     real = cid_of(data)
     if cid is not None and cid != real:
         raise RemoteProtocolError("block file is not the block it was given for", reason="cid")
@@ -138,10 +124,30 @@ def decode_block(data: bytes, cid: str | None = None) -> BlockFile:
         created=created,
         topics=topics,
         content=content,
-        parents=tuple(parent.cid for parent in parent_ids),
+        parents=parent_cids,
         short_id=short,
         long_id=short + b"\0" * 4 + b"\0\0\0".join(parents),
     )
+
+
+def _decode_parents(parents: tuple[bytes, ...], parents_hash: bytes) -> tuple[str, ...]:
+    """The CIDs of a block's parents, whose hashes are in the block's."""
+    if len(parents) > MAX_PARENTS:
+        raise RemoteProtocolError(
+            f"block with {len(parents)} parents", reason="too-many-parents"
+        )
+    if not parents:
+        _check_hash_field(parents_hash)
+        return ()
+    if list(parents) != sorted(parents):
+        raise RemoteProtocolError("block parents are not sorted")
+    ids = [decode_id(parent) for parent in parents]
+    if any(parent.parents is not None for parent in ids):
+        raise RemoteProtocolError("block parent is not a short id")
+    joined = b"".join(_from_hash_field(parent.parents_hash) for parent in ids)
+    if parents_hash != _hash_field(hashlib.sha512(joined).digest()):
+        raise RemoteProtocolError("block parents hash does not match", reason="bad-hash")
+    return tuple(parent.cid for parent in ids)
 
 
 def decode_id(block_id: bytes) -> BlockId:
@@ -160,8 +166,8 @@ def decode_id(block_id: bytes) -> BlockId:
     except UnicodeDecodeError as error:
         raise RemoteProtocolError("block id with a malformed CID") from error
     check_cid(cid)
-    if len(fields[2]) > MAX_CREATOR:
-        raise RemoteProtocolError("block creator has the wrong size")
+    if len(fields[2]) > MAX_CREATOR or b"\0" in fields[2]:
+        raise RemoteProtocolError("block creator has the wrong form")
     if fields[6] != _HASH or fields[9] != _HASH:
         raise RemoteProtocolError("block id with an unknown hash", reason="unknown-hash")
     _check_hash_field(fields[7])
@@ -284,7 +290,7 @@ def _hash_field(digest: bytes) -> bytes:
 
 def _check_hash_field(field: bytes) -> None:
     # 512 bits take at most 65 digits of base 255.
-    if not 0 < len(field) <= 65 or (len(field) > 1 and field[0] == 1):
+    if not 0 < len(field) <= 65 or 0 in field or (len(field) > 1 and field[0] == 1):
         raise RemoteProtocolError("block hash is malformed")
 
 

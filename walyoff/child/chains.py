@@ -150,7 +150,8 @@ class Chains:
             opened = self._open.get(chain)
         if opened is None:
             raise LocalProtocolError(f"chain {chain} is not open")
-        return opened.append(content, list(topics))
+        ref, position = opened.append(content, list(topics))
+        return ref, position
 
     def _append(self, chain: str, content: bytes, topics: list[str]) -> dict[str, Any]:
         ref, position = self.append(chain, content, topics)

@@ -57,7 +57,11 @@ def judge(block: BlockFile) -> None:
 
 
 def decode_announcement(data: bytes) -> list[tuple[str, BlockId]]:
-    """The blocks that a stock announcement names, with their text. Raises RemoteProtocolError."""
+    """The blocks that a stock announcement names, with their text.
+
+    Raises:
+        RemoteProtocolError: it is too large, too deep, or no announcement.
+    """
     if len(data) > MAX_ANNOUNCEMENT:
         raise RemoteProtocolError("announcement too large", reason="too-large")
     if data.count(b"{") + data.count(b"[") > MAX_BRACKETS:

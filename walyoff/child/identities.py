@@ -273,13 +273,14 @@ class Identities:
 
     def adopt(
         self,
+        *,
         did: str,
         pin: bytes,
         secrets: bytes,
         files: Sequence[bytes],
         member_files: dict[str, Sequence[bytes]],
         member_did: str,
-        segment_files: Sequence[bytes] = (),
+        segment_files: Sequence[bytes],
     ) -> None:
         """Become a device of a group that has made this device's DID a member.
 

@@ -201,7 +201,7 @@ class Pubsub:
 
     def publish(self, topic: str, data: bytes) -> None:
         """Publish without promise."""
-        self._kubo.publish(topic, bytes(data))
+        self._hub.publish(topic, bytes(data))
 
     def subscribe(self, topic: str, handler: Callable[[dict[str, Any]], None]) -> _Subscription:
         """Hand messages to a stock handler; ours take `PubsubHub` itself."""

@@ -47,6 +47,7 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
             self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue(MAX_WAITING)
             self._handle: Any = None
             self.refused = guard.Refusals()
+            self.current_endblocks: list[bytearray] = []
             super().__init__(chain)
             threading.Thread(target=self._repin, daemon=True, name="repin").start()
 
@@ -131,10 +132,10 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
             return [bytearray(entry.long_id) for entry in entries if entry]
 
         def get_genesis_block(self) -> bytearray:
-            if self._genesis_block_id is None:
-                entry = self.files.entry(self.blockchain_id)
-                self._genesis_block_id = bytearray(entry.long_id) if entry else None
-            return self._genesis_block_id  # type: ignore[return-value]
+            entry = self.files.entry(self.blockchain_id) if self.blockchain_id else None
+            if entry is None:
+                return super().get_genesis_block()  # type: ignore[no-any-return]
+            return bytearray(entry.long_id)
 
         def save_block(self, block: Any) -> None:
             data = bytes(block.file_data)

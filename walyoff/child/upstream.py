@@ -81,7 +81,7 @@ def load_stock(kubo: Any, hub: Any, home: Path) -> Stock:
     """
     check_versions()
     data = home / "walytis"
-    scratch = home / "tmp"
+    scratch = home / "child" / "blocks"
     for folder in (data, scratch):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for leftover in scratch.iterdir():

@@ -1,0 +1,340 @@
+"""Identities and ledgers over real Kubo and Walytis, in two children."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from walyoff.errors import (
+    LocalProtocolError,
+    NotAMemberError,
+    PayloadTooLargeError,
+    RemoteProtocolError,
+    WalyoffError,
+)
+from walyoff.walytis.identity import WalytisIdentity
+from walyoff.walytis.ledger import WalytisLedger, import_chain
+from walyoff.walytis.process import Child, open_child
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def children(tmp_path: Path, *names: str) -> AsyncIterator[list[Child]]:
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(open_child(tmp_path / n)) for n in names]
+        for child in opened[1:]:
+            await child.connect(opened[0].addresses[0])
+        yield opened
+
+
+async def joined(first: Child, second: Child) -> tuple[WalytisIdentity, WalytisIdentity]:
+    """One identity with two devices."""
+    did_1, _ = await WalytisIdentity.create_device_did(first)
+    did_2, pin_2 = await WalytisIdentity.create_device_did(second)
+    mine = await WalytisIdentity.create(first, did_1)
+    chain = await WalytisIdentity.export_did(second, did_2)
+    await mine.add_member(did_2, chain, pin=pin_2)
+    theirs = await WalytisIdentity.adopt(second, await mine.grant(), did_2)
+    return mine, theirs
+
+
+async def until(condition: Callable[[], object], timeout: float = 20) -> None:
+    with anyio.fail_after(timeout):
+        while not condition():  # noqa: ASYNC110 (what is waited for tells nobody)
+            await anyio.sleep(0.01)
+
+
+async def next_payload(stream: object, timeout: float = 10) -> bytes:
+    with anyio.fail_after(timeout):
+        block = await stream.receive()  # type: ignore[attr-defined]
+    return bytes(block.payload)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_two_devices_share_members_and_ledger(tmp_path: Path) -> None:
+    async with children(tmp_path, "a", "b") as (a, b):
+        mine, theirs = await joined(a, b)
+        assert [m.did for m in mine.membership.current()] == [
+            m.did for m in theirs.membership.current()
+        ]
+        assert len(theirs.membership.current()) == 2
+        assert all(len(m.pin) == 32 for m in theirs.membership.members)
+        assert not theirs.membership.refused
+        ledger_a, ledger_b = await mine.ledger(), await theirs.ledger()
+        async with ledger_a.blocks() as at_a, ledger_b.blocks() as at_b:
+            await _until_peers(a, ledger_a.chain_id)
+            first = await ledger_a.append(b"one")
+            assert await next_payload(at_b) == b"one"
+            assert await next_payload(at_a) == b"one"
+            second = await ledger_b.append(b"two")
+            assert second.ref != first.ref
+            assert await next_payload(at_a) == b"two"
+            assert await next_payload(at_b) == b"two"
+        await ledger_a.aclose()
+        await ledger_b.aclose()
+
+
+async def test_certificates_of_members_verify_and_others_do_not(tmp_path: Path) -> None:
+    async with children(tmp_path, "a", "b") as (a, b):
+        mine, theirs = await joined(a, b)
+        signature = await theirs.certify(b"body")
+        await mine.verify(theirs.member_did, b"body", signature)
+        with pytest.raises(RemoteProtocolError):
+            await mine.verify(theirs.member_did, b"other", signature)
+        with pytest.raises(RemoteProtocolError):
+            await mine.verify(mine.member_did, b"body", signature)
+        with pytest.raises(RemoteProtocolError):
+            await mine.verify(theirs.member_did, b"body", b"rubbish")
+        stranger, _ = await WalytisIdentity.create_device_did(b)
+        with pytest.raises(NotAMemberError):
+            await mine.verify(stranger, b"body", signature)
+
+
+async def test_removed_member_is_no_longer_current_everywhere(tmp_path: Path) -> None:
+    async with children(tmp_path, "a", "b") as (a, b):
+        mine, theirs = await joined(a, b)
+        async with theirs, theirs.changes() as changes:
+            await _until_peers(a, mine.did.split(":")[-1])
+            await mine.remove_member(theirs.member_did)
+            with anyio.fail_after(10):
+                while True:
+                    membership = await changes.receive()
+                    if [m.did for m in membership.current()] == [mine.member_did]:
+                        break
+        await mine.remove_member(theirs.member_did)
+        chain = await WalytisIdentity.export_did(b, theirs.member_did)
+        await mine.add_member(theirs.member_did, chain)
+        await mine.add_member(theirs.member_did, chain)
+        last = mine.membership.members[-1]
+        assert (last.did, last.current, last.joined_at) == (theirs.member_did, True, 3)
+
+
+async def test_forged_joining_of_an_outsider_is_counted_and_ignored(tmp_path: Path) -> None:
+    async with children(tmp_path, "a", "b", "outsider") as (a, b, outsider):
+        mine, theirs = await joined(a, b)
+        chain = mine.did.split(":")[-1]
+        evil_did, _ = await WalytisIdentity.create_device_did(outsider)
+        evil = await WalytisIdentity.create(outsider, evil_did)
+        # The outsider has followed the public chain, and writes to it by stock code.
+        await import_chain(outsider, chain, (await mine.sync_files())[chain])
+        await outsider.call("chain.open", {"chain": chain})
+        await _until_peers(outsider, chain)
+        signature = (await evil.certify(json.dumps({"did": evil_did}).encode())).hex()
+        forged = {
+            "info_content": {"did": evil_did, "invitation": "{}"},
+            "signature": signature,
+            "priblocks_version": [0, 0, 1],
+        }
+        args = {
+            "chain": chain,
+            "content": json.dumps(forged).encode(),
+            "topics": ["GroupDidManager", "member_joining"],
+        }
+        async with theirs:
+            await outsider.call("chain.append", args)
+            await until(lambda: theirs.membership.refused)
+        assert sum(theirs.membership.refused.values()) == 1
+        assert evil_did not in [m.did for m in theirs.membership.members]
+        # And the group goes on after it.
+        await mine.remove_member(theirs.member_did)
+        assert [m.did for m in mine.membership.current()] == [mine.member_did]
+
+
+async def test_grant_for_another_device_or_altered_is_refused(tmp_path: Path) -> None:
+    async with children(tmp_path, "a", "b") as (a, b):
+        did_1, _ = await WalytisIdentity.create_device_did(a)
+        did_2, _ = await WalytisIdentity.create_device_did(b)
+        mine = await WalytisIdentity.create(a, did_1)
+        grant = await mine.grant()
+        with pytest.raises(RemoteProtocolError):
+            await WalytisIdentity.adopt(b, grant, did_2)
+        with pytest.raises(RemoteProtocolError):
+            await WalytisIdentity.adopt(b, grant.replace(mine.pin, bytes(32)), did_2)
+        with pytest.raises(RemoteProtocolError):
+            await WalytisIdentity.adopt(b, grant[:-1], did_2)
+
+
+async def test_chain_handed_over_whole_then_by_leaves(tmp_path: Path) -> None:
+    async with children(tmp_path, "a") as (a,), children(tmp_path, "b") as (b,):
+        one = await WalytisLedger.create(a)
+        for number in range(5):
+            await one.append(b"block %d" % number)
+        with pytest.raises(LocalProtocolError):
+            await WalytisLedger.open(b, one.chain_id)
+        files = await one.export()
+        with pytest.raises(RemoteProtocolError):
+            await import_chain(b, one.chain_id, files[1:])
+        admitted, refused = await import_chain(b, one.chain_id, [*files, b"rubbish"])
+        assert (admitted, refused) == (10, {"malformed": 1})
+        two = await WalytisLedger.open(b, one.chain_id)
+        await two.append(b"from two")
+        await one.append(b"from one")
+        # Not connected: the devices compare leaves and hand over files, both ways.
+        assert (await one.import_files(await two.export(await one.leaves()))) == (1, {})
+        assert (await two.import_files(await one.export(await two.leaves()))) == (1, {})
+        assert await one.leaves() == await two.leaves()
+        assert (await two.import_files(files)) == (0, {})
+        async with one.blocks() as at_1, two.blocks(after=10) as at_2:
+            seen_1 = [await next_payload(at_1) for _ in range(7)]
+            seen_2 = [await next_payload(at_2) for _ in range(2)]
+        assert seen_1[:5] == [b"block %d" % n for n in range(5)]
+        assert sorted(seen_1[5:]) == sorted(seen_2) == [b"from one", b"from two"]
+        merged = await one.append(b"merge")
+        assert merged.position == 13
+        assert await one.leaves() == [merged.ref]
+
+
+async def test_large_and_strange_payloads(tmp_path: Path) -> None:
+    async with children(tmp_path, "a", "b") as (a, b):
+        one = await WalytisLedger.create(a)
+        await import_chain(b, one.chain_id, await one.export())
+        two = await WalytisLedger.open(b, one.chain_id)
+        payloads = [b"\0", b"\0" * 700, os.urandom(one.max_payload), b"x" * 300_000]
+        await _until_peers(a, one.chain_id)
+        async with two.blocks() as at_2:
+            for payload in payloads:
+                await one.append(payload)
+                assert await next_payload(at_2) == payload
+        with pytest.raises(LocalProtocolError):
+            await one.append(b"")
+        with pytest.raises(PayloadTooLargeError):
+            await one.append(bytes(one.max_payload + 1))
+        for topics in ([], [""], ["a\0b"], ["genesis"], ["x" * 300], ["a", "a"]):
+            args = {"chain": one.chain_id, "content": b"x", "topics": topics}
+            with pytest.raises(LocalProtocolError):
+                await a.call("chain.append", args)
+        await one.append(b"still here")
+        assert a.generation == 1
+
+
+async def test_killed_in_mid_append_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    async with children(tmp_path, "a") as (a,):
+        ledger = await WalytisLedger.create(a)
+        acknowledged: list[bytes] = []
+
+        async def write() -> None:
+            number = 0
+            while True:
+                number += 1
+                payload = b"%d" % number
+                try:
+                    await ledger.append(payload)
+                    acknowledged.append(payload)
+                except WalyoffError:
+                    await anyio.sleep(0.01)
+
+        seen: list[bytes] = []
+        async with ledger.blocks() as stream, anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            for life in range(1, 4):
+                await until(
+                    lambda n=life: a.generation >= n and len(acknowledged) >= n * 8  # type: ignore[misc]
+                )
+                assert a.pid is not None
+                os.kill(a.pid, signal.SIGKILL)
+            await until(lambda: a.generation >= 4 and len(acknowledged) >= 32)
+            tasks.cancel_scope.cancel()
+        async with ledger.blocks() as stream:
+            with anyio.fail_after(10):
+                while acknowledged[-1] not in seen:
+                    seen.append((await stream.receive()).payload)
+        assert set(acknowledged) <= set(seen)
+        assert len(seen) == len(set(seen))
+
+
+async def test_reader_goes_on_over_a_restart_without_a_gap(tmp_path: Path) -> None:
+    async with children(tmp_path, "a") as (a,):
+        did, _ = await WalytisIdentity.create_device_did(a)
+        async with await WalytisIdentity.create(a, did) as identity:
+            ledger = await identity.ledger()
+            async with ledger.blocks() as stream:
+                await ledger.append(b"before")
+                assert await next_payload(stream) == b"before"
+                assert a.pid is not None
+                os.kill(a.pid, signal.SIGKILL)
+                await until(lambda: a.generation >= 2)
+                await ledger.append(b"after")
+                assert await next_payload(stream) == b"after"
+            assert len((await identity.refresh()).current()) == 1
+            await identity.verify(did, b"x", await identity.certify(b"x"))
+
+
+async def test_no_upstream_protocol_is_offered(tmp_path: Path) -> None:
+    async with children(tmp_path, "a", "b") as (a, b):
+        mine, _ = await joined(a, b)
+        await mine.ledger()
+        chain = mine.did.split(":")[-1]
+        # A protocol that is offered, so that the test can fail.
+        served = str(tmp_path / "served")
+        async with await anyio.create_unix_listener(served) as listener:
+            await a.listen_streams("/x/control", served)
+
+            async def answer(stream: anyio.abc.ByteStream) -> None:
+                async with stream:
+                    await stream.send(b"here")
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(listener.serve, answer)
+                names = [
+                    f"/x/{chain}: JoinRequest",
+                    f"/x/{mine.did}-KeyRequests",
+                    f"/x/{mine.member_did}-KeyRequests",
+                    f"/x/{mine.segment}: JoinRequest",
+                ]
+                for number, name in enumerate(names):
+                    assert await _answer(b, a.peer_id, name, tmp_path / f"s{number}") == b""
+                got = await _answer(b, a.peer_id, "/x/control", tmp_path / "control")
+                assert got == b"here"
+                tasks.cancel_scope.cancel()
+
+
+async def test_announced_block_that_nobody_has_does_not_stop_reception(
+    tmp_path: Path,
+) -> None:
+    async with children(tmp_path, "a", "b") as (a, b):
+        one = await WalytisLedger.create(a)
+        await import_chain(b, one.chain_id, await one.export())
+        two = await WalytisLedger.open(b, one.chain_id)
+        await _until_peers(a, one.chain_id)
+        async with two.blocks() as at_2:
+            await one.append(b"first")
+            assert await next_payload(at_2) == b"first"
+            for rubbish in (b"", b"{}", b"[" * 100_000, b'{"message": "New block!"}'):
+                await a.publish(one.chain_id, rubbish)
+            began = time.monotonic()
+            await one.append(b"second")
+            assert await next_payload(at_2) == b"second"
+            assert time.monotonic() - began < 5
+
+
+async def _answer(child: Child, peer: str, protocol: str, path: Path) -> bytes:
+    await child.forward_streams(protocol, peer, str(path))
+    with anyio.fail_after(15):
+        try:
+            async with await anyio.connect_unix(str(path)) as stream:
+                await stream.send(b"hello?")
+                return await stream.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            return b""
+        finally:
+            await child.close_streams(protocol, peer_id=peer)
+
+
+async def _until_peers(child: Child, topic: str) -> None:
+    with anyio.fail_after(10):
+        while not await child.topic_peers(topic):  # noqa: ASYNC110
+            await anyio.sleep(0.02)

@@ -1,0 +1,369 @@
+"""A Walytis identity as a `walyoff.abc.Identity`, seen by one member device.
+
+The chain, the keys and the reading of membership are in the child process; here is the
+newest verified snapshot, and the hand-over of everything that another device needs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import anyio
+from anyio import AsyncContextManagerMixin
+from anyio.abc import ObjectReceiveStream
+
+from walyoff.abc import Member, Membership
+from walyoff.errors import (
+    ChildError,
+    LocalProtocolError,
+    NotAMemberError,
+    RemoteProtocolError,
+    WalyoffError,
+)
+from walyoff.fanout import Fanout
+from walyoff.walytis.ledger import (
+    FILES_TIME,
+    RECONCILE_INTERVAL,
+    WalytisLedger,
+    export_chain,
+    import_chain,
+    open_tasks,
+)
+from walyoff.walytis.process import Child
+from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
+
+DID_PREFIX = "did:walytisidentities:"
+MAX_DID = 256
+PIN_SIZE = 32
+#: A grant: the chains of identity and members, 70 KB for two, and one segment.
+MAX_GRANT = 56 << 20
+MAX_MEMBERS = 1_024
+MAX_SECRETS = 8 << 20
+#: Seconds for a call that makes keys, chains and post-quantum signatures.
+SLOW_CALL = 60.0
+_CHANGED = "changed"
+
+_log = logging.getLogger(__name__)
+
+
+class WalytisIdentity(AsyncContextManagerMixin):
+    """One identity. Enter it (`async with`) to follow changes; a snapshot needs no entering."""
+
+    def __init__(self, child: Child, did: str, pin: bytes, member_did: str) -> None:
+        self._child = child
+        self._did = did
+        self._pin = pin
+        self._member_did = member_did
+        self._membership = Membership(did=did, members=())
+        self._segment: str | None = None
+        self._lock = anyio.Lock()
+        # A consumer that is slow gets the newest snapshot, so one waits at most.
+        self._changes: Fanout[Membership] = Fanout(1)
+
+    def __repr__(self) -> str:
+        current = len(self._membership.current())
+        return f"<WalytisIdentity {self._did} [{current} members]>"
+
+    # ---------------------------------------------------------------------- making
+
+    @classmethod
+    async def create_device_did(cls, child: Child) -> tuple[str, bytes]:
+        """A new DID for this device; its keys stay in the child. Returns (DID, pin)."""
+        return _did_and_pin(await child.call("did.create", {}, timeout=SLOW_CALL))
+
+    @classmethod
+    async def export_did(cls, child: Child, did: str) -> list[bytes]:
+        """The chain of a DID that is held here: what `add_member` on another device needs."""
+        return await export_chain(child, did.removeprefix(DID_PREFIX))
+
+    @classmethod
+    async def create(cls, child: Child, member_did: str) -> WalytisIdentity:
+        """A new identity whose only member is this device."""
+        args = {"member_did": member_did}
+        did, pin = _did_and_pin(await child.call("group.create", args, timeout=SLOW_CALL))
+        return await cls._opened(child, did, pin, member_did)
+
+    @classmethod
+    async def open(cls, child: Child, did: str, pin: bytes, member_did: str) -> WalytisIdentity:
+        """An identity that this device has had before.
+
+        Raises:
+            LocalProtocolError: it is not held here.
+            RemoteProtocolError: its chain does not begin with the pinned keys.
+        """
+        args = {"did": did, "pin": pin, "member_did": member_did}
+        await child.call("group.open", args, timeout=SLOW_CALL)
+        return await cls._opened(child, did, pin, member_did)
+
+    @classmethod
+    async def adopt(cls, child: Child, grant: bytes, member_did: str) -> WalytisIdentity:
+        """Become a device of an identity, by what one of its devices granted in a session.
+
+        Raises:
+            RemoteProtocolError: the grant is malformed, not for this device, or does not
+                fit the identity's chain.
+        """
+        args = decode_grant(grant)
+        did, pin = args["did"], args["pin"]
+        call = {**args, "member_did": member_did}
+        await child.call("group.adopt", call, timeout=FILES_TIME)
+        return await cls._opened(child, did, pin, member_did)
+
+    @classmethod
+    async def _opened(
+        cls, child: Child, did: str, pin: bytes, member_did: str
+    ) -> WalytisIdentity:
+        identity = cls(child, did, pin, member_did)
+        await identity.refresh()
+        return identity
+
+    # -------------------------------------------------------------------- following
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncIterator[WalytisIdentity]:
+        self._child.on_restart.append(self._reopen)
+        try:
+            async with self._child.events("group.changed") as events, open_tasks() as tasks:
+                tasks.start_soon(self._follow, events)
+                yield self
+        finally:
+            self._child.on_restart.remove(self._reopen)
+            self._changes.close()
+
+    async def _follow(self, events: ObjectReceiveStream[Any]) -> None:
+        while True:
+            try:
+                await self.refresh()
+                with anyio.move_on_after(RECONCILE_INTERVAL):
+                    while True:
+                        event = await events.receive()
+                        if isinstance(event, dict) and event.get("did") == self._did:
+                            break
+            except (anyio.EndOfStream, anyio.ClosedResourceError):
+                return
+            except WalyoffError as error:
+                _log.debug("following %s: %s", self._did, error)
+                await anyio.sleep(1)
+
+    async def _reopen(self) -> None:
+        args = {"did": self._did, "pin": self._pin, "member_did": self._member_did}
+        await self._child.call("group.open", args, timeout=SLOW_CALL)
+        await self.refresh()
+
+    async def refresh(self) -> Membership:
+        """Read the membership now. Raises ChildError."""
+        async with self._lock:
+            answer = await self._child.call("group.membership", {"did": self._did})
+            membership, self._segment = _decode_membership(self._did, answer)
+            if membership != self._membership:
+                self._membership = membership
+                self._changes.publish(_CHANGED, membership)
+        return self._membership
+
+    @property
+    def did(self) -> str:
+        """The identity's DID; also the channel's id."""
+        return self._did
+
+    @property
+    def pin(self) -> bytes:
+        """The fingerprint of the identity's first control keys."""
+        return self._pin
+
+    @property
+    def member_did(self) -> str:
+        """The DID of this device."""
+        return self._member_did
+
+    @property
+    def membership(self) -> Membership:
+        """The newest verified snapshot."""
+        return self._membership
+
+    @property
+    def segment(self) -> str | None:
+        """The chain of the channel's first anchor segment, once the chain names it."""
+        return self._segment
+
+    def changes(self) -> AbstractAsyncContextManager[ObjectReceiveStream[Membership]]:
+        """New snapshots, newest last. Slow consumers get the newest."""
+        changes: Fanout[Membership] = self._changes
+        return changes.subscribe(_CHANGED)
+
+    # ------------------------------------------------------------------ signatures
+
+    async def certify(self, body: bytes) -> bytes:
+        """Sign a certificate body with this device's control keys (about 15 ms)."""
+        args = {"did": self._member_did, "data": body}
+        signature = await self._child.call("did.sign", args, timeout=SLOW_CALL)
+        return expect_bytes(signature, "signature", limit=1 << 16)
+
+    async def verify(self, did: str, body: bytes, signature: bytes) -> None:
+        """Check a signature of a member's control keys (see `walyoff.abc.Identity`)."""
+        args = {"group": self._did, "did": did, "data": body, "signature": signature}
+        wrong = await self._child.call("did.verify", args)
+        if wrong == "not_member":
+            raise NotAMemberError("the DID was never a member of the identity")
+        if wrong is not None:
+            reason = wrong.replace("_", "-") if isinstance(wrong, str) else "malformed"
+            raise RemoteProtocolError("the control keys did not sign this", reason=reason)
+
+    # --------------------------------------------------------------------- members
+
+    async def add_member(
+        self, did: str, chain: Sequence[bytes], *, pin: bytes | None = None
+    ) -> None:
+        """Make a DID a member, given the block files of its own chain. Idempotent.
+
+        With a pin the DID's first keys must be those; without, the chain must leave no
+        doubt about them.
+
+        Raises:
+            RemoteProtocolError: the chain is malformed, another's, or its keys are in doubt.
+        """
+        args = {"did": self._did, "member_did": did, "files": list(chain), "pin": pin}
+        await self._child.call("group.add_member", args, timeout=SLOW_CALL)
+        await self.refresh()
+
+    async def remove_member(self, did: str) -> None:
+        """End a membership. Idempotent. The control keys are not renewed by this."""
+        args = {"did": self._did, "member_did": did}
+        await self._child.call("group.remove_member", args, timeout=SLOW_CALL)
+        await self.refresh()
+
+    # ------------------------------------------------------------------- hand-over
+
+    async def grant(self) -> bytes:
+        """All that a joining device needs, secrets included: for a session alone."""
+        args = {"did": self._did}
+        export = await self._child.call("group.export", args, timeout=FILES_TIME)
+        secrets = await self._child.call("group.secrets", args)
+        if not isinstance(export, dict):
+            raise ChildError("the child's answer is no map")
+        return pack(
+            {
+                "v": 1,
+                "did": self._did,
+                "pin": self._pin,
+                "secrets": secrets,
+                "files": export["files"],
+                "member_files": export["members"],
+                "segment_files": export["segment_files"],
+            }
+        )
+
+    async def ledger(self) -> WalytisLedger:
+        """The channel's first anchor segment, opened.
+
+        Raises:
+            LocalProtocolError: the chain names none yet, or it is not held here.
+        """
+        if self._segment is None:
+            await self.refresh()
+        if self._segment is None:
+            raise LocalProtocolError("the identity's chain names no segment yet")
+        return await WalytisLedger.open(self._child, self._segment)
+
+    async def leaves(self) -> dict[str, list[str]]:
+        """The newest blocks of the identity's chain and of its members', by chain."""
+        found: dict[str, list[str]] = {}
+        for chain in self._chains():
+            try:
+                answer = await self._child.call("chain.leaves", {"chain": chain})
+            except LocalProtocolError:
+                # A member whose chain has not come here yet.
+                continue
+            found[chain] = [ref for ref in answer if isinstance(ref, str)]
+        return found
+
+    async def sync_files(
+        self, known: Mapping[str, Sequence[str]] | None = None
+    ) -> dict[str, list[bytes]]:
+        """Block files that a device with these leaves lacks, by chain."""
+        found: dict[str, list[bytes]] = {}
+        for chain in await self.leaves():
+            refs = None if known is None else known.get(chain)
+            if files := await export_chain(self._child, chain, refs):
+                found[chain] = files
+        return found
+
+    async def import_files(self, files: Mapping[str, Sequence[bytes]]) -> int:
+        """Take another device's files; returns how many blocks were new.
+
+        Chains that are neither the identity's nor a member's are left out.
+
+        Raises:
+            RemoteProtocolError: a chain that is not held here lacks its first block.
+        """
+        admitted = 0
+        own = self._did.removeprefix(DID_PREFIX)
+        if own in files:
+            admitted += (await import_chain(self._child, own, files[own]))[0]
+            await self.refresh()
+        for chain in self._chains():
+            if chain != own and chain in files:
+                admitted += (await import_chain(self._child, chain, files[chain]))[0]
+        await self.refresh()
+        return admitted
+
+    def _chains(self) -> list[str]:
+        dids = [self._did, *(member.did for member in self._membership.members)]
+        return [did.removeprefix(DID_PREFIX) for did in dids]
+
+
+def decode_grant(grant: bytes) -> dict[str, Any]:
+    """The arguments of "group.adopt" that a grant holds. Raises RemoteProtocolError."""
+    value = unpack(grant, MAX_GRANT)
+    names = {"v", "did", "pin", "secrets", "files", "member_files", "segment_files"}
+    if not isinstance(value, dict) or set(value) != names or value["v"] != 1:
+        raise RemoteProtocolError("grant has another form or version")
+    members = value["member_files"]
+    if not isinstance(members, dict) or len(members) > MAX_MEMBERS:
+        raise RemoteProtocolError("grant has malformed members")
+    return {
+        "did": expect_str(value["did"], "DID", limit=MAX_DID),
+        "pin": expect_bytes(value["pin"], "pin", size=PIN_SIZE),
+        "secrets": expect_bytes(value["secrets"], "secrets", limit=MAX_SECRETS),
+        "files": _files(value["files"]),
+        "member_files": {
+            expect_str(did, "DID", limit=MAX_DID): _files(files)
+            for did, files in members.items()
+        },
+        "segment_files": _files(value["segment_files"]),
+    }
+
+
+def _files(value: Any) -> list[bytes]:
+    if not isinstance(value, list):
+        raise RemoteProtocolError("grant has malformed files")
+    return [expect_bytes(item, "block file", limit=1 << 21) for item in value]
+
+
+def _did_and_pin(answer: Any) -> tuple[str, bytes]:
+    if not isinstance(answer, dict):
+        raise ChildError("the child's answer is no map")
+    did = expect_str(answer.get("did"), "DID", limit=MAX_DID)
+    return did, expect_bytes(answer.get("pin"), "pin", size=PIN_SIZE)
+
+
+def _decode_membership(did: str, answer: Any) -> tuple[Membership, str | None]:
+    match answer:
+        case {"members": list() as items, "refused": dict() as refused, "segment": segment}:
+            members = []
+            for item in items:
+                member, pin, current, joined_at = expect_array(item, 4, "member")
+                members.append(
+                    Member(
+                        did=expect_str(member, "DID", limit=MAX_DID),
+                        pin=expect_bytes(pin, "pin", limit=PIN_SIZE),
+                        current=current is True,
+                        joined_at=expect_int(joined_at, "place"),
+                    )
+                )
+            counts = {str(k): n for k, n in refused.items() if isinstance(n, int)}
+            membership = Membership(did=did, members=tuple(members), refused=counts)
+            return membership, segment if isinstance(segment, str) else None
+    raise ChildError("the child's membership is malformed")

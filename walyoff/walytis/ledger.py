@@ -1,0 +1,276 @@
+"""A Walytis chain as a `walyoff.abc.Ledger`.
+
+The chain lives in the child process. Its events are hints that may be lost, so readers page
+through the chain from their own position: on a hint, after a restart of the child, and now
+and then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from anyio.abc import ObjectReceiveStream, ObjectSendStream, TaskGroup
+
+from walyoff.abc import Block
+from walyoff.errors import (
+    ChildError,
+    LocalProtocolError,
+    PayloadTooLargeError,
+    RemoteProtocolError,
+    WalyoffError,
+)
+from walyoff.walytis.process import Child
+from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str
+
+#: The topic of anchor blocks.
+TOPIC = "walyoff"
+#: Largest payload: what was measured to pass pubsub and Kubo, less the block's header.
+MAX_PAYLOAD = 1_000_000 - 16_384
+#: Seconds after which a reader looks without a hint.
+RECONCILE_INTERVAL = 30.0
+#: Seconds between attempts while the child is not there.
+RETRY_INTERVAL = 0.5
+#: Blocks of one page, and pages waiting for a reader.
+PAGE = 256
+WAITING = 64
+#: Files that one call hands over, in bytes, and the deadline of a hand-over.
+MAX_FILES_BYTES = 32 << 20
+FILES_TIME = 300.0
+MAX_REF = 64
+
+_log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_tasks() -> AsyncIterator[TaskGroup]:
+    """A task group that ends with its body, and does not wrap the body's error."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            try:
+                yield tasks
+            finally:
+                tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from group.exceptions[0].__cause__
+        raise
+
+
+class WalytisLedger:
+    """One chain. Several ledgers of one chain may exist; each opens the chain it names."""
+
+    def __init__(self, child: Child, chain_id: str) -> None:
+        self._child = child
+        self._chain = chain_id
+        self._wakes: set[anyio.Event] = set()
+        child.on_restart.append(self._reopen)
+
+    def __repr__(self) -> str:
+        return f"<WalytisLedger {self._chain} [{len(self._wakes)} readers]>"
+
+    @classmethod
+    async def create(cls, child: Child) -> WalytisLedger:
+        """Make a new chain. Raises ChildError."""
+        answer = _map(await child.call("chain.create", {}, timeout=60.0))
+        return cls(child, expect_str(answer.get("chain"), "chain", limit=MAX_REF))
+
+    @classmethod
+    async def open(cls, child: Child, chain_id: str) -> WalytisLedger:
+        """Follow a chain that is held here.
+
+        Raises:
+            LocalProtocolError: it is not held here; `import_chain` first.
+            ChildError: the child is not there now.
+        """
+        await child.call("chain.open", {"chain": chain_id}, timeout=60.0)
+        return cls(child, chain_id)
+
+    @property
+    def chain_id(self) -> str:
+        """The chain's id."""
+        return self._chain
+
+    @property
+    def max_payload(self) -> int:
+        """The largest payload of one block, in bytes."""
+        return MAX_PAYLOAD
+
+    async def append(self, payload: bytes) -> Block:
+        """Write a block (see `walyoff.abc.Ledger.append`)."""
+        if not payload:
+            raise LocalProtocolError("a block's payload is not empty")
+        if len(payload) > MAX_PAYLOAD:
+            raise PayloadTooLargeError(len(payload), MAX_PAYLOAD, "block payload")
+        args = {"chain": self._chain, "content": bytes(payload), "topics": [TOPIC]}
+        answer = _map(await self._child.call("chain.append", args, timeout=60.0))
+        return Block(
+            ref=expect_str(answer.get("ref"), "ref", limit=MAX_REF),
+            position=expect_int(answer.get("position"), "position"),
+            payload=bytes(payload),
+        )
+
+    @asynccontextmanager
+    async def blocks(self, after: int = 0) -> AsyncIterator[ObjectReceiveStream[Block]]:
+        """All blocks after a position, then new ones (see `walyoff.abc.Ledger.blocks`)."""
+        send, receive = anyio.create_memory_object_stream[Block](WAITING)
+        with send, receive:
+            async with self._child.events("chain.block") as hints, open_tasks() as tasks:
+                reader = _Reader(after, self._wakes)
+                try:
+                    tasks.start_soon(self._hear, hints, reader)
+                    tasks.start_soon(self._follow, send, reader)
+                    yield receive
+                finally:
+                    reader.close()
+
+    async def _hear(self, hints: ObjectReceiveStream[Any], reader: _Reader) -> None:
+        async for hint in hints:
+            if isinstance(hint, dict) and hint.get("chain") == self._chain:
+                reader.set()
+
+    async def _follow(self, send: ObjectSendStream[Block], reader: _Reader) -> None:
+        while True:
+            # Renewed before looking: what comes from here on wakes the wait below.
+            reader.renew()
+            try:
+                await self._read_all(send, reader)
+            except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+                # The consumer closed its stream before it left the context.
+                return
+            except WalyoffError as error:
+                _log.debug("reading %s: %s", self._chain, error)
+                await anyio.sleep(RETRY_INTERVAL)
+                continue
+            with anyio.move_on_after(RECONCILE_INTERVAL):
+                await reader.wait()
+
+    async def _read_all(self, send: ObjectSendStream[Block], reader: _Reader) -> None:
+        while True:
+            args = {"chain": self._chain, "after": reader.position, "limit": PAGE}
+            answer = _map(await self._child.call("chain.blocks", args))
+            page = _list(answer.get("blocks"))
+            for item in page:
+                ref, number, topics, content = expect_array(item, 4, "block")
+                if TOPIC in _list(topics):
+                    block = Block(
+                        ref=expect_str(ref, "ref", limit=MAX_REF),
+                        position=expect_int(number, "position"),
+                        payload=expect_bytes(content, "content", limit=1 << 21),
+                    )
+                    await send.send(block)
+                reader.position = expect_int(number, "position")
+            if not page:
+                return
+
+    # ------------------------------------------------------------------- hand-over
+
+    async def leaves(self) -> list[str]:
+        """The names of the newest blocks: all that another device needs to know."""
+        return _refs(await self._child.call("chain.leaves", {"chain": self._chain}))
+
+    async def export(self, known: Sequence[str] | None = None) -> list[bytes]:
+        """Block files in causal order that are not the known ones or their ancestors.
+
+        With None the whole chain, birth included. At most 32 MiB: ask again with what was
+        imported.
+        """
+        return await export_chain(self._child, self._chain, known)
+
+    async def import_files(self, files: Sequence[bytes]) -> tuple[int, dict[str, int]]:
+        """Take blocks from another device; (how many were new, refused by reason)."""
+        return await import_chain(self._child, self._chain, files)
+
+    # ------------------------------------------------------------------ life cycle
+
+    async def _reopen(self) -> None:
+        await self._child.call("chain.open", {"chain": self._chain}, timeout=60.0)
+        for wake in self._wakes:
+            wake.set()
+
+    async def aclose(self) -> None:
+        """Stop following the chain. Idempotent."""
+        if self._reopen in self._child.on_restart:
+            self._child.on_restart.remove(self._reopen)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                try:
+                    await self._child.call("chain.close", {"chain": self._chain}, timeout=5)
+                except ChildError:
+                    # A child that is gone follows nothing.
+                    _log.debug("closing %s: no child", self._chain)
+
+
+class _Reader:
+    """How far a reader has come, and what wakes it; its ledger knows it while it reads."""
+
+    def __init__(self, position: int, known: set[anyio.Event]) -> None:
+        self.position = position
+        self._event = anyio.Event()
+        self._known = known
+        known.add(self._event)
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+    def renew(self) -> None:
+        self.close()
+        self._event = anyio.Event()
+        self._known.add(self._event)
+
+    def close(self) -> None:
+        self._known.discard(self._event)
+
+
+async def export_chain(
+    child: Child, chain: str, known: Sequence[str] | None = None
+) -> list[bytes]:
+    """Block files of any chain that is held here. Raises LocalProtocolError, ChildError."""
+    args = {
+        "chain": chain,
+        "known": None if known is None else list(known),
+        "limit_bytes": MAX_FILES_BYTES,
+    }
+    answer = _map(await child.call("chain.export", args, timeout=FILES_TIME))
+    return [item for item in _list(answer.get("files")) if isinstance(item, bytes)]
+
+
+async def import_chain(
+    child: Child, chain: str, files: Sequence[bytes]
+) -> tuple[int, dict[str, int]]:
+    """Take block files of a chain, known or not; (how many were new, refused by reason).
+
+    Raises:
+        RemoteProtocolError: the chain is not known and its first block is not there.
+        LocalProtocolError: more files than one call may carry.
+        ChildError: the child is not there now; some may have been taken.
+    """
+    size = sum(map(len, files))
+    if size > MAX_FILES_BYTES:
+        raise PayloadTooLargeError(size, MAX_FILES_BYTES, "hand-over of block files")
+    args = {"chain": chain, "files": list(files)}
+    answer = _map(await child.call("chain.import", args, timeout=FILES_TIME))
+    refused = answer.get("refused")
+    counts = refused if isinstance(refused, dict) else {}
+    return expect_int(answer.get("admitted"), "admitted"), {
+        str(reason): count for reason, count in counts.items() if isinstance(count, int)
+    }
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise RemoteProtocolError("the child's answer is no map")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _refs(value: Any) -> list[str]:
+    return [item for item in _list(value) if isinstance(item, str)]
