@@ -157,6 +157,9 @@ class Session:
 
     async def _write_loop(self) -> None:
         while True:
+            if self._closed:
+                await anyio.aclose_forcefully(self._stream)
+                return
             if not self._queue:
                 await self._work.wait()
                 self._work = anyio.Event()
@@ -177,8 +180,7 @@ class Session:
             await self._stream.send(sealed)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             self._shut()
-            await self._stream.aclose()
-            await anyio.sleep_forever()
+            return
         self.backlog -= size
         self.bytes_sent += len(sealed)
         self._drained.set()
@@ -194,6 +196,11 @@ class Session:
             if silent > PING_AFTER:
                 self._pings += 1
                 self.send_frame(frames.Ping(self._pings))
+
+    def close(self) -> None:
+        """End the session soon; whoever reads it sees it end."""
+        self._shut()
+        self._work.set()
 
     def _shut(self) -> None:
         self._closed = True

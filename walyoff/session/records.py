@@ -5,7 +5,7 @@ plaintext is one type byte and a body:
 
     0 FRAMES   u32 count, count x u32 length, then the frames: all of them complete
     1 MORE     a full piece (MAX_BODY bytes) of one long frame; only MORE or LAST may follow
-    2 LAST     the last piece of it, at least one byte
+    2 LAST     the last piece of it, at least one byte; the only one if the frame just fits
     3 REKEY    empty; the sender uses a new key from the next record on
     4 END      empty; the sender says nothing more
 
@@ -350,8 +350,6 @@ class SecureChannel:
         # Pieces are as long as they can be, so that their number is bounded as well.
         if (kind == MORE and size != MAX_BODY) or size == 0:
             raise RemoteProtocolError("piece of a frame of the wrong size")
-        if kind == LAST and not self._pieces:
-            raise RemoteProtocolError("the end of a long frame without its beginning")
         self._pieces_size += size
         if self._pieces_size > MAX_FRAME:
             raise RemoteProtocolError(f"frame exceeds {MAX_FRAME} bytes", reason="too-large")
