@@ -1,1 +1,90 @@
-"""Peer-to-peer encrypted, authenticated messages for every device of a Walytis Identity."""
+"""Peer-to-peer encrypted, authenticated messages for every device of a Walytis Identity.
+
+    async with walyoff.open_device("alice") as device:
+        channel = await device.create_channel("family")
+        await channel.send(b"hello", topics=["greeting"])
+        async for message in channel.messages(cursor="app"):
+            print(message.author, message.content, message.anchored)
+
+Names are loaded when they are first used, so that `import walyoff` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from walyoff.channel import Channel
+    from walyoff.errors import (
+        ChildError,
+        CipherError,
+        HomeInUseError,
+        InvitationError,
+        LedgerError,
+        LocalProtocolError,
+        NotAMemberError,
+        PayloadTooLargeError,
+        RemoteProtocolError,
+        StoreError,
+        TransportError,
+        UnknownSuiteError,
+        WalyoffError,
+    )
+    from walyoff.messages import Message, MessageStream, Receipt
+    from walyoff.node import Device, open_device
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "walyoff.channel": ("Channel",),
+    "walyoff.errors": (
+        "ChildError",
+        "CipherError",
+        "HomeInUseError",
+        "InvitationError",
+        "LedgerError",
+        "LocalProtocolError",
+        "NotAMemberError",
+        "PayloadTooLargeError",
+        "RemoteProtocolError",
+        "StoreError",
+        "TransportError",
+        "UnknownSuiteError",
+        "WalyoffError",
+    ),
+    "walyoff.messages": ("Message", "MessageStream", "Receipt"),
+    "walyoff.node": ("Device", "open_device"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Channel",
+    "ChildError",
+    "CipherError",
+    "Device",
+    "HomeInUseError",
+    "InvitationError",
+    "LedgerError",
+    "LocalProtocolError",
+    "Message",
+    "MessageStream",
+    "NotAMemberError",
+    "PayloadTooLargeError",
+    "Receipt",
+    "RemoteProtocolError",
+    "StoreError",
+    "TransportError",
+    "UnknownSuiteError",
+    "WalyoffError",
+    "open_device",
+]
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module 'walyoff' has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value

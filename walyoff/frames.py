@@ -196,6 +196,7 @@ class JoinGrant:
     epochs: tuple[Epoch, ...] = field(repr=False)
     certificates: tuple[bytes, ...]
     name: str
+    secret: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +337,7 @@ def _chain_have(chain: Any, leaves: Any, count: Any) -> ChainHave:
     return ChainHave(_did(chain), _refs(leaves), expect_int(count, "count"))
 
 
-def _grant(grant: Any, epochs: Any, certificates: Any, name: Any) -> JoinGrant:
+def _grant(grant: Any, epochs: Any, certificates: Any, name: Any, secret: Any) -> JoinGrant:
     return JoinGrant(
         expect_bytes(grant, "grant", limit=MAX_FRAME),
         tuple(decode_epochs(epochs, MAX_EPOCHS)),
@@ -345,6 +346,7 @@ def _grant(grant: Any, epochs: Any, certificates: Any, name: Any) -> JoinGrant:
             for c in _list(certificates, "certificates", MAX_VECTOR)
         ),
         expect_str(name, "name", limit=128),
+        expect_bytes(secret, "channel secret", size=32),
     )
 
 
@@ -401,7 +403,13 @@ _TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Fra
     ),
     17: (
         JoinGrant,
-        lambda f: [f.grant, encode_epochs(f.epochs), list(f.certificates), f.name],
+        lambda f: [
+            f.grant,
+            encode_epochs(f.epochs),
+            list(f.certificates),
+            f.name,
+            f.secret,
+        ],
         _grant,
     ),
     18: (

@@ -89,7 +89,9 @@ class Trust:
         if known is not None:
             return known
         if certificate.channel != self.channel:
-            raise RemoteProtocolError("certificate is for another channel", reason="wrong-channel")
+            raise RemoteProtocolError(
+                "certificate is for another channel", reason="wrong-channel"
+            )
         if not any(m.did == certificate.member for m in self.identity.membership.members):
             raise NotAMemberError(f"{certificate.member} is not a member of {self.channel}")
         await self.identity.verify(certificate.member, certificate.body(), signed.signature)

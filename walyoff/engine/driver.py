@@ -200,7 +200,10 @@ class Engine:
         self._commit_work = anyio.Event()
         self._timer_work = anyio.Event()
         self._changed = anyio.Event()
+        #: Positions that named cursors committed and the store does not have yet.
+        self.cursors: dict[str, int] = {}
         self._failure: BaseException | None = None
+        self._closed = False
 
     # ------------------------------------------------------------------ life cycle
 
@@ -220,6 +223,9 @@ class Engine:
             try:
                 yield tasks
             finally:
+                self._closed = True
+                self.notify()
+                await self.flush_cursors()
                 tasks.cancel_scope.cancel()
 
     async def _restore(self) -> None:
@@ -262,7 +268,9 @@ class Engine:
         return found
 
     def check(self) -> None:
-        """Raise what made the channel stop, if anything did."""
+        """Raise if the channel stopped: why, or that it was closed."""
+        if self._closed:
+            raise anyio.ClosedResourceError("the channel is closed")
         if self._failure is not None:
             raise StoreError("the channel stopped: its store failed") from self._failure
 
@@ -487,6 +495,21 @@ class Engine:
     def recent(self, position: int) -> Delivered | None:
         """A message of the live end of the log, if it is still in memory."""
         return self._recent.get(position)
+
+    def is_anchored(self, batch_id: bytes) -> bool:
+        """False while no known block anchors a batch that is held."""
+        return batch_id not in self.anchoring.waiting
+
+    async def cursor(self, name: str) -> int:
+        """The last position that a named cursor committed."""
+        return max(self.cursors.get(name, 0), await self.store.get_cursor(name))
+
+    async def flush_cursors(self) -> None:
+        """Store what was committed to named cursors since the last time."""
+        dirty, self.cursors = self.cursors, {}
+        with anyio.CancelScope(shield=True):
+            for name, position in dirty.items():
+                await self.store.set_cursor(name, position)
 
     def anchored(self, anchors: Sequence[tuple[bytes, str]]) -> None:
         """Blocks that anchor these batches are on the ledger."""

@@ -99,7 +99,7 @@ class LinkServer:
             self._state.send(frames.EpochKeys(tuple(engine.epochs.values())))
             async with anyio.create_task_group() as tasks, send, receive:
                 tasks.start_soon(self._answer_all, receive)
-                tasks.start_soon(self._compare_chains)
+                tasks.start_soon(self.announce_chains)
                 async for frame in self._session.frames():
                     await self._receive(frame, send)
                 tasks.cancel_scope.cancel()
@@ -110,7 +110,8 @@ class LinkServer:
             engine.reconciler.peer_left(link.name, time.monotonic())
             engine.dispatch()
 
-    async def _compare_chains(self) -> None:
+    async def announce_chains(self) -> None:
+        """Say what this device holds of the channel's chains."""
         for name, chain in self._chains.items():
             try:
                 leaves, count = await chain.leaves()

@@ -1,0 +1,485 @@
+"""A channel: the message log of one identity, as this device sees it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from blake3 import blake3
+
+from walyoff.abc import Member, Store
+from walyoff.engine.driver import Engine, Outgoing
+from walyoff.engine.facts import Report
+from walyoff.engine.links import LinkServer
+from walyoff.epochs import Epoch, decode_epochs, encode_epochs
+from walyoff.errors import LocalProtocolError
+from walyoff.invitations import (
+    DEFAULT_LIFETIME_S,
+    MAX_LIFETIME_S,
+    Issued,
+    new_invitation,
+)
+from walyoff.messages import (
+    LogReader,
+    Message,
+    MessageStream,
+    Receipt,
+    make_message,
+    make_receipt,
+)
+from walyoff.platform import Foundation
+from walyoff.records import KIND_MESSAGE, Record, check_content, check_topics
+from walyoff.session.handshake import HandshakeContext
+from walyoff.trust import Credentials, Trust, make_credentials
+from walyoff.wire import pack, unpack
+
+if TYPE_CHECKING:
+    from walyoff.node import Device
+    from walyoff.session.peer import Session
+
+log = logging.getLogger("walyoff.channel")
+
+MAX_NAME_CHARS = 64
+SECRET_SIZE = 32
+#: Faults kept for the application to look at; older ones are only counted.
+MAX_REPORTS = 256
+#: How often the place in the ledger is written down, at most; reading again is harmless.
+LEDGER_POSITION_EVERY_S = 1.0
+
+
+class ChannelState:
+    """What a device keeps of a channel between runs. Its secret never prints."""
+
+    def __init__(self, *, did: str, name: str, pin: bytes, secret: bytes) -> None:
+        self.did = did
+        self.name = name
+        self.pin = pin
+        #: Shared by all who were ever members: blinds tags and topics, protects no content.
+        self.secret = secret
+
+    def __repr__(self) -> str:
+        return f"<ChannelState {self.name!r}>"
+
+    def derive(self, purpose: str) -> bytes:
+        """A key for one purpose."""
+        return blake3(
+            self.secret, derive_key_context=f"walyoff 2026-11 channel {purpose}"
+        ).digest()
+
+    @property
+    def tag_key(self) -> bytes:
+        """For finding the channel that a session is about."""
+        return self.derive("tag")
+
+    @property
+    def topic(self) -> str:
+        """The broadcast topic of the channel: says nothing to outsiders."""
+        return f"walyoff/{self.derive('topic').hex()[:32]}"
+
+    def encode(self) -> bytes:
+        """For the store."""
+        return pack([self.did, self.name, self.pin, self.secret])
+
+    @classmethod
+    def decode(cls, data: bytes) -> ChannelState:
+        """From the store."""
+        did, name, pin, secret = unpack(data, 4096)
+        return cls(did=did, name=name, pin=pin, secret=secret)
+
+
+class Channel:
+    """The log of one identity. Get one from `Device.create_channel`, `join` or `channel`."""
+
+    def __init__(
+        self, *, device: Device, state: ChannelState, foundation: Foundation, engine: Engine
+    ) -> None:
+        self._device = device
+        self._state = state
+        self._foundation = foundation
+        self._engine = engine
+        self._reports: deque[Report] = deque(maxlen=MAX_REPORTS)
+        self._sessions: dict[str, Session] = {}
+        self._servers: dict[str, LinkServer] = {}
+        self._started = time.monotonic()
+
+    def __repr__(self) -> str:
+        reconciler = self._engine.reconciler
+        fetching = sum(1 for r in reconciler.open.values() if r.peer is not None)
+        wanted = len(reconciler.open) - fetching
+        return (
+            f"<Channel {self.name} [{wanted} wanted, {fetching} fetching | "
+            f"{len(self._sessions)} peers]>"
+        )
+
+    # ------------------------------------------------------------------ identity
+
+    @property
+    def did(self) -> str:
+        """The identity's DID, which is the channel's name in the world."""
+        return self._state.did
+
+    @property
+    def name(self) -> str:
+        """The name that this device gave the channel."""
+        return self._state.name
+
+    @property
+    def me(self) -> str:
+        """The DID of this device."""
+        return self._engine.me
+
+    def members(self) -> list[Member]:
+        """The members of now, in order of joining, as the chain says."""
+        return self._foundation.identity.membership.current()
+
+    async def invite(self, *, lifetime: float = DEFAULT_LIFETIME_S) -> str:
+        """A short string that lets one device join, once, within `lifetime` seconds.
+
+        It is a secret: hand it over in a way that nobody else can read. This device, or
+        rather its home, must be running when it is used.
+
+        Raises:
+            LocalProtocolError: the lifetime is not from 1 second to a year.
+        """
+        if not 1 <= lifetime <= MAX_LIFETIME_S:
+            raise LocalProtocolError(f"a lifetime is 1 to {MAX_LIFETIME_S} seconds")
+        invitation = new_invitation(
+            self._device.addresses, now=time.time(), lifetime_s=lifetime
+        )
+        issued = Issued(channel=self.did, secret=invitation.secret, expires=invitation.expires)
+        await self._device.remember_invitation(invitation.invitation_id, issued)
+        return str(invitation)
+
+    # ------------------------------------------------------------------- sending
+
+    async def send(self, content: bytes, *, topics: Sequence[str] = ()) -> Receipt:
+        """Send a message to all devices of the identity; durable here when this returns.
+
+        At most 8 MiB of content; at most 8 topics of 64 characters, which nobody outside
+        can read. Cancelling leaves it sent or not sent.
+
+        Raises:
+            PayloadTooLargeError: the content is too large.
+            LocalProtocolError: the topics break a rule.
+            StoreError: it could not be stored; nothing was sent.
+        """
+        return (await self.send_many([content], topics=topics))[0]
+
+    async def send_many(
+        self, contents: Iterable[bytes], *, topics: Sequence[str] = ()
+    ) -> list[Receipt]:
+        """Send several messages in order, sharing signatures and commits. Raises as `send`."""
+        checked = check_topics(topics)
+        items = []
+        for content in contents:
+            if not isinstance(content, bytes | bytearray | memoryview):
+                raise LocalProtocolError(
+                    f"a message is bytes, not {type(content).__name__}: encode it first"
+                )
+            data = bytes(content)
+            check_content(data)
+            items.append(Outgoing(data, checked, KIND_MESSAGE))
+        if items:
+            await self._engine.send(items)
+        return [make_receipt(self._engine, item) for item in items]
+
+    # ------------------------------------------------------------------- reading
+
+    def messages(
+        self, *, cursor: str | None = None, after: int = 0, anchored: bool = False
+    ) -> MessageStream:
+        """All messages, own ones included: history after a position, then live, for ever.
+
+        With a named `cursor` the stream begins after the last message that a stream of that
+        name had committed, in this run or an earlier one, and asking for the next message
+        commits the one before; so each message is seen at least once. `anchored` holds each
+        message back until its metadata is on the ledger.
+
+        Messages of one author come in its order, and an answer after its question where
+        both are held, unless content came late.
+        """
+        return MessageStream(
+            self._engine, cursor=cursor, after=after, anchored=anchored, live=True
+        )
+
+    def history(self, *, after: int = 0) -> MessageStream:
+        """The messages that are held now, after a position, and then no more."""
+        return MessageStream(self._engine, cursor=None, after=after, anchored=False, live=False)
+
+    async def last(self, limit: int) -> list[Message]:
+        """The newest messages, oldest of them first; at most `limit`."""
+        reader = LogReader(self._engine)
+        items = await reader.page(after=0, limit=limit, newest_first=True)
+        return [make_message(self._engine, item) for item in reversed(items)]
+
+    async def records(self, *, after: int = 0) -> AsyncIterator[tuple[Message, Record]]:
+        """The metadata of every message in the log, with the salted commitments."""
+        reader = LogReader(self._engine)
+        position = after
+        while page := await reader.page(after=position, limit=256):
+            for item in page:
+                yield make_message(self._engine, item), item.batch.records[item.index]
+                position = item.position
+
+    # ------------------------------------------------------------------- watching
+
+    def status(self) -> dict[str, Any]:
+        """What the channel is doing, for people and for `--json`."""
+        engine = self._engine
+        reconciler = engine.reconciler
+        identity = self._foundation.identity
+        return {
+            "channel": self.did,
+            "name": self.name,
+            "me": self.me,
+            "messages": engine.top,
+            "unanchored": len(engine.anchoring.waiting),
+            "missing": len(reconciler.open),
+            "members": len(self.members()),
+            "peers": [
+                {
+                    "did": session.did,
+                    "role": session.role,
+                    "backlog": session.backlog,
+                    "score": round(reconciler.peers[name].score, 2)
+                    if name in reconciler.peers
+                    else 0.0,
+                }
+                for name, session in self._sessions.items()
+            ],
+            "devices": dict(engine.durable),
+            "forked": sorted(reconciler.forked),
+            "faults": dict(engine.reports),
+            "refused_blocks": dict(identity.membership.refused),
+        }
+
+    def statistics(self) -> dict[str, float]:
+        """Counters since the channel was opened."""
+        sessions = list(self._sessions.values())
+        return {
+            "uptime_s": time.monotonic() - self._started,
+            "messages": self._engine.top,
+            "sessions": len(sessions),
+            "bytes_sent": sum(s.bytes_sent for s in sessions),
+            "bytes_received": sum(s.bytes_received for s in sessions),
+            **{f"fault_{k}": v for k, v in Counter(self._engine.reports).items()},
+        }
+
+    def reports(self) -> list[Report]:
+        """The latest faults of peers and authors, oldest first."""
+        return list(self._reports)
+
+    def peers(self) -> list[str]:
+        """The DIDs of the devices that this one has a session with now."""
+        return sorted({session.did for session in self._sessions.values()})
+
+    async def wait_peer(self, did: str | None = None) -> str:
+        """Wait for a session with a device (any, without a DID); returns its DID."""
+        while True:
+            for session in self._sessions.values():
+                if did is None or session.did == did:
+                    return session.did
+            await self._engine.changed()
+
+    # -------------------------------------------------- for the device, not for others
+
+    @property
+    def state(self) -> ChannelState:
+        """What is kept between runs."""
+        return self._state
+
+    @property
+    def engine(self) -> Engine:
+        """The channel's engine."""
+        return self._engine
+
+    @property
+    def foundation(self) -> Foundation:
+        """What the channel stands on."""
+        return self._foundation
+
+    def handshake_context(self) -> HandshakeContext:
+        """What this device brings to a handshake of the channel."""
+        credentials = self._engine.credentials
+        return HandshakeContext(
+            channel=self.did,
+            sign_key=credentials.sign_key,
+            certificate=credentials.encoded,
+        )
+
+    def servers(self) -> list[LinkServer]:
+        """Those who serve the sessions of now."""
+        return list(self._servers.values())
+
+    def note(self, report: Report) -> None:
+        """Keep a fault for `reports`."""
+        self._reports.append(report)
+
+    async def serve(self, session: Session) -> None:
+        """Serve an established session of this channel until it ends."""
+        replaced = self._choose(session)
+        if replaced is session:
+            async with session.run():
+                return
+        if replaced is not None:
+            replaced.close()
+        self._sessions[session.name] = session
+        server = LinkServer(
+            self._engine,
+            session,
+            addresses=tuple(self._device.addresses),
+            chains=self._foundation.chains,
+        )
+        self._servers[session.name] = server
+        try:
+            async with session.run():
+                self._engine.notify()
+                await server.run()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            log.info("session with %s ended", session.did)
+        finally:
+            self._sessions.pop(session.name, None)
+            self._servers.pop(session.name, None)
+            self._engine.notify()
+            if server.peer_addresses:
+                await self._device.remember_addresses(
+                    self.did, session.did, server.peer_addresses
+                )
+
+    def _choose(self, session: Session) -> Session | None:
+        """Of two sessions with one device, the one to give up; both sides choose alike."""
+        for other in self._sessions.values():
+            if other.did != session.did:
+                continue
+            if other.role == session.role:
+                # The same side dialled twice: the older connection is dead or dying.
+                return other
+            first = "initiator" if self.me < session.did else "responder"
+            return other if session.role == first else session
+        return None
+
+    def end_sessions_of_strangers(self) -> None:
+        """End the sessions with devices that are no longer members."""
+        for session in list(self._sessions.values()):
+            if not self._engine.trust.is_member(session.did):
+                session.close()
+
+
+@asynccontextmanager
+async def run_channel(
+    *,
+    device: Device,
+    store: Store,
+    state: ChannelState,
+    foundation: Foundation,
+    suite: str,
+    epochs: Sequence[Epoch],
+) -> AsyncIterator[Channel]:
+    """Open a channel and run it while the context is open."""
+    did = state.did
+    trust = Trust(channel=did, identity=foundation.identity, store=store)
+    credentials: Credentials = await make_credentials(
+        channel=did,
+        identity=foundation.identity,
+        store=store,
+        suite=suite,
+        now_ms=int(time.time() * 1000),
+    )
+    await trust.add(credentials.encoded)
+    stored = await store.get(f"ledger-position/{did}")
+    keeper = _Keeper(store, did)
+    channel: Channel | None = None
+
+    def report(fault: Report) -> None:
+        if channel is not None:
+            channel.note(fault)
+
+    engine = Engine(
+        store=store.channel(did),
+        ledger=foundation.ledger,
+        trust=trust,
+        credentials=credentials,
+        epochs=epochs,
+        ledger_position=int.from_bytes(stored or b"", "big"),
+        on_ledger_position=keeper.position,
+        on_report=report,
+        on_epochs=lambda new: keeper.epochs(list(engine.epochs.values())),
+    )
+    async with engine.run() as tasks:
+        channel = Channel(device=device, state=state, foundation=foundation, engine=engine)
+        tasks.start_soon(keeper.run)
+        tasks.start_soon(_watch_membership, channel)
+        try:
+            yield channel
+        finally:
+            with anyio.CancelScope(shield=True):
+                await keeper.flush()
+
+
+async def _watch_membership(channel: Channel) -> None:
+    """Pass membership changes on, and end sessions with those who are no longer members."""
+    identity = channel.foundation.identity
+    async with identity.changes() as changes:
+        async for _ in changes:
+            channel.end_sessions_of_strangers()
+            channel.engine.notify()
+            for server in channel.servers():
+                await server.announce_chains()
+
+
+class _Keeper:
+    """Writes down epochs at once, and the place in the ledger some time after it was read."""
+
+    def __init__(self, store: Store, did: str) -> None:
+        self._store = store
+        self._did = did
+        self._position = 0
+        self._epochs: list[Epoch] | None = None
+        self._work = anyio.Event()
+
+    def position(self, position: int) -> None:
+        self._position = position
+        self._work.set()
+
+    def epochs(self, epochs: list[Epoch]) -> None:
+        self._epochs = epochs
+        self._work.set()
+
+    async def run(self) -> None:
+        stored = 0
+        while True:
+            await self._work.wait()
+            self._work = anyio.Event()
+            await self.flush()
+            # What was read from the ledger up to here is in the store before its place is:
+            # the batches were queued for the same writer long before.
+            position = self._position
+            if position > stored:
+                await anyio.sleep(LEDGER_POSITION_EVERY_S)
+                key = f"ledger-position/{self._did}"
+                await self._store.put({key: position.to_bytes(8, "big")})
+                stored = position
+
+    async def flush(self) -> None:
+        epochs, self._epochs = self._epochs, None
+        if epochs is not None:
+            await save_epochs(self._store, self._did, epochs)
+
+
+async def save_epochs(store: Store, did: str, epochs: Sequence[Epoch]) -> None:
+    """Keep the epochs of a channel."""
+    await store.put({f"epochs/{did}": pack(encode_epochs(epochs))})
+
+
+async def load_epochs(store: Store, did: str) -> list[Epoch]:
+    """The epochs that the store has of a channel."""
+    value = await store.get(f"epochs/{did}")
+    return [] if value is None else decode_epochs(unpack(value, 1 << 20), 1 << 16)
+
+
+__all__ = ["Channel", "ChannelState", "load_epochs", "run_channel", "save_epochs"]

@@ -1,0 +1,189 @@
+"""Finding the other devices of a channel: the address book and sealed broadcasts.
+
+A device announces its addresses on the channel's topic, sealed under a key that only members
+have, and dials whoever it hears of and is not connected to. Of two devices the one with the
+smaller DID dials at once, the other a moment later, so that they rarely dial each other at
+the same time; if they do, both keep the same one of the two sessions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.abc import TaskGroup
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from walyoff.abc import Transport
+from walyoff.errors import RemoteProtocolError, WalyoffError
+from walyoff.frames import MAX_ADDRESS_CHARS, MAX_ADDRESSES
+from walyoff.records import MAX_DID_CHARS
+from walyoff.wire import expect_array, expect_int, expect_str, pack, unpack
+
+if TYPE_CHECKING:
+    from walyoff.channel import Channel
+
+log = logging.getLogger("walyoff.discovery")
+
+VERSION = 1
+NONCE_SIZE = 12
+MAX_PRESENCE = 8192
+#: Presence is repeated so often; the first ones come faster, while the network forms.
+EVERY_S = 30.0
+FIRST_S = (0.05, 0.5, 2.0, 5.0)
+#: Presences older than this are not acted upon (clocks of devices may differ).
+MAX_AGE_MS = 24 * 3600 * 1000
+#: How long the device with the larger DID waits for the other one to dial.
+POLITENESS_S = 0.7
+#: Back-off between attempts to reach a member: doubles from the first to the last.
+RETRY_FIRST_S = 0.5
+RETRY_LAST_S = 30.0
+
+
+class Discovery:
+    """Keeps one channel connected to its members, as far as they are there."""
+
+    def __init__(
+        self,
+        *,
+        channel: Channel,
+        transports: Sequence[Transport],
+        book: Callable[[], Awaitable[dict[str, list[str]]]],
+        dial: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._channel = channel
+        self._transports = transports
+        self._book = book
+        self._dial = dial
+        #: Newest first, per member.
+        self._addresses: dict[str, list[str]] = {}
+        self._seekers: set[str] = set()
+        self._news: dict[str, anyio.Event] = {}
+
+    async def run(self) -> None:
+        """Announce, listen and dial until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            for member, addresses in (await self._book()).items():
+                self._learn(tasks, member, addresses)
+            for transport in self._transports:
+                tasks.start_soon(self._listen, transport, tasks)
+                tasks.start_soon(self._announce, transport)
+
+    # ------------------------------------------------------------------- broadcasts
+
+    def _keys(self) -> list[bytes]:
+        return [e.derive("broadcast") for e in self._channel.engine.epochs.values()]
+
+    async def _announce(self, transport: Transport) -> None:
+        pauses = iter(FIRST_S)
+        while True:
+            await anyio.sleep(next(pauses, EVERY_S * (0.75 + random.random() / 2)))  # noqa: S311
+            presence = pack(
+                [
+                    VERSION,
+                    self._channel.me,
+                    int(time.time() * 1000),
+                    list(transport.addresses)[:MAX_ADDRESSES],
+                ]
+            )
+            key = self._channel.engine.anchors.newest_epoch().derive("broadcast")
+            nonce = os.urandom(NONCE_SIZE)
+            sealed = nonce + AESGCM(key).encrypt(nonce, presence, None)
+            try:
+                await transport.broadcast(self._channel.state.topic, sealed)
+            except WalyoffError as error:
+                log.info("presence was not announced on %s: %s", transport.name, error)
+
+    async def _listen(self, transport: Transport, tasks: TaskGroup) -> None:
+        pause = RETRY_FIRST_S
+        while True:
+            try:
+                async with transport.subscribe(self._channel.state.topic) as heard:
+                    async for broadcast in heard:
+                        self._hear(broadcast.payload, tasks)
+            except WalyoffError as error:
+                log.info("no broadcasts on %s now: %s", transport.name, error)
+            await anyio.sleep(pause)
+            pause = min(pause * 2, RETRY_LAST_S)
+
+    def _hear(self, payload: bytes, tasks: TaskGroup) -> None:
+        if len(payload) > MAX_PRESENCE:
+            return
+        nonce, sealed = payload[:NONCE_SIZE], payload[NONCE_SIZE:]
+        for key in self._keys():
+            try:
+                presence = AESGCM(key).decrypt(nonce, sealed, None)
+                member, addresses = _decode(presence)
+            except (InvalidTag, ValueError):
+                continue
+            except RemoteProtocolError as error:
+                log.warning("a malformed presence was ignored: %s", error)
+                return
+            if member != self._channel.me and self._channel.engine.trust.is_member(member):
+                self._learn(tasks, member, addresses)
+            return
+
+    # ---------------------------------------------------------------------- dialling
+
+    def _learn(self, tasks: TaskGroup, member: str, addresses: list[str]) -> None:
+        if self._addresses.get(member) != addresses:
+            self._addresses[member] = addresses
+            self._news.setdefault(member, anyio.Event()).set()
+        if member not in self._seekers and member != self._channel.me:
+            self._seekers.add(member)
+            tasks.start_soon(self._seek, member)
+
+    async def _seek(self, member: str) -> None:
+        """Keep trying to have a session with a member; ends when it is not a member."""
+        pause = RETRY_FIRST_S
+        if member < self._channel.me:
+            await anyio.sleep(POLITENESS_S)
+        while self._channel.engine.trust.is_member(member):
+            if member in self._channel.peers():
+                pause = RETRY_FIRST_S
+                await self._channel.engine.changed()
+                continue
+            if await self._try(member):
+                pause = RETRY_FIRST_S
+            self._news[member] = anyio.Event()
+            with anyio.move_on_after(pause * (0.5 + random.random())):  # noqa: S311
+                await self._news[member].wait()
+            pause = min(pause * 2, RETRY_LAST_S)
+        self._seekers.discard(member)
+
+    async def _try(self, member: str) -> bool:
+        for address in list(self._addresses.get(member, ())):
+            started = anyio.current_time()
+            try:
+                await self._dial(address)
+            except WalyoffError as error:
+                log.info("%s was not reached: %s", member, error)
+            # A session that lasted means that the address is good.
+            if anyio.current_time() - started > RETRY_LAST_S:
+                return True
+            if member in self._channel.peers():
+                return True
+        return False
+
+
+def _decode(presence: bytes) -> tuple[str, list[str]]:
+    version, member, time_ms, addresses = expect_array(
+        unpack(presence, MAX_PRESENCE), 4, "presence"
+    )
+    if version != VERSION:
+        raise RemoteProtocolError("presence of another version", reason="version")
+    age = int(time.time() * 1000) - expect_int(time_ms, "time")
+    if age > MAX_AGE_MS:
+        raise RemoteProtocolError("presence is too old", reason="stale")
+    if not isinstance(addresses, list) or len(addresses) > MAX_ADDRESSES:
+        raise RemoteProtocolError("presence with malformed addresses")
+    return (
+        expect_str(member, "member", limit=MAX_DID_CHARS),
+        [expect_str(a, "address", limit=MAX_ADDRESS_CHARS) for a in addresses],
+    )

@@ -1,0 +1,195 @@
+"""Joining a channel, both sides, inside a join session.
+
+The session is keyed with the invitation's secret, so both sides know that the other one has
+the invitation. The joiner says who it is; the inviter makes it a member on the identity's
+chain and hands over what a member needs. The invitation is bound to the joiner's DID before
+anything else happens, so a join that breaks can be tried again by the same device only.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import anyio
+
+from walyoff import frames, plugins
+from walyoff.certificates import Certificate, encode
+from walyoff.epochs import Epoch
+from walyoff.errors import (
+    InvitationError,
+    RemoteProtocolError,
+    TransportError,
+    WalyoffError,
+)
+from walyoff.invitations import Invitation, Issued, parse
+from walyoff.session.handshake import HandshakeContext, PeerPresented
+from walyoff.session.peer import Session, dial
+from walyoff.trust import CLOCK_SKEW_MS
+
+if TYPE_CHECKING:
+    from walyoff.channel import Channel
+    from walyoff.node import Device
+
+log = logging.getLogger("walyoff.device")
+
+#: The inviter writes a block or two; a slow machine under load takes some seconds.
+JOIN_TIMEOUT = 60.0
+#: The joiner's own certificate lives for this session only.
+CERTIFICATE_MS = 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """What a joiner got. Holds secrets, which never print."""
+
+    grant: bytes = field(repr=False)
+    secret: bytes = field(repr=False)
+    epochs: tuple[Epoch, ...] = field(repr=False)
+    certificates: tuple[bytes, ...]
+    name: str
+    inviter: str
+    addresses: tuple[str, ...]
+
+
+async def request_join(device: Device, text: str) -> Granted:
+    """The joiner's side. Raises InvitationError, TransportError, RemoteProtocolError."""
+    invitation = parse(text, now=time.time())
+    if not invitation.addresses:
+        raise InvitationError("the invitation names no address: ask for a new one")
+    context = await _joiner_context(device, invitation)
+    session = await _reach(device, invitation, context)
+    did = await device.did()
+    with anyio.fail_after(JOIN_TIMEOUT) as deadline:
+        async with session.run():
+            files = await device.platform.device_files(did)
+            session.send_frame(frames.JoinRequest(did, tuple(files)))
+            answer = await _next(session.frames())
+    if deadline.cancelled_caught or answer is None:
+        raise TransportError("the inviting device did not answer: try again")
+    match answer:
+        case frames.JoinRefused(reason):
+            raise InvitationError(reason)
+        case frames.JoinGrant():
+            return Granted(
+                grant=answer.grant,
+                secret=answer.secret,
+                epochs=answer.epochs,
+                certificates=answer.certificates,
+                name=answer.name,
+                inviter=session.did,
+                addresses=invitation.addresses,
+            )
+        case _:
+            raise RemoteProtocolError("the inviting device answered something else")
+
+
+async def _joiner_context(device: Device, invitation: Invitation) -> HandshakeContext:
+    """A certificate for this one session, signed by the device's own DID."""
+    did = await device.did()
+    cipher = plugins.suite(device.suite)
+    sign_key, seal_key = cipher.new_sign_key(), cipher.new_seal_key()
+    now_ms = int(time.time() * 1000)
+    certificate = Certificate(
+        channel=invitation.invitation_id,
+        member=did,
+        suite=device.suite,
+        key_types=cipher.key_types,
+        sign_public=sign_key.public,
+        seal_public=seal_key.public,
+        not_before_ms=now_ms - CLOCK_SKEW_MS,
+        not_after_ms=now_ms + CERTIFICATE_MS,
+    )
+    signature = await device.platform.certify(did, certificate.body())
+    return HandshakeContext(
+        channel=invitation.invitation_id,
+        sign_key=sign_key,
+        certificate=encode(certificate, signature),
+        psk=invitation.psk,
+    )
+
+
+async def _reach(device: Device, invitation: Invitation, context: HandshakeContext) -> Session:
+    async def trust_the_secret(presented: PeerPresented) -> None:
+        """Whoever could encrypt this certificate has the invitation's secret."""
+
+    failure: WalyoffError | None = None
+    for address in invitation.addresses:
+        try:
+            stream = await device.connect_stream(address)
+            return await dial(
+                stream,
+                mode="join",
+                tag_key=invitation.tag_key,
+                context=context,
+                suites=device.suites(),
+                judge=trust_the_secret,
+            )
+        except RemoteProtocolError as error:
+            if error.reason == "refused":
+                raise InvitationError(
+                    "the inviting device does not know this invitation: ask for a new one"
+                ) from error
+            failure = error
+        except TransportError as error:
+            failure = error
+    raise TransportError(
+        f"the inviting device cannot be reached: is it running? ({failure})"
+    ) from failure
+
+
+async def grant_join(
+    device: Device, channel: Channel, issued: Issued, session: Session
+) -> None:
+    """The inviter's side: serve one join session."""
+    with anyio.move_on_after(JOIN_TIMEOUT):
+        async with session.run():
+            request = await _next(session.frames())
+            if not isinstance(request, frames.JoinRequest) or request.did != session.did:
+                raise RemoteProtocolError("a join session begins with a join request")
+            answer = await _decide(device, channel, issued, request, session)
+            session.send_frame(answer)
+            # The joiner ends the session when it has the answer.
+            try:
+                await _next(session.frames())
+            except (anyio.BrokenResourceError, RemoteProtocolError):
+                log.debug("the joiner left without saying goodbye")
+
+
+async def _decide(
+    device: Device,
+    channel: Channel,
+    issued: Issued,
+    request: frames.JoinRequest,
+    session: Session,
+) -> frames.JoinGrant | frames.JoinRefused:
+    invitation_id = issued.invitation().invitation_id
+    current = device.invitation(invitation_id) or issued
+    problem = current.problem(request.did, time.time())
+    if problem is not None:
+        log.info("a join was refused: %s", problem)
+        return frames.JoinRefused(problem)
+    await device.remember_invitation(invitation_id, replace(current, used_by=request.did))
+    identity = channel.foundation.identity
+    try:
+        await identity.add_member(request.did, request.files)
+        certificate = session.peer.certificate
+        await identity.verify(request.did, certificate.body(), session.peer.signature)
+    except RemoteProtocolError as error:
+        log.warning("a join was refused: %s", error)
+        return frames.JoinRefused("your device's chain or signature does not hold")
+    return frames.JoinGrant(
+        await device.platform.grant(channel.did),
+        tuple(channel.engine.epochs.values()),
+        tuple(await channel.engine.trust.all_encoded()),
+        channel.name,
+        channel.state.secret,
+    )
+
+
+async def _next(incoming: AsyncIterator[frames.Frame]) -> frames.Frame | None:
+    """The next frame, or None if the other side ended the session."""
+    return await anext(incoming, None)

@@ -1,0 +1,228 @@
+"""Messages and receipts: what an application holds in its hands."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import anyio
+
+from walyoff.engine.driver import Delivered, Outgoing
+from walyoff.errors import StoreError, WalyoffError
+from walyoff.records import MAX_TIME_MS, Batch, decode_batch
+
+if TYPE_CHECKING:
+    from walyoff.abc import LogEntry
+    from walyoff.engine.driver import Engine
+
+#: Entries read from the store at a time: bounds memory and spares round trips.
+PAGE = 256
+#: In a long history a cursor is stored so often; a kill repeats what came since.
+CURSOR_EVERY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A verified message: its author is a member, its signature and its content hold."""
+
+    #: The hash of its record, which names it for ever and everywhere.
+    id: bytes
+    #: The channel's DID.
+    channel: str
+    #: The DID of the device that wrote it.
+    author: str
+    #: Its number among the author's records in this channel, from 1.
+    seq: int
+    #: When it was written, by the author's clock: a claim.
+    time: datetime
+    topics: tuple[str, ...]
+    #: Size of the content in bytes, also when the content is not held.
+    size: int
+    #: None if the content is not held here (not arrived yet, or forgotten).
+    content: bytes | None = field(repr=False)
+    #: Its place in this device's log; grows, and is the value of cursors.
+    position: int
+    _batch_id: bytes = field(repr=False)
+    _engine: Engine = field(repr=False)
+
+    @property
+    def anchored(self) -> bool:
+        """True once its metadata is known to be on the ledger."""
+        return self._engine.is_anchored(self._batch_id)
+
+
+def make_message(engine: Engine, item: Delivered) -> Message:
+    """A message from a decoded entry."""
+    record = item.batch.records[item.index]
+    return Message(
+        id=item.batch.record_ids[item.index],
+        channel=item.batch.channel,
+        author=item.batch.author,
+        seq=item.batch.first_seq + item.index,
+        time=datetime.fromtimestamp(min(record.time_ms, MAX_TIME_MS) / 1000, UTC),
+        topics=record.topics,
+        size=record.size,
+        content=item.content,
+        position=item.position,
+        _batch_id=item.batch.batch_id,
+        _engine=engine,
+    )
+
+
+class LogReader:
+    """Reads pages of the log and decodes their batches, each once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._batches: dict[bytes, Batch] = {}
+
+    async def page(
+        self, *, after: int, limit: int, newest_first: bool = False
+    ) -> list[Delivered]:
+        """Entries of the log. Raises StoreError if one does not authenticate."""
+        entries = await self._engine.store.log(
+            after=after, limit=limit, newest_first=newest_first
+        )
+        return [await self._decode(entry) for entry in entries]
+
+    async def _decode(self, entry: LogEntry) -> Delivered:
+        batch = self._batches.get(entry.batch_id)
+        if batch is None:
+            stored = await self._engine.store.batch(entry.batch_id)
+            if stored is None:
+                raise StoreError(f"the batch of log entry {entry.position} is missing")
+            batch = decode_batch(stored.body)
+            if len(self._batches) >= PAGE:
+                self._batches.clear()
+            self._batches[entry.batch_id] = batch
+        return Delivered(
+            position=entry.position,
+            batch=batch,
+            index=entry.seq - batch.first_seq,
+            content=None if entry.content is None else entry.content.data,
+        )
+
+
+class MessageStream(AsyncIterator[Message]):
+    """Messages after a position or a named cursor: history, then new ones as they come.
+
+    Asking for the next message commits the one before. Cancelling, breaking off and closing
+    lose nothing: what was not committed comes again. Any number of streams may read at once;
+    each holds at most a page of messages in memory.
+    """
+
+    def __init__(
+        self, engine: Engine, *, cursor: str | None, after: int, anchored: bool, live: bool
+    ) -> None:
+        self._engine = engine
+        self._cursor = cursor
+        self._position = after
+        self._anchored = anchored
+        self._live = live
+        self._buffer: deque[Delivered] = deque()
+        self._reader = LogReader(engine)
+        self._begun = cursor is None
+        self._given = 0
+        self._due = 0.0
+
+    def __aiter__(self) -> MessageStream:
+        return self
+
+    async def __anext__(self) -> Message:
+        engine = self._engine
+        if not self._begun:
+            self._position = await engine.cursor(self._cursor or "")
+            self._begun = True
+        if self._given:
+            await self._commit()
+        while not self._buffer:
+            if self._position < engine.top:
+                self._buffer.extend(await self._next_items())
+            elif self._live:
+                await engine.changed()
+            else:
+                raise StopAsyncIteration
+        message = make_message(engine, self._buffer[0])
+        while self._anchored and not message.anchored:
+            await engine.changed()
+        # No await between here and the return: a cancelled call has taken nothing.
+        self._buffer.popleft()
+        self._given = self._position = message.position
+        return message
+
+    async def _next_items(self) -> list[Delivered]:
+        """The next entries, from memory if they are new, else from the store."""
+        engine = self._engine
+        recent: list[Delivered] = []
+        while len(recent) < PAGE and (item := engine.recent(self._position + 1 + len(recent))):
+            recent.append(item)
+        return recent or await self._reader.page(after=self._position, limit=PAGE)
+
+    async def _commit(self) -> None:
+        if self._cursor is None:
+            return
+        self._engine.cursors[self._cursor] = self._given
+        self._given = 0
+        now = anyio.current_time()
+        # Stored at once at the live end; in a long history every so often, and at the end.
+        if not self._buffer or now >= self._due:
+            self._due = now + CURSOR_EVERY_S
+            await self._engine.flush_cursors()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """Proof that a sent message is durable on this device, and a way to wait for more."""
+
+    #: The hash of its record.
+    id: bytes
+    seq: int
+    _batch_id: bytes = field(repr=False)
+    _engine: Engine = field(repr=False)
+
+    @property
+    def anchored(self) -> bool:
+        """True once its metadata is on the ledger."""
+        return self._engine.is_anchored(self._batch_id)
+
+    async def wait_anchored(self) -> None:
+        """Wait until its metadata is on the ledger."""
+        while not self.anchored:
+            await self._engine.changed()
+
+    def received_by(self) -> list[str]:
+        """The DIDs of the devices that said they hold it, with its content."""
+        engine = self._engine
+        return [
+            did
+            for did, vector in engine.confirmed.items()
+            if vector.get(engine.me, (0, frozenset()))[0] >= self.seq
+            and self.seq not in vector[engine.me][1]
+        ]
+
+    async def wait_received(self, by: str | Iterable[str] | None = None) -> None:
+        """Wait until devices hold it durably and have verified it.
+
+        `by` is a member's DID, or several, all of which must; None means any one device.
+        Only what is said in this run counts, so after a restart it waits for their word.
+
+        Raises:
+            WalyoffError: a DID is not a member of the channel.
+        """
+        wanted = {by} if isinstance(by, str) else set(by or ())
+        for did in wanted:
+            if not self._engine.trust.is_member(did):
+                raise WalyoffError(f"{did} is not a member of the channel")
+        while True:
+            received = set(self.received_by())
+            if (wanted and wanted <= received) or (not wanted and received):
+                return
+            await self._engine.changed()
+
+
+def make_receipt(engine: Engine, item: Outgoing) -> Receipt:
+    """The receipt of a message that was sent."""
+    return Receipt(id=item.record_id, seq=item.seq, _batch_id=item.batch_id, _engine=engine)

@@ -1,0 +1,507 @@
+"""A device: one running installation, with its store, its keys, its transports, its channels.
+
+`open_device` is the way in. Everything that a device starts lives in its context and ends
+with it: the child process, listeners, sessions, channels.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+from anyio.abc import ByteStream, TaskGroup, TaskStatus
+from blake3 import blake3
+
+from walyoff import plugins
+from walyoff.abc import Store, Transport, TransportHost
+from walyoff.channel import (
+    MAX_NAME_CHARS,
+    SECRET_SIZE,
+    Channel,
+    ChannelState,
+    load_epochs,
+    run_channel,
+    save_epochs,
+)
+from walyoff.discovery import Discovery
+from walyoff.epochs import new_epoch
+from walyoff.errors import (
+    LocalProtocolError,
+    NotAMemberError,
+    RemoteProtocolError,
+    TransportError,
+    WalyoffError,
+)
+from walyoff.invitations import REMEMBER_S, Issued
+from walyoff.joining import grant_join, request_join
+from walyoff.platform import Foundation, Platform, PlatformFactory
+from walyoff.session.handshake import HandshakeContext, PeerPresented
+from walyoff.session.peer import Judge, Session, answer, dial
+from walyoff.session.transcript import Mode, blinded_tag
+from walyoff.wire import pack, unpack
+
+log = logging.getLogger("walyoff.device")
+
+DEFAULT_SUITE = "hybrid-1"
+#: Handshakes in progress at a time: each costs milliseconds of signatures and some memory.
+MAX_HANDSHAKES = 32
+MAX_ADDRESSES = 16
+
+
+class Device:
+    """One running device. Get one from `open_device`."""
+
+    def __init__(
+        self,
+        *,
+        home: Path,
+        store: Store,
+        platform: Platform,
+        transports: dict[str, Transport],
+        suite: str,
+        tasks: TaskGroup,
+    ) -> None:
+        self.home = home
+        self._store = store
+        self._platform = platform
+        self._transports = transports
+        self._suite = suite
+        self._tasks = tasks
+        self._channels: dict[str, Channel] = {}
+        self._closers: dict[str, anyio.CancelScope] = {}
+        self._invitations: dict[str, Issued] = {}
+        self._handshakes = anyio.CapacityLimiter(MAX_HANDSHAKES)
+        self._started = time.monotonic()
+
+    def __repr__(self) -> str:
+        return f"<Device {self.home.name} [{len(self._channels)} channels]>"
+
+    # ---------------------------------------------------------------------- public
+
+    @property
+    def addresses(self) -> list[str]:
+        """What other devices need to reach this one, best first."""
+        found = [a for transport in self._transports.values() for a in transport.addresses]
+        return found[:MAX_ADDRESSES]
+
+    @property
+    def suite(self) -> str:
+        """The suite of this device's own keys."""
+        return self._suite
+
+    @property
+    def store(self) -> Store:
+        """The device's store."""
+        return self._store
+
+    def channels(self) -> list[Channel]:
+        """The channels of this device."""
+        return list(self._channels.values())
+
+    def channel(self, name: str) -> Channel:
+        """A channel by its name or its DID.
+
+        Raises:
+            LocalProtocolError: there is none, or the name is ambiguous.
+        """
+        if name in self._channels:
+            return self._channels[name]
+        found = [c for c in self._channels.values() if c.name == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise LocalProtocolError(f"{len(found)} channels are named {name!r}: use the DID")
+        have = ", ".join(sorted(c.name for c in self._channels.values())) or "none"
+        raise LocalProtocolError(f"no channel {name!r} here (channels: {have})")
+
+    async def create_channel(self, name: str) -> Channel:
+        """Make a new identity with this device as its first member, and open its channel.
+
+        Raises:
+            LocalProtocolError: the name is empty, too long or taken on this device.
+            ChildError: the chain could not be made now.
+        """
+        self._check_name(name)
+        device = await self.did()
+        foundation, scope = await self._enter(self._platform.create(device))
+        state = ChannelState(
+            did=foundation.identity.did,
+            name=name,
+            pin=foundation.pin,
+            secret=os.urandom(SECRET_SIZE),
+        )
+        await save_epochs(self._store, state.did, [new_epoch(int(time.time() * 1000))])
+        return await self._start(state, foundation, scope)
+
+    async def join(self, invitation: str, *, name: str | None = None) -> Channel:
+        """Join a channel by an invitation, and open it.
+
+        A join that broke at any step can be tried again with the same invitation.
+
+        Raises:
+            InvitationError: mistyped, expired, used by somebody else, or revoked.
+            TransportError: the inviting device cannot be reached now.
+            LocalProtocolError: this device is in the channel already, or the name is taken.
+        """
+        if name is not None:
+            self._check_name(name)
+        granted = await request_join(self, invitation)
+        taken = {channel.name for channel in self._channels.values()}
+        foundation, scope = await self._enter(
+            self._platform.adopt(granted.grant, device=await self.did())
+        )
+        did = foundation.identity.did
+        if did in self._channels:
+            scope.cancel()
+            raise LocalProtocolError(f"this device is in {self._channels[did].name!r} already")
+        chosen = name or granted.name
+        state = ChannelState(
+            did=did,
+            name=chosen if chosen not in taken else f"{chosen}-{did[-4:]}",
+            pin=foundation.pin,
+            secret=granted.secret,
+        )
+        await save_epochs(self._store, did, granted.epochs)
+        await self.remember_addresses(did, granted.inviter, granted.addresses)
+        channel = await self._start(state, foundation, scope)
+        for certificate in granted.certificates:
+            try:
+                await channel.engine.trust.add(certificate)
+            except WalyoffError as error:
+                log.warning("a certificate of the channel was refused: %s", error)
+        return channel
+
+    async def did(self) -> str:
+        """The DID of this device, made when it is first needed."""
+        stored = await self._store.get("device")
+        if stored is None:
+            stored = (await self._platform.create_device()).encode()
+            await self._store.put({"device": stored})
+        return stored.decode()
+
+    def status(self) -> dict[str, object]:
+        """What the device is doing, for people and for `--json`."""
+        return {
+            "home": str(self.home),
+            "addresses": self.addresses,
+            "suite": self._suite,
+            "transports": sorted(self._transports),
+            "channels": [channel.status() for channel in self._channels.values()],
+        }
+
+    def statistics(self) -> dict[str, float]:
+        """Counters since the device was opened."""
+        return {
+            "uptime_s": time.monotonic() - self._started,
+            "channels": len(self._channels),
+            "handshakes": self._handshakes.borrowed_tokens,
+        }
+
+    # -------------------------------------------------------------------- channels
+
+    def _check_name(self, name: str) -> None:
+        if not name or len(name) > MAX_NAME_CHARS or not name.isprintable():
+            raise LocalProtocolError(
+                f"a channel's name has 1 to {MAX_NAME_CHARS} printable characters"
+            )
+        if any(channel.name == name for channel in self._channels.values()):
+            raise LocalProtocolError(
+                f"a channel {name!r} exists on this device: choose another"
+            )
+
+    async def _enter(
+        self, context: AbstractAsyncContextManager[Foundation]
+    ) -> tuple[Foundation, anyio.CancelScope]:
+        """Enter a foundation's context in a task of its own; cancelling the scope leaves it."""
+        held: tuple[Foundation, anyio.CancelScope] = await self._tasks.start(
+            self._hold, context
+        )
+        return held
+
+    async def _hold(
+        self,
+        context: AbstractAsyncContextManager[Foundation],
+        *,
+        task_status: TaskStatus[tuple[Foundation, anyio.CancelScope]],
+    ) -> None:
+        with anyio.CancelScope() as scope:
+            async with context as foundation:
+                task_status.started((foundation, scope))
+                await anyio.sleep_forever()
+
+    async def _start(
+        self, state: ChannelState, foundation: Foundation, scope: anyio.CancelScope
+    ) -> Channel:
+        await self._store.put({f"channel/{state.did}": state.encode()})
+        channel: Channel = await self._tasks.start(self._run, state, foundation)
+        self._closers[state.did] = scope
+        return channel
+
+    async def _run(
+        self,
+        state: ChannelState,
+        foundation: Foundation,
+        *,
+        task_status: TaskStatus[Channel],
+    ) -> None:
+        async with (
+            run_channel(
+                device=self,
+                store=self._store,
+                state=state,
+                foundation=foundation,
+                suite=self._suite,
+                epochs=await load_epochs(self._store, state.did),
+            ) as channel,
+            anyio.create_task_group() as tasks,
+        ):
+            self._channels[state.did] = channel
+            discovery = Discovery(
+                channel=channel,
+                transports=list(self._transports.values()),
+                book=lambda: self.address_book(state.did),
+                dial=lambda address: self.dial(channel, address),
+            )
+            tasks.start_soon(discovery.run)
+            task_status.started(channel)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                del self._channels[state.did]
+
+    async def open_channels(self) -> None:
+        """Open every channel that the store knows."""
+        for key in await self._store.keys("channel/"):
+            value = await self._store.get(key)
+            if value is None:
+                continue
+            state = ChannelState.decode(value)
+            foundation, scope = await self._enter(
+                self._platform.open(state.did, pin=state.pin, device=await self.did())
+            )
+            await self._start(state, foundation, scope)
+        await self._load_invitations()
+
+    # -------------------------------------------------------------------- sessions
+
+    async def connect_stream(self, address: str) -> ByteStream:
+        """A stream to an address, by the transport that the address names."""
+        name, _, _ = address.partition(":")
+        transport = self._transports.get(name)
+        if transport is None:
+            have = ", ".join(sorted(self._transports)) or "none"
+            raise TransportError(f"no transport {name!r} is open here (open: {have})")
+        return await transport.connect(address)
+
+    async def dial(self, channel: Channel, address: str) -> None:
+        """Connect to an address and serve the session until it ends.
+
+        Raises:
+            TransportError: nobody was reached, or the connection broke.
+            RemoteProtocolError: it is not a member, or it refused.
+        """
+        stream = await self.connect_stream(address)
+        session = await dial(
+            stream,
+            mode="member",
+            tag_key=channel.state.tag_key,
+            context=channel.handshake_context(),
+            suites=self.suites(),
+            judge=self.judge(channel),
+        )
+        await channel.serve(session)
+
+    def suites(self) -> list[str]:
+        """The suites that this device accepts, its own first."""
+        others = [name for name in plugins.installed_suites() if name != self._suite]
+        return [self._suite, *others]
+
+    def judge(self, channel: Channel) -> Judge:
+        """Decides about certificates in handshakes of a channel."""
+
+        async def decide(presented: PeerPresented) -> None:
+            trusted = await channel.engine.trust.add(presented.encoded)
+            certificate = trusted.certificate
+            if not channel.engine.trust.is_member(certificate.member):
+                raise NotAMemberError(f"{certificate.member} is not a member now")
+            if not certificate.covers(int(time.time() * 1000)):
+                raise NotAMemberError(f"the certificate of {certificate.member} has expired")
+
+        return decide
+
+    async def listen(self, transport: Transport, *, task_status: TaskStatus[None]) -> None:
+        """Accept streams of a transport and answer their handshakes."""
+        async with transport.listen() as streams, anyio.create_task_group() as tasks:
+            task_status.started()
+            async for stream in streams:
+                if self._handshakes.available_tokens < 1:
+                    # More at once is a flood: the newest are dropped, the honest try again.
+                    await anyio.aclose_forcefully(stream)
+                    continue
+                tasks.start_soon(self._accept, stream)
+
+    async def _accept(self, stream: ByteStream) -> None:
+        chosen: list[Channel | Issued] = []
+
+        def find(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
+            return self._find(mode, ephemeral, tag, chosen)
+
+        async def decide(presented: PeerPresented) -> None:
+            if isinstance(chosen[0], Channel):
+                await self.judge(chosen[0])(presented)
+
+        try:
+            async with self._handshakes:
+                session = await answer(
+                    stream, find_tag=find, suites=self.suites(), judge=decide
+                )
+            await self._serve(session, chosen[0])
+        except RemoteProtocolError as error:
+            log.warning("a peer was refused: %s (%s)", error, error.reason)
+        except (TransportError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            log.info("a connection ended: %r", error)
+        except WalyoffError as error:
+            log.warning("a session failed: %s", error)
+
+    def _find(
+        self, mode: Mode, ephemeral: bytes, tag: bytes, chosen: list[Channel | Issued]
+    ) -> HandshakeContext | None:
+        if mode == "member":
+            for channel in self._channels.values():
+                expected = blinded_tag(channel.state.tag_key, mode, ephemeral)
+                if hmac.compare_digest(expected, tag):
+                    chosen[:] = [channel]
+                    return channel.handshake_context()
+            return None
+        for issued in self._invitations.values():
+            invitation = issued.invitation()
+            if hmac.compare_digest(blinded_tag(invitation.tag_key, mode, ephemeral), tag):
+                inviting = self._channels.get(issued.channel)
+                if inviting is None:
+                    return None
+                chosen[:] = [issued]
+                own = inviting.handshake_context()
+                return HandshakeContext(
+                    channel=invitation.invitation_id,
+                    sign_key=own.sign_key,
+                    certificate=own.certificate,
+                    psk=invitation.psk,
+                )
+        return None
+
+    async def _serve(self, session: Session, subject: Channel | Issued) -> None:
+        if isinstance(subject, Channel):
+            await subject.serve(session)
+            return
+        channel = self._channels.get(subject.channel)
+        if channel is not None:
+            await grant_join(self, channel, subject, session)
+
+    # ----------------------------------------------------- invitations and addresses
+
+    async def remember_invitation(self, invitation_id: str, issued: Issued) -> None:
+        """Keep what this device invited, durably."""
+        await self._store.put({f"invitation/{invitation_id}": issued.encode()})
+        self._invitations[invitation_id] = issued
+
+    def invitation(self, invitation_id: str) -> Issued | None:
+        """What is known of an invitation of this device."""
+        return self._invitations.get(invitation_id)
+
+    async def _load_invitations(self) -> None:
+        for key in await self._store.keys("invitation/"):
+            if value := await self._store.get(key):
+                issued = Issued.decode(value)
+                if time.time() > issued.expires + REMEMBER_S:
+                    await self._store.put({key: None})
+                else:
+                    self._invitations[key.partition("/")[2]] = issued
+
+    async def remember_addresses(self, did: str, member: str, addresses: Iterable[str]) -> None:
+        """Note where a member of a channel was reached last."""
+        value = pack(list(addresses)[:MAX_ADDRESSES])
+        name = blake3(member.encode()).hexdigest(16)
+        await self._store.put({f"address/{did}/{name}": pack([member, value])})
+
+    async def address_book(self, did: str) -> dict[str, list[str]]:
+        """The last known addresses of the members of a channel."""
+        book: dict[str, list[str]] = {}
+        for key in await self._store.keys(f"address/{did}/"):
+            if value := await self._store.get(key):
+                member, addresses = unpack(value, 65536)
+                book[member] = unpack(addresses, 65536)
+        return book
+
+    @property
+    def platform(self) -> Platform:
+        """Where this device's identities come from."""
+        return self._platform
+
+
+@asynccontextmanager
+async def open_device(
+    home: str | os.PathLike[str],
+    *,
+    transports: Sequence[str] = ("ipfs",),
+    passphrase: str | None = None,
+    suite: str = DEFAULT_SUITE,
+    platform: PlatformFactory | None = None,
+) -> AsyncIterator[Device]:
+    """Open the device that lives in a home folder, which is made if it is not there.
+
+    `transports` names installed transports. `passphrase` protects the home's key; the same
+    one is needed ever after. `suite` is for keys that this device makes from now on.
+
+    Raises:
+        HomeInUseError: another process has it open.
+        StoreError: the passphrase is wrong, or the home cannot be used.
+        UnknownSuiteError: the suite is not installed.
+        WalyoffError: a transport is not installed or cannot be opened.
+    """
+    # The heavy parts are imported here, so that importing walyoff stays cheap.
+    from walyoff.stores import open_store  # noqa: PLC0415
+
+    factory_of_platform = platform
+    if factory_of_platform is None:
+        from walyoff.walytis.platform import open_platform  # noqa: PLC0415
+
+        factory_of_platform = open_platform
+    path = Path(home)
+    plugins.suite(suite)
+    factories = {name: plugins.transport_factory(name) for name in transports}
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(path, passphrase=passphrase))
+        base = await stack.enter_async_context(factory_of_platform(path))
+        run_dir = Path(tempfile.mkdtemp(prefix="walyoff-"))
+        stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
+        opened: dict[str, Transport] = {}
+        for name, factory in factories.items():
+            state_dir = path / "transports" / name
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            host = TransportHost(state_dir=state_dir, run_dir=run_dir / name, ipfs=base.ipfs)
+            host.run_dir.mkdir(mode=0o700)
+            opened[name] = await stack.enter_async_context(factory(host))
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        device = Device(
+            home=path,
+            store=store,
+            platform=base,
+            transports=opened,
+            suite=suite,
+            tasks=tasks,
+        )
+        try:
+            await device.open_channels()
+            for transport in opened.values():
+                await tasks.start(device.listen, transport)
+            yield device
+        finally:
+            tasks.cancel_scope.cancel()

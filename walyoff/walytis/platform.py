@@ -1,0 +1,154 @@
+"""The real platform: identities and ledgers on Walytis chains, in the child process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+from walyoff.abc import IpfsNode
+from walyoff.errors import ChildError
+from walyoff.platform import Foundation, Platform
+from walyoff.walytis.identity import WalytisIdentity
+from walyoff.walytis.ledger import WalytisLedger
+from walyoff.walytis.process import Child, open_child
+from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
+
+#: A block file and its chain's name around it.
+MAX_FILE = 2 * 1024 * 1024
+MAX_CHAIN_NAME = 128
+
+
+class WalytisPlatform:
+    """Satisfies `walyoff.platform.Platform`."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._identities: dict[str, WalytisIdentity] = {}
+
+    @property
+    def ipfs(self) -> IpfsNode:
+        """The embedded Kubo node."""
+        return self._child
+
+    async def create_device(self) -> str:
+        """A new DID with its own chain. Takes some tenths of a second."""
+        did, _ = await WalytisIdentity.create_device_did(self._child)
+        return did
+
+    async def device_files(self, did: str) -> list[bytes]:
+        """The device's own chain."""
+        return await WalytisIdentity.export_did(self._child, did)
+
+    async def certify(self, did: str, body: bytes) -> bytes:
+        """Sign with the device's control keys."""
+        signature = await self._child.call("did.sign", {"did": did, "data": body})
+        if not isinstance(signature, bytes):
+            raise ChildError("the child's answer is no signature")
+        return signature
+
+    @asynccontextmanager
+    async def create(self, device: str) -> AsyncIterator[Foundation]:
+        """A new identity; its keys and its first segment are on the chain."""
+        async with self._founded(
+            await WalytisIdentity.create(self._child, device)
+        ) as foundation:
+            yield foundation
+
+    @asynccontextmanager
+    async def open(self, did: str, *, pin: bytes, device: str) -> AsyncIterator[Foundation]:
+        """An identity that this device belongs to."""
+        async with self._founded(
+            await WalytisIdentity.open(self._child, did, pin, device)
+        ) as foundation:
+            yield foundation
+
+    @asynccontextmanager
+    async def adopt(self, grant: bytes, *, device: str) -> AsyncIterator[Foundation]:
+        """An identity that a member granted."""
+        async with self._founded(
+            await WalytisIdentity.adopt(self._child, grant, device)
+        ) as foundation:
+            yield foundation
+
+    async def grant(self, did: str) -> bytes:
+        """All that a new member needs, secrets included."""
+        return await self._identities[did].grant()
+
+    def _founded(self, identity: WalytisIdentity) -> AbstractAsyncContextManager[Foundation]:
+        return _found(self._identities, identity)
+
+
+@asynccontextmanager
+async def _found(
+    identities: dict[str, WalytisIdentity], identity: WalytisIdentity
+) -> AsyncIterator[Foundation]:
+    async with identity:
+        ledger = await identity.ledger()
+        identities[identity.did] = identity
+        try:
+            yield Foundation(
+                identity=identity,
+                ledger=ledger,
+                pin=identity.pin,
+                chains={"identity": _IdentityChains(identity), "ledger": _LedgerChain(ledger)},
+            )
+        finally:
+            del identities[identity.did]
+            await ledger.aclose()
+
+
+class _LedgerChain:
+    """The anchor segment, for comparison between members."""
+
+    def __init__(self, ledger: WalytisLedger) -> None:
+        self._ledger = ledger
+
+    async def leaves(self) -> tuple[list[str], int]:
+        return await self._ledger.leaves(), 0
+
+    async def export(self, known: list[str]) -> list[bytes]:
+        return await self._ledger.export(known)
+
+    async def take(self, files: list[bytes]) -> None:
+        await self._ledger.import_files(files)
+
+
+class _IdentityChains:
+    """The identity's chain and its members' chains, compared as one.
+
+    A leaf is named `chain/block`, a file is `pack([chain, file])`.
+    """
+
+    def __init__(self, identity: WalytisIdentity) -> None:
+        self._identity = identity
+
+    async def leaves(self) -> tuple[list[str], int]:
+        found = await self._identity.leaves()
+        return [f"{chain}/{ref}" for chain, refs in found.items() for ref in refs], 0
+
+    async def export(self, known: list[str]) -> list[bytes]:
+        by_chain: dict[str, list[str]] = {}
+        for name in known:
+            chain, _, ref = name.partition("/")
+            by_chain.setdefault(chain, []).append(ref)
+        found = await self._identity.sync_files(by_chain)
+        return [pack([chain, file]) for chain, files in found.items() for file in files]
+
+    async def take(self, files: list[bytes]) -> None:
+        by_chain: dict[str, list[bytes]] = {}
+        for packed in files:
+            chain, file = expect_array(unpack(packed, MAX_FILE), 2, "block file")
+            name = expect_str(chain, "chain", limit=MAX_CHAIN_NAME)
+            by_chain.setdefault(name, []).append(expect_bytes(file, "file", limit=MAX_FILE))
+        await self._identity.import_files(by_chain)
+
+
+@asynccontextmanager
+async def open_platform(home: Path) -> AsyncIterator[Platform]:
+    """The platform of a home: its child process lives as long as the context."""
+    async with open_child(home) as child:
+        yield WalytisPlatform(child)
+
+
+__all__ = ["WalytisPlatform", "open_platform"]
