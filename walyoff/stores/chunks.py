@@ -11,7 +11,6 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -43,15 +42,15 @@ MAX_INLINE = 64 * 1024
 #: One content, in bytes; larger things are the caller's to cut.
 MAX_CONTENT = 2**30
 _MAX_FILE = MAX_CONTENT + 256 + (MAX_CONTENT // SEGMENT + 2) * TAG_SIZE
-#: Two files are encrypted and synced at once; more would only wait for the same disk.
-_STAGERS = 2
+#: How many files are encrypted and synced at once; more only wait for the same disk.
+_STAGERS = 4
 #: How long opening waits for the sweep, in seconds; a longer one goes on beside the work.
 _SWEEP_PATIENCE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A file that is on disk but for its folder's sync: its name and its wrapped key."""
+    """A file that would survive a power loss: its name, and its wrapped key."""
 
     name: bytes
     wrapped: bytes
@@ -94,17 +93,15 @@ class ChunkFiles:
                 path.parent.mkdir(mode=FOLDER_MODE)
                 sync_folder(self._root)
             temporary.rename(path)
+            # Here and not in the writer: these wait for the disk side by side.
+            sync_folder(path.parent)
         except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            for leftover in (temporary, path):
+                with suppress(OSError):
+                    leftover.unlink(missing_ok=True)
             self._in_flight.discard(name)
             raise
         return staged
-
-    def sync(self, names: Iterable[bytes]) -> None:
-        """Make the names of staged files survive a power loss. Raises OSError."""
-        for folder in {self._path(name).parent for name in names}:
-            sync_folder(folder)
 
     def committed(self, staged: Staged) -> None:
         """A transaction refers to the file now."""
@@ -122,9 +119,10 @@ class ChunkFiles:
         try:
             descriptor = open_private(self._path(self._vault.file_name(key)), os.O_RDONLY)
             with os.fdopen(descriptor, "rb") as file:
-                if os.fstat(descriptor).st_size > _MAX_FILE:
+                size = os.fstat(descriptor).st_size
+                if size > _MAX_FILE:
                     raise damaged(record_id)
-                sealed = file.read(_MAX_FILE)
+                sealed = file.read(size)
         except FileNotFoundError:
             raise StoreError(f"the content of record {record_id[:8].hex()} is lost") from None
         return decrypt_segments(key, memoryview(sealed), place, record_id)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from walyoff.abc import NewBatch, StoredContent
 from walyoff.errors import LocalProtocolError, PayloadTooLargeError
-from walyoff.stores.chunks import MAX_CONTENT
+from walyoff.stores.chunks import MAX_CONTENT, MAX_INLINE
 from walyoff.stores.places import HASH_SIZE, MAX_INTEGER
 from walyoff.stores.vault import MAX_SALT
 
@@ -68,7 +68,7 @@ def check_write(
     signatures: Sequence[tuple[bytes, bytes]],
     anchors: Sequence[tuple[bytes, str]],
 ) -> int:
-    """Check the arguments of `ChannelStore.write`; returns about how many bytes they are."""
+    """Check the arguments of `ChannelStore.write`; returns about how many bytes it writes."""
     total = 0
     for batch in batches:
         total += _check_batch(batch)
@@ -114,7 +114,8 @@ def _check_batch(batch: NewBatch) -> int:
 def _check_content(content: StoredContent) -> int:
     _check_size(len(content.salt), MAX_SALT, "salt")
     _check_size(len(content.data), MAX_CONTENT, "content")
-    return len(content.data)
+    # Large ones go to files, not through the database's log.
+    return len(content.data) if len(content.data) <= MAX_INLINE else 0
 
 
 def _check_size(size: int, limit: int, what: str) -> None:

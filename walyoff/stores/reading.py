@@ -73,8 +73,8 @@ class Reading:
     def heads(self) -> list[Head]:
         """The head of each author."""
         indexes = self._indexes(
-            "FROM authors h JOIN batches b ON b.batch = h.batch"
-            " JOIN authors a ON a.author = b.author WHERE h.channel = ? ORDER BY h.author",
+            "FROM authors a JOIN batches b ON b.batch = a.batch AND b.author = a.author"
+            " WHERE a.channel = ? ORDER BY a.author",
             (self._channel,),
         )
         return [

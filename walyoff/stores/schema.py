@@ -22,18 +22,23 @@ MISSING, HELD = 0, 1
 
 _TABLES = """
 CREATE TABLE checks(sealed BLOB NOT NULL);
+
 CREATE TABLE settings(
     ref BLOB PRIMARY KEY, name BLOB NOT NULL /* sealed */, value BLOB NOT NULL /* sealed */
 ) WITHOUT ROWID;
+
 CREATE TABLE channels(
     channel INTEGER PRIMARY KEY, ref BLOB NOT NULL UNIQUE, top INTEGER NOT NULL
 );
+
 /* An author in one channel, and its head: seq, and the batch that ends with it. */
 CREATE TABLE authors(
     author INTEGER PRIMARY KEY, channel INTEGER NOT NULL, ref BLOB NOT NULL UNIQUE,
     did BLOB NOT NULL /* sealed */, seq INTEGER NOT NULL, batch INTEGER NOT NULL
 );
+
 CREATE INDEX authors_by_channel ON authors(channel);
+
 /* The record numbers of a batch are first_record and the following. */
 CREATE TABLE batches(
     batch INTEGER PRIMARY KEY, channel INTEGER NOT NULL, author INTEGER NOT NULL,
@@ -42,25 +47,40 @@ CREATE TABLE batches(
     ids BLOB NOT NULL /* sealed: the batch's hash and its records' hashes */,
     body BLOB NOT NULL /* sealed */, signature BLOB /* sealed */, anchor BLOB /* sealed */
 );
+
+CREATE TRIGGER head AFTER INSERT ON batches BEGIN
+    UPDATE authors SET seq = NEW.first_seq + NEW.count - 1, batch = NEW.batch
+        WHERE author = NEW.author;
+END;
+
 CREATE UNIQUE INDEX batches_by_seq ON batches(author, first_seq);
+
 CREATE INDEX batches_unsigned ON batches(channel, batch) WHERE signature IS NULL;
+
 CREATE INDEX batches_unanchored ON batches(channel, batch)
     WHERE anchor IS NULL AND signature IS NOT NULL;
+
 CREATE TABLE records(
     record INTEGER PRIMARY KEY, ref BLOB NOT NULL UNIQUE, channel INTEGER NOT NULL,
     batch INTEGER NOT NULL, held INTEGER NOT NULL, position INTEGER
 );
+
 CREATE UNIQUE INDEX records_by_position ON records(channel, position)
     WHERE position IS NOT NULL;
+
 CREATE INDEX records_missing ON records(channel, record) WHERE held = 0;
+
 CREATE INDEX records_undelivered ON records(channel, record)
     WHERE held = 1 AND position IS NULL;
+
 /* Either data (sealed) or the name of a file. */
 CREATE TABLE contents(
     record INTEGER PRIMARY KEY, key BLOB NOT NULL /* wrapped */, data BLOB, file BLOB
 );
+
 CREATE INDEX contents_by_file ON contents(file) WHERE file IS NOT NULL;
-CREATE TABLE cursors(ref BLOB PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE cursors(ref BLOB PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID
 """
 
 _PRAGMAS = (
@@ -123,7 +143,7 @@ def prepare(connection: sqlite3.Connection, check: bytes) -> bytes:
     if version == 0:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for statement in _TABLES.split(";")[:-1]:
+            for statement in _TABLES.split(";\n\n"):
                 connection.execute(statement)
             connection.execute("INSERT INTO checks VALUES (?)", (check,))
             connection.execute(f"PRAGMA user_version = {VERSION}")

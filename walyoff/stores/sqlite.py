@@ -157,7 +157,7 @@ class SqliteStore:
         self._stage(write)
 
         def work(connection: sqlite3.Connection) -> int:
-            return Writing(connection, vault, files, write).apply()
+            return Writing(connection, vault, write).apply()
 
         def settle(committed: bool) -> None:
             used = {staged.name for staged in write.used}

@@ -28,6 +28,8 @@ NONCE_SIZE = 12
 TAG_SIZE = 16
 #: A content key as it is stored: nonce, key, tag.
 WRAPPED_SIZE = NONCE_SIZE + CONTENT_KEY_SIZE + TAG_SIZE
+#: The random bytes of a content: its key, and the nonce of the key's wrapping.
+KEY_RANDOM_SIZE = CONTENT_KEY_SIZE + NONCE_SIZE
 MAX_SALT = 255
 #: A content is encrypted in segments, so that a large one is not held twice in memory.
 SEGMENT = 2**20
@@ -82,9 +84,13 @@ class Vault:
         """The name of the file of the content with this key."""
         return blake3.blake3(key, key=self._file_key).digest(FILE_NAME_SIZE)
 
-    def new_key(self, place: bytes) -> tuple[bytes, bytes]:
-        """A fresh content key, and the same wrapped for this place."""
-        random = os.urandom(CONTENT_KEY_SIZE + NONCE_SIZE)
+    def new_key(self, place: bytes, random: bytes | None = None) -> tuple[bytes, bytes]:
+        """A fresh content key, and the same wrapped for this place.
+
+        `random` are KEY_RANDOM_SIZE fresh random bytes: os.urandom gives up the interpreter
+        lock, so who needs many keys fetches the bytes for all of them at once.
+        """
+        random = random or os.urandom(KEY_RANDOM_SIZE)
         key, nonce = random[:CONTENT_KEY_SIZE], random[CONTENT_KEY_SIZE:]
         return key, nonce + self._wrap.encrypt(nonce, key, place)
 
@@ -95,9 +101,11 @@ class Vault:
         except (InvalidTag, ValueError, TypeError):
             raise damaged(record_id) from None
 
-    def encrypt_content(self, content: StoredContent, place: bytes) -> tuple[bytes, bytes]:
-        """A small content as (wrapped key, ciphertext)."""
-        key, wrapped = self.new_key(place)
+    def encrypt_content(
+        self, content: StoredContent, place: bytes, random: bytes
+    ) -> tuple[bytes, bytes]:
+        """A small content as (wrapped key, ciphertext); `random` as in `new_key`."""
+        key, wrapped = self.new_key(place, random)
         plain = bytes((len(content.salt),)) + content.salt + content.data
         return wrapped, AESGCM(key).encrypt(_ONLY_SEGMENT, plain, place)
 
@@ -118,12 +126,12 @@ def damaged(record_id: bytes) -> StoreError:
     return StoreError(f"the content of record {record_id[:8].hex()} is damaged")
 
 
-def split_content(plain: bytes | bytearray, record_id: bytes) -> StoredContent:
+def split_content(plain: bytes, record_id: bytes) -> StoredContent:
     """Salt and data of a decrypted content."""
     if not plain or len(plain) < 1 + plain[0]:
         raise damaged(record_id)
     at = 1 + plain[0]
-    return StoredContent(salt=bytes(plain[1:at]), data=bytes(memoryview(plain)[at:]))
+    return StoredContent(salt=plain[1:at], data=plain[at:])
 
 
 def _nonce(index: int, last: bool) -> bytes:
@@ -151,11 +159,18 @@ def decrypt_segments(
     """The inverse of `encrypt_segments`. Raises StoreError that names the record."""
     aead = AESGCM(key)
     step = SEGMENT + TAG_SIZE
-    plain = bytearray()
+    pieces: list[bytes] = []
     try:
         for index, start in enumerate(range(0, len(sealed), step)):
             last = start + step >= len(sealed)
-            plain += aead.decrypt(_nonce(index, last), sealed[start : start + step], place)
+            pieces.append(
+                aead.decrypt(_nonce(index, last), sealed[start : start + step], place)
+            )
     except (InvalidTag, ValueError):
         raise damaged(record_id) from None
-    return split_content(plain, record_id)
+    # The first piece holds the whole salt: it alone is split, and nothing is copied twice.
+    first = split_content(pieces[0] if pieces else b"", record_id)
+    if len(pieces) == 1:
+        return first
+    pieces[0] = first.data
+    return StoredContent(salt=first.salt, data=b"".join(pieces))

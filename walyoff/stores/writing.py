@@ -6,6 +6,7 @@ positions are new. What it finds wrong raises, and the caller of `apply` rolls b
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -14,10 +15,10 @@ from dataclasses import dataclass, field
 from walyoff.abc import NewBatch, StoredContent
 from walyoff.errors import StoreError
 from walyoff.stores import places
-from walyoff.stores.chunks import MAX_INLINE, ChunkFiles, Staged
+from walyoff.stores.chunks import MAX_INLINE, Staged
 from walyoff.stores.packing import chunks, insert_rows, marks
 from walyoff.stores.schema import HELD, MISSING
-from walyoff.stores.vault import Vault
+from walyoff.stores.vault import KEY_RANDOM_SIZE, Vault
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -52,12 +53,9 @@ class _Record:
 class Writing:
     """Applies one write. Made for each, in the writer's thread."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, vault: Vault, files: ChunkFiles, write: Write
-    ) -> None:
+    def __init__(self, connection: sqlite3.Connection, vault: Vault, write: Write) -> None:
         self._connection = connection
         self._vault = vault
-        self._files = files
         self._write = write
         self._channel_ref = vault.ref(places.CHANNEL, b"", write.channel_id.encode())
         self._prefix = places.content_prefix(self._channel_ref)
@@ -65,8 +63,8 @@ class Writing:
         self._batch_rows: list[tuple[object, ...]] = []
         self._new_batches: dict[bytes, int] = {}
         self._content_rows: list[tuple[object, ...]] = []
-        #: Per author's ref: author number, and the head that this write gives it.
-        self._heads: dict[bytes, tuple[int, int, int]] = {}
+        #: Per author's ref: its number, and its newest sequence number after this write.
+        self._heads: dict[bytes, tuple[int, int]] = {}
 
     def apply(self) -> int:
         """Do it; returns the highest position. Raises StoreError, sqlite3.Error, OSError."""
@@ -90,6 +88,7 @@ class Writing:
         given += write.contents
         self._find_records([record_id for record_id, _ in given])
         self._find_records(write.deliver)
+        self._random = os.urandom(KEY_RANDOM_SIZE * len(given))
         for record_id, content in given:
             self._add_content(record_id, content)
         self._deliver()
@@ -133,7 +132,7 @@ class Writing:
             return False
         number, record, count = self._next_batch, self._next_record, len(batch.record_ids)
         if author_ref in self._heads:
-            author, seq, _ = self._heads[author_ref]
+            author, seq = self._heads[author_ref]
         if batch.first_seq != (seq or 0) + 1:
             raise StoreError(
                 f"batch of records {batch.first_seq} to {batch.first_seq + count - 1}"
@@ -148,8 +147,7 @@ class Writing:
                     vault.seal(batch.author.encode(), places.DID + author_ref),
                 ),
             ).lastrowid
-        last_seq = batch.first_seq + count - 1
-        self._heads[author_ref] = (author, last_seq, number)
+        self._heads[author_ref] = (author, batch.first_seq + count - 1)
         self._next_batch, self._next_record = number + 1, record + count
         self._new_batches[ref] = number
         ids = batch.batch_id + b"".join(batch.record_ids)
@@ -201,7 +199,9 @@ class Writing:
         record.held, record.changed = HELD, True
         place = self._prefix + record_id
         if len(content.data) <= MAX_INLINE:
-            wrapped, sealed = self._vault.encrypt_content(content, place)
+            at = len(self._content_rows) * KEY_RANDOM_SIZE
+            random = self._random[at : at + KEY_RANDOM_SIZE]
+            wrapped, sealed = self._vault.encrypt_content(content, place, random)
             self._content_rows.append((record.number, wrapped, sealed, None))
         else:
             staged = self._write.staged[record_id].result()
@@ -244,16 +244,10 @@ class Writing:
                 "UPDATE records SET held = ?, position = ? WHERE record = ?",
                 [(record.held, record.position, record.number) for record in changed],
             )
-        for author, seq, batch in self._heads.values():
-            connection.execute(
-                "UPDATE authors SET seq = ?, batch = ? WHERE author = ?", (seq, batch, author)
-            )
         if self._top != self._old_top:
             connection.execute(
                 "UPDATE channels SET top = ? WHERE channel = ?", (self._top, channel)
             )
-        if self._write.used:
-            self._files.sync(staged.name for staged in self._write.used)
 
     def _update_batches(
         self, column: str, place: bytes, values: Sequence[tuple[bytes, bytes]]
