@@ -41,7 +41,8 @@ async def test_concurrent_writes_share_commits(tmp_path: Path) -> None:
     async with open_store(tmp_path / "home") as store:
         async with anyio.create_task_group() as group:
             for number in range(200):
-                group.start_soon(store.put, {f"key{number}": b"value"})
+                value: dict[str, bytes | None] = {f"key{number}": b"value"}
+                group.start_soon(store.put, value)
         counts = store.statistics()
         assert counts.writes == 200
         assert counts.commits < 100
@@ -57,7 +58,8 @@ async def test_reading_does_not_wait_for_a_commit(tmp_path: Path) -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(store.write, Job(lambda _: gate.wait(5)))
-            group.start_soon(store.put, {"key": b"later"})
+            later: dict[str, bytes | None] = {"key": b"later"}
+            group.start_soon(store.put, later)
             await anyio.sleep(0.05)
             with anyio.fail_after(2):
                 assert await store.get("key") == b"value"
@@ -70,14 +72,13 @@ async def test_a_write_that_was_queued_is_done_though_its_caller_left(tmp_path: 
     gate = threading.Event()
     from walyoff.stores.threads import Job
 
-    async with open_store(tmp_path / "home") as store:
-        async with anyio.create_task_group() as group:
-            group.start_soon(store.write, Job(lambda _: gate.wait(5)))
-            await anyio.sleep(0.05)
-            with anyio.move_on_after(0.05) as scope:
-                await store.put({"key": b"value"})
-            assert scope.cancelled_caught
-            gate.set()
+    async with open_store(tmp_path / "home") as store, anyio.create_task_group() as group:
+        group.start_soon(store.write, Job(lambda _: gate.wait(5)))
+        await anyio.sleep(0.05)
+        with anyio.move_on_after(0.05) as scope:
+            await store.put({"key": b"value"})
+        assert scope.cancelled_caught
+        gate.set()
     async with open_store(tmp_path / "home") as store:
         assert await store.get("key") == b"value"
 
@@ -189,10 +190,12 @@ async def test_content_of_one_record_is_not_accepted_for_another(tmp_path: Path)
         await channel.write(batches=[batch])
         await store.write(
             Job(
-                lambda connection: connection.execute(
-                    "UPDATE contents SET (key, data) = (SELECT key, data FROM contents"
-                    " WHERE record = 1) WHERE record = 2"
-                ).rowcount
+                lambda connection: (
+                    connection.execute(
+                        "UPDATE contents SET (key, data) = (SELECT key, data FROM contents"
+                        " WHERE record = 1) WHERE record = 2"
+                    ).rowcount
+                )
             )
         )
         assert await channel.contents(batch.record_ids[:1]) == [batch.contents[0]]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from walyoff.errors import StoreError
 from walyoff.stores import keyfile, places, schema
-from walyoff.stores.chunks import ChunkFiles
+from walyoff.stores.chunks import CHUNKS_NAME, ChunkFiles
 from walyoff.stores.home import HomeLock, make_private_folder, open_private
 from walyoff.stores.threads import as_store_error
 from walyoff.stores.vault import Vault
@@ -45,6 +45,10 @@ def open_home(path: Path, passphrase: str | None) -> OpenHome:
             undo.callback(lock.release)
             database = path / schema.DATABASE_NAME
             fresh = not database.exists() or database.stat().st_size == 0
+            if fresh and (path / CHUNKS_NAME).exists():
+                # It is made after the database. An empty database here would have every
+                # file in it swept away, and a restored one would find nothing.
+                raise StoreError(f"{database} is missing: the store cannot be read")
             vault = Vault(keyfile.load_or_create(path, passphrase, may_create=fresh))
             # SQLite would create it with the umask's mode; its -wal and -shm copy ours.
             os.close(open_private(database, os.O_RDWR | os.O_CREAT))

@@ -393,16 +393,15 @@ class StoreConformance:
             make_batch(ALICE, seq, [make_content(b"x" * (100_000 if seq % 7 == 0 else 10))])
             for seq in range(1, 41)
         ]
-        turn = 0
+        turns = [anyio.Event() for _ in range(len(batches) + 1)]
+        turns[0].set()
         async with self.open_store(tmp_path / "home") as store:
             channel = store.channel(CHANNEL)
 
             async def write(index: int) -> None:
                 # trio starts tasks in any order: take turns in calling, not in waiting.
-                nonlocal turn
-                while turn != index:
-                    await anyio.sleep(0)
-                turn += 1
+                await turns[index].wait()
+                turns[index + 1].set()
                 batch = batches[index]
                 await channel.write(batches=[batch], deliver=batch.record_ids)
 
