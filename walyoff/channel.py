@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from walyoff.invitations import (
     Issued,
     new_invitation,
 )
+from walyoff.invitations import SECRET_SIZE as INVITATION_SECRET_SIZE
 from walyoff.messages import (
     LogReader,
     Message,
@@ -105,7 +105,7 @@ class Channel:
         self._reports: deque[Report] = deque(maxlen=MAX_REPORTS)
         self._sessions: dict[str, Session] = {}
         self._servers: dict[str, LinkServer] = {}
-        self._started = time.monotonic()
+        self._started = device.runtime.now()
 
     def __repr__(self) -> str:
         reconciler = self._engine.reconciler
@@ -149,7 +149,10 @@ class Channel:
         if not 1 <= lifetime <= MAX_LIFETIME_S:
             raise LocalProtocolError(f"a lifetime is 1 to {MAX_LIFETIME_S} seconds")
         invitation = new_invitation(
-            self._device.addresses, now=time.time(), lifetime_s=lifetime
+            self._device.addresses,
+            secret=self._device.runtime.random_bytes(INVITATION_SECRET_SIZE),
+            now=self._device.runtime.wall_ms() / 1000,
+            lifetime_s=lifetime,
         )
         issued = Issued(channel=self.did, secret=invitation.secret, expires=invitation.expires)
         await self._device.remember_invitation(invitation.invitation_id, issued)
@@ -262,7 +265,7 @@ class Channel:
         """Counters since the channel was opened."""
         sessions = list(self._sessions.values())
         return {
-            "uptime_s": time.monotonic() - self._started,
+            "uptime_s": self._device.runtime.now() - self._started,
             "messages": self._engine.top,
             "sessions": len(sessions),
             "bytes_sent": sum(s.bytes_sent for s in sessions),
@@ -388,7 +391,7 @@ async def run_channel(
         identity=foundation.identity,
         store=store,
         suite=suite,
-        now_ms=int(time.time() * 1000),
+        now_ms=device.runtime.wall_ms(),
     )
     await trust.add(credentials.encoded)
     stored = await store.get(f"ledger-position/{did}")
@@ -409,6 +412,7 @@ async def run_channel(
         on_ledger_position=keeper.position,
         on_report=report,
         on_epochs=lambda new: keeper.epochs(list(engine.epochs.values())),
+        runtime=device.runtime,
     )
     async with engine.run() as tasks:
         channel = Channel(device=device, state=state, foundation=foundation, engine=engine)

@@ -9,9 +9,6 @@ the same time; if they do, both keep the same one of the two sessions.
 from __future__ import annotations
 
 import logging
-import os
-import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +21,7 @@ from walyoff.abc import Transport
 from walyoff.errors import RemoteProtocolError, WalyoffError
 from walyoff.frames import MAX_ADDRESS_CHARS, MAX_ADDRESSES
 from walyoff.records import MAX_DID_CHARS
+from walyoff.runtime import Runtime
 from walyoff.wire import expect_array, expect_int, expect_str, pack, unpack
 
 if TYPE_CHECKING:
@@ -56,7 +54,9 @@ class Discovery:
         transports: Sequence[Transport],
         book: Callable[[], Awaitable[dict[str, list[str]]]],
         dial: Callable[[str], Awaitable[None]],
+        runtime: Runtime,
     ) -> None:
+        self._runtime = runtime
         self._channel = channel
         self._transports = transports
         self._book = book
@@ -83,17 +83,17 @@ class Discovery:
     async def _announce(self, transport: Transport) -> None:
         pauses = iter(FIRST_S)
         while True:
-            await anyio.sleep(next(pauses, EVERY_S * (0.75 + random.random() / 2)))  # noqa: S311
+            await anyio.sleep(next(pauses, EVERY_S * (0.75 + self._runtime.jitter() / 2)))
             presence = pack(
                 [
                     VERSION,
                     self._channel.me,
-                    int(time.time() * 1000),
+                    self._runtime.wall_ms(),
                     list(transport.addresses)[:MAX_ADDRESSES],
                 ]
             )
             key = self._channel.engine.anchors.newest_epoch().derive("broadcast")
-            nonce = os.urandom(NONCE_SIZE)
+            nonce = self._runtime.random_bytes(NONCE_SIZE)
             sealed = nonce + AESGCM(key).encrypt(nonce, presence, None)
             try:
                 await transport.broadcast(self._channel.state.topic, sealed)
@@ -119,7 +119,7 @@ class Discovery:
         for key in self._keys():
             try:
                 presence = AESGCM(key).decrypt(nonce, sealed, None)
-                member, addresses = _decode(presence)
+                member, addresses = decode_presence(presence, self._runtime.wall_ms())
             except (InvalidTag, ValueError):
                 continue
             except RemoteProtocolError as error:
@@ -152,33 +152,33 @@ class Discovery:
             if await self._try(member):
                 pause = RETRY_FIRST_S
             self._news[member] = anyio.Event()
-            with anyio.move_on_after(pause * (0.5 + random.random())):  # noqa: S311
+            with anyio.move_on_after(pause * (0.5 + self._runtime.jitter())):
                 await self._news[member].wait()
             pause = min(pause * 2, RETRY_LAST_S)
         self._seekers.discard(member)
 
     async def _try(self, member: str) -> bool:
         for address in list(self._addresses.get(member, ())):
-            started = anyio.current_time()
+            started = self._runtime.now()
             try:
                 await self._dial(address)
             except WalyoffError as error:
                 log.info("%s was not reached: %s", member, error)
             # A session that lasted means that the address is good.
-            if anyio.current_time() - started > RETRY_LAST_S:
+            if self._runtime.now() - started > RETRY_LAST_S:
                 return True
             if member in self._channel.peers():
                 return True
         return False
 
 
-def _decode(presence: bytes) -> tuple[str, list[str]]:
+def decode_presence(presence: bytes, now_ms: int) -> tuple[str, list[str]]:
     version, member, time_ms, addresses = expect_array(
         unpack(presence, MAX_PRESENCE), 4, "presence"
     )
     if version != VERSION:
         raise RemoteProtocolError("presence of another version", reason="version")
-    age = int(time.time() * 1000) - expect_int(time_ms, "time")
+    age = now_ms - expect_int(time_ms, "time")
     if age > MAX_AGE_MS:
         raise RemoteProtocolError("presence is too old", reason="stale")
     if not isinstance(addresses, list) or len(addresses) > MAX_ADDRESSES:

@@ -13,7 +13,6 @@ written, when, and about how much.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -61,9 +60,9 @@ class Epoch:
         )
 
 
-def new_epoch(now_ms: int) -> Epoch:
-    """A fresh epoch."""
-    return Epoch(key=os.urandom(EPOCH_KEY_SIZE), created_ms=now_ms)
+def new_epoch(*, key: bytes, now_ms: int) -> Epoch:
+    """A fresh epoch from 32 random bytes."""
+    return Epoch(key=key, created_ms=now_ms)
 
 
 def encode_epochs(epochs: Iterable[Epoch]) -> list[list[object]]:
@@ -113,9 +112,13 @@ def seal_anchor(
     certificates: Sequence[bytes],
     batches: Sequence[tuple[bytes, bytes]],
     *,
-    random: bytes | None = None,
+    salt: bytes,
 ) -> bytes:
-    """An anchor block's payload. Raises LocalProtocolError if it would break a limit."""
+    """An anchor block's payload, with a fresh random salt of 16 bytes.
+
+    Raises:
+        LocalProtocolError: it would break a limit.
+    """
     if len(certificates) > MAX_ANCHOR_PARTS or not 0 < len(batches) <= MAX_ANCHOR_PARTS:
         raise LocalProtocolError("an anchor has too many parts, or no batch")
     plain = pack([list(certificates), [list(batch) for batch in batches]])
@@ -123,7 +126,6 @@ def seal_anchor(
         raise LocalProtocolError(f"an anchor of {len(plain)} bytes exceeds {MAX_ANCHOR}")
     framed = len(plain).to_bytes(4, "big") + plain
     padded = framed.ljust(min(size_class(len(framed)), MAX_ANCHOR - 512), b"\0")
-    salt = os.urandom(SALT_SIZE) if random is None else random
     header = pack([ANCHOR_VERSION, epoch.epoch_id, salt])
     return pack(
         [

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -74,12 +73,12 @@ class Invitation:
         return base64.b32encode(checked).decode().rstrip("=").lower()
 
 
-def new_invitation(addresses: Sequence[str], *, now: float, lifetime_s: float) -> Invitation:
+def new_invitation(
+    addresses: Sequence[str], *, secret: bytes, now: float, lifetime_s: float
+) -> Invitation:
     """A fresh invitation to a device at these addresses."""
     usable = tuple(a for a in addresses if len(a.encode()) <= MAX_ADDRESS)[:MAX_ADDRESSES]
-    return Invitation(
-        secret=os.urandom(SECRET_SIZE), expires=int(now + lifetime_s), addresses=usable
-    )
+    return Invitation(secret=secret, expires=int(now + lifetime_s), addresses=usable)
 
 
 def parse(text: str, *, now: float) -> Invitation:

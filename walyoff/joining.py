@@ -9,7 +9,6 @@ anything else happens, so a join that breaks can be tried again by the same devi
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -57,7 +56,7 @@ class Granted:
 
 async def request_join(device: Device, text: str) -> Granted:
     """The joiner's side. Raises InvitationError, TransportError, RemoteProtocolError."""
-    invitation = parse(text, now=time.time())
+    invitation = parse(text, now=device.runtime.wall_ms() / 1000)
     if not invitation.addresses:
         raise InvitationError("the invitation names no address: ask for a new one")
     context = await _joiner_context(device, invitation)
@@ -92,7 +91,7 @@ async def _joiner_context(device: Device, invitation: Invitation) -> HandshakeCo
     did = await device.did()
     cipher = plugins.suite(device.suite)
     sign_key, seal_key = cipher.new_sign_key(), cipher.new_seal_key()
-    now_ms = int(time.time() * 1000)
+    now_ms = device.runtime.wall_ms()
     certificate = Certificate(
         channel=invitation.invitation_id,
         member=did,
@@ -127,6 +126,7 @@ async def _reach(device: Device, invitation: Invitation, context: HandshakeConte
                 context=context,
                 suites=device.suites(),
                 judge=trust_the_secret,
+                runtime=device.runtime,
             )
         except RemoteProtocolError as error:
             if error.reason == "refused":
@@ -168,7 +168,7 @@ async def _decide(
 ) -> frames.JoinGrant | frames.JoinRefused:
     invitation_id = issued.invitation().invitation_id
     current = device.invitation(invitation_id) or issued
-    problem = current.problem(request.did, time.time())
+    problem = current.problem(request.did, device.runtime.wall_ms() / 1000)
     if problem is not None:
         log.info("a join was refused: %s", problem)
         return frames.JoinRefused(problem)

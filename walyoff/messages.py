@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import anyio
-
 from walyoff.engine.driver import Delivered, Outgoing
 from walyoff.errors import StoreError, WalyoffError
 from walyoff.records import MAX_TIME_MS, Batch, decode_batch
@@ -166,7 +164,7 @@ class MessageStream(AsyncIterator[Message]):
             return
         self._engine.cursors[self._cursor] = self._given
         self._given = 0
-        now = anyio.current_time()
+        now = self._engine.runtime.now()
         # Stored at once at the live end; in a long history every so often, and at the end.
         if not self._buffer or now >= self._due:
             self._due = now + CURSOR_EVERY_S

@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -32,7 +31,7 @@ from walyoff.channel import (
     save_epochs,
 )
 from walyoff.discovery import Discovery
-from walyoff.epochs import new_epoch
+from walyoff.epochs import EPOCH_KEY_SIZE, new_epoch
 from walyoff.errors import (
     LocalProtocolError,
     NotAMemberError,
@@ -43,6 +42,7 @@ from walyoff.errors import (
 from walyoff.invitations import REMEMBER_S, Issued
 from walyoff.joining import grant_join, request_join
 from walyoff.platform import Foundation, Platform, PlatformFactory
+from walyoff.runtime import REAL, Runtime
 from walyoff.session.handshake import HandshakeContext, PeerPresented
 from walyoff.session.peer import Judge, Session, answer, dial
 from walyoff.session.transcript import Mode, blinded_tag
@@ -68,8 +68,10 @@ class Device:
         transports: dict[str, Transport],
         suite: str,
         tasks: TaskGroup,
+        runtime: Runtime,
     ) -> None:
         self.home = home
+        self.runtime = runtime
         self._store = store
         self._platform = platform
         self._transports = transports
@@ -79,7 +81,7 @@ class Device:
         self._closers: dict[str, anyio.CancelScope] = {}
         self._invitations: dict[str, Issued] = {}
         self._handshakes = anyio.CapacityLimiter(MAX_HANDSHAKES)
-        self._started = time.monotonic()
+        self._started = runtime.now()
 
     def __repr__(self) -> str:
         return f"<Device {self.home.name} [{len(self._channels)} channels]>"
@@ -136,9 +138,12 @@ class Device:
             did=foundation.identity.did,
             name=name,
             pin=foundation.pin,
-            secret=os.urandom(SECRET_SIZE),
+            secret=self.runtime.random_bytes(SECRET_SIZE),
         )
-        await save_epochs(self._store, state.did, [new_epoch(int(time.time() * 1000))])
+        epoch = new_epoch(
+            key=self.runtime.random_bytes(EPOCH_KEY_SIZE), now_ms=self.runtime.wall_ms()
+        )
+        await save_epochs(self._store, state.did, [epoch])
         return await self._start(state, foundation, scope)
 
     async def join(self, invitation: str, *, name: str | None = None) -> Channel:
@@ -200,7 +205,7 @@ class Device:
     def statistics(self) -> dict[str, float]:
         """Counters since the device was opened."""
         return {
-            "uptime_s": time.monotonic() - self._started,
+            "uptime_s": self.runtime.now() - self._started,
             "channels": len(self._channels),
             "handshakes": self._handshakes.borrowed_tokens,
         }
@@ -269,6 +274,7 @@ class Device:
                 transports=list(self._transports.values()),
                 book=lambda: self.address_book(state.did),
                 dial=lambda address: self.dial(channel, address),
+                runtime=self.runtime,
             )
             tasks.start_soon(discovery.run)
             task_status.started(channel)
@@ -316,6 +322,7 @@ class Device:
             context=channel.handshake_context(),
             suites=self.suites(),
             judge=self.judge(channel),
+            runtime=self.runtime,
         )
         await channel.serve(session)
 
@@ -332,7 +339,7 @@ class Device:
             certificate = trusted.certificate
             if not channel.engine.trust.is_member(certificate.member):
                 raise NotAMemberError(f"{certificate.member} is not a member now")
-            if not certificate.covers(int(time.time() * 1000)):
+            if not certificate.covers(self.runtime.wall_ms()):
                 raise NotAMemberError(f"the certificate of {certificate.member} has expired")
 
         return decide
@@ -361,7 +368,11 @@ class Device:
         try:
             async with self._handshakes:
                 session = await answer(
-                    stream, find_tag=find, suites=self.suites(), judge=decide
+                    stream,
+                    find_tag=find,
+                    suites=self.suites(),
+                    judge=decide,
+                    runtime=self.runtime,
                 )
             await self._serve(session, chosen[0])
         except RemoteProtocolError as error:
@@ -420,7 +431,7 @@ class Device:
         for key in await self._store.keys("invitation/"):
             if value := await self._store.get(key):
                 issued = Issued.decode(value)
-                if time.time() > issued.expires + REMEMBER_S:
+                if self.runtime.wall_ms() / 1000 > issued.expires + REMEMBER_S:
                     await self._store.put({key: None})
                 else:
                     self._invitations[key.partition("/")[2]] = issued
@@ -454,6 +465,7 @@ async def open_device(
     passphrase: str | None = None,
     suite: str = DEFAULT_SUITE,
     platform: PlatformFactory | None = None,
+    runtime: Runtime = REAL,
 ) -> AsyncIterator[Device]:
     """Open the device that lives in a home folder, which is made if it is not there.
 
@@ -497,6 +509,7 @@ async def open_device(
             transports=opened,
             suite=suite,
             tasks=tasks,
+            runtime=runtime,
         )
         try:
             await device.open_channels()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import anyio
 
 from walyoff.abc import Block, Ledger
 from walyoff.engine.facts import Reason, Report
-from walyoff.epochs import Anchor, Epoch, open_anchor, seal_anchor
+from walyoff.epochs import SALT_SIZE, Anchor, Epoch, open_anchor, seal_anchor
 from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError, WalyoffError
 from walyoff.records import decode_batch
 
@@ -69,12 +68,12 @@ class AnchorKeeper:
         """Anchor what waits, at the pace that `anchoring` sets."""
         anchoring = self._engine.anchoring
         while True:
-            chosen = anchoring.take(time.monotonic())
+            chosen = anchoring.take(self._engine.runtime.now())
             if chosen:
                 await self._write(chosen)
                 continue
             deadline = anchoring.deadline()
-            pause = math.inf if deadline is None else deadline - time.monotonic()
+            pause = math.inf if deadline is None else deadline - self._engine.runtime.now()
             with anyio.move_on_after(max(pause, 0.001)):
                 await self._work.wait()
             self._work = anyio.Event()
@@ -88,20 +87,25 @@ class AnchorKeeper:
                 stored = await engine.store.batch(batch_id)
                 if stored is None or stored.signature is None:
                     # Its signature is still on its way to the store: next time.
-                    engine.anchoring.failed(time.monotonic())
+                    engine.anchoring.failed(engine.runtime.now())
                     return
                 batches.append((stored.body, stored.signature))
                 certificate_id = decode_batch(stored.body).certificate_id
                 trusted = await engine.trust.load(certificate_id)
                 if trusted is not None:
                     certificates[certificate_id] = trusted.encoded
-            payload = seal_anchor(self.newest_epoch(), list(certificates.values()), batches)
+            payload = seal_anchor(
+                self.newest_epoch(),
+                list(certificates.values()),
+                batches,
+                salt=engine.runtime.random_bytes(SALT_SIZE),
+            )
             block = await self._ledger.append(payload)
         except WalyoffError as error:
             log.warning("anchoring failed, it is tried again: %s", error)
-            engine.anchoring.failed(time.monotonic())
+            engine.anchoring.failed(engine.runtime.now())
             return
-        engine.anchoring.written(time.monotonic())
+        engine.anchoring.written(engine.runtime.now())
         engine.anchored([(batch_id, block.ref) for batch_id in chosen])
 
     # --------------------------------------------------------------------- reading

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
-from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from walyoff import frames
@@ -52,6 +49,7 @@ from walyoff.records import (
     make_batch,
     signed_message,
 )
+from walyoff.runtime import Runtime
 from walyoff.trust import Credentials, Trust
 
 log = logging.getLogger("walyoff.engine")
@@ -167,7 +165,9 @@ class Engine:
         on_ledger_position: Callable[[int], None],
         on_report: Callable[[Report], None],
         on_epochs: Callable[[list[Epoch]], None],
+        runtime: Runtime,
     ) -> None:
+        self.runtime = runtime
         self.channel = trust.channel
         self.me = credentials.certificate.member
         self.trust = trust
@@ -177,7 +177,7 @@ class Engine:
         self.top = 0
         self.reports: dict[str, int] = {}
         self.links: dict[str, LinkState] = {}
-        self.anchoring = Anchoring(seed=int.from_bytes(os.urandom(8), "big"))
+        self.anchoring = Anchoring(seed=runtime.seed())
         #: What other devices said they hold, for `wait_received`: DID -> author -> (seq, gaps).
         self.confirmed: dict[str, dict[str, tuple[int, frozenset[int]]]] = {}
         self.anchors = AnchorKeeper(
@@ -235,19 +235,19 @@ class Engine:
             channel=self.channel,
             author=self.me,
             heads=heads,
-            seed=int.from_bytes(os.urandom(8), "big"),
+            seed=self.runtime.seed(),
         )
         self.durable = {h.author: h.seq for h in heads}
         self.top = await self.store.top()
         for batch in await self.store.unsigned():
-            signature = await to_thread.run_sync(
+            signature = await self.runtime.in_thread(
                 self.credentials.sign_key.sign, signed_message(batch.batch_id)
             )
             await self.store.write(signatures=[(batch.batch_id, signature)])
         undelivered = await self.store.undelivered()
         if undelivered:
             self.top = await self.store.write(deliver=[r[2] for r in undelivered])
-        now = time.monotonic()
+        now = self.runtime.now()
         for batch in await self.store.unanchored(MAX_RESTORED):
             size = len(batch.body) + len(batch.signature or b"")
             self.anchoring.add(batch.batch_id, size, own=batch.author == self.me, now=now)
@@ -321,8 +321,11 @@ class Engine:
 
     async def _send_batch(self) -> None:
         items, finished = self._take()
-        now_ms = int(time.time() * 1000)
-        contents = [StoredContent(salt=os.urandom(SALT_SIZE), data=i.content) for i in items]
+        now_ms = self.runtime.wall_ms()
+        contents = [
+            StoredContent(salt=self.runtime.random_bytes(SALT_SIZE), data=i.content)
+            for i in items
+        ]
         head = self.reconciler.next_own()
         batch = make_batch(
             channel=self.channel,
@@ -340,11 +343,11 @@ class Engine:
             item.seq = batch.first_seq + at
             item.record_id = batch.record_ids[at]
             item.batch_id = batch.batch_id
-        self.reconciler.own_batch(batch, contents, time.monotonic())
+        self.reconciler.own_batch(batch, contents, self.runtime.now())
         # The store commits while a thread signs; nothing leaves before both are done, or a
         # crash could make this device contradict itself.
         committed = self.dispatch()
-        signature = await to_thread.run_sync(
+        signature = await self.runtime.in_thread(
             self.credentials.sign_key.sign, signed_message(batch.batch_id)
         )
         await committed.wait()
@@ -356,7 +359,7 @@ class Engine:
         self._commit.signatures.append((batch.batch_id, signature))
         self._commit_work.set()
         self.anchoring.add(
-            batch.batch_id, len(batch.body) + len(signature), own=True, now=time.monotonic()
+            batch.batch_id, len(batch.body) + len(signature), own=True, now=self.runtime.now()
         )
         self.anchors.wake()
         self._push(batch, signature, contents)
@@ -579,11 +582,11 @@ class Engine:
                 ) from None
         peer = link.link.name if link is not None else None
         held = self._check_contents(batch, contents, peer)
-        verdict = self.reconciler.batch(batch, signature, held, peer, time.monotonic())
+        verdict = self.reconciler.batch(batch, signature, held, peer, self.runtime.now())
         if verdict is Verdict.ACCEPTED:
             size = len(body) + len(signature)
             if link is not None:
-                self.anchoring.add(batch.batch_id, size, own=False, now=time.monotonic())
+                self.anchoring.add(batch.batch_id, size, own=False, now=self.runtime.now())
                 self.anchors.wake()
         elif verdict is Verdict.DUPLICATE:
             await self._compare(batch)
@@ -636,7 +639,7 @@ class Engine:
     def content(self, record_id: bytes, salt: bytes, data: bytes, peer: str) -> None:
         """A content from a link."""
         record = self.reconciler.open.get(record_id)
-        now = time.monotonic()
+        now = self.runtime.now()
         if record is None:
             return
         if len(data) != record.size or commit(salt, data) != record.commitment:
@@ -662,9 +665,9 @@ class Engine:
     async def _timer_loop(self) -> None:
         while True:
             deadline = self.reconciler.deadline()
-            pause = math.inf if deadline is None else deadline - time.monotonic()
+            pause = math.inf if deadline is None else deadline - self.runtime.now()
             if pause <= 0:
-                self.reconciler.tick(time.monotonic())
+                self.reconciler.tick(self.runtime.now())
                 self.dispatch()
                 continue
             with anyio.move_on_after(pause):

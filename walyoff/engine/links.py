@@ -8,7 +8,6 @@ that breaks the protocol ends the link and is blamed on the other side.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
@@ -107,7 +106,7 @@ class LinkServer:
             raise group.exceptions[0] from None
         finally:
             engine.links.pop(link.name, None)
-            engine.reconciler.peer_left(link.name, time.monotonic())
+            engine.reconciler.peer_left(link.name, engine.runtime.now())
             engine.dispatch()
 
     async def announce_chains(self) -> None:
@@ -127,7 +126,7 @@ class LinkServer:
     ) -> None:
         engine = self._engine
         name = self._state.link.name
-        now = time.monotonic()
+        now = engine.runtime.now()
         match frame:
             case frames.BatchFrame(body, signature, contents):
                 await self._batch(body, signature, contents)
@@ -178,7 +177,7 @@ class LinkServer:
         except RemoteProtocolError as error:
             author = decode_batch(body).author
             name = self._state.link.name
-            engine.reconciler.range_failed(name, author, error.reason, time.monotonic())
+            engine.reconciler.range_failed(name, author, error.reason, engine.runtime.now())
             engine.dispatch()
             return
         if batch is not None and batch.author == self._state.link.did:

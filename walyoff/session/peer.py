@@ -9,18 +9,16 @@ is bounded by `backlog`, which its callers look at.
 from __future__ import annotations
 
 import itertools
-import os
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
-from anyio import to_thread
 from anyio.abc import ByteStream
 
 from walyoff import frames, plugins
 from walyoff.errors import NotAMemberError, RemoteProtocolError, TransportError, WalyoffError
+from walyoff.runtime import REAL, Runtime
 from walyoff.session.handshake import (
     REFUSAL,
     Established,
@@ -60,8 +58,15 @@ class Session:
     """An established session. Satisfies the engine's `Link` and `SessionLink`."""
 
     def __init__(
-        self, stream: ByteStream, established: Established, *, role: Role, mode: Mode
+        self,
+        stream: ByteStream,
+        established: Established,
+        *,
+        role: Role,
+        mode: Mode,
+        runtime: Runtime = REAL,
     ) -> None:
+        self._runtime = runtime
         self.role = role
         self.mode: Mode = mode
         self.peer = established.peer
@@ -76,8 +81,8 @@ class Session:
         self._queue: deque[bytes] = deque()
         self._work = anyio.Event()
         self._drained = anyio.Event()
-        self._heard = time.monotonic()
-        self._keyed = time.monotonic()
+        self._heard = self._runtime.now()
+        self._keyed = self._runtime.now()
         self._closed = False
         self._pings = 0
 
@@ -152,7 +157,7 @@ class Session:
                 raise anyio.BrokenResourceError from None
             except anyio.ClosedResourceError:
                 raise anyio.BrokenResourceError from None
-            self._heard = time.monotonic()
+            self._heard = self._runtime.now()
             self.bytes_received += len(data)
 
     async def _write_loop(self) -> None:
@@ -173,9 +178,9 @@ class Session:
             payloads.append(self._queue.popleft())
             size += len(payloads[-1])
         sealed = self._channel.seal(payloads)
-        if time.monotonic() - self._keyed > REKEY_AGE:
+        if self._runtime.now() - self._keyed > REKEY_AGE:
             sealed += self._channel.rekey()
-            self._keyed = time.monotonic()
+            self._keyed = self._runtime.now()
         try:
             await self._stream.send(sealed)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -188,7 +193,7 @@ class Session:
     async def _heartbeat(self) -> None:
         while True:
             await anyio.sleep(PING_AFTER / 2)
-            silent = time.monotonic() - self._heard
+            silent = self._runtime.now() - self._heard
             if silent > DEAD_AFTER or self._closed:
                 self._shut()
                 await anyio.aclose_forcefully(self._stream)
@@ -230,6 +235,7 @@ async def dial(
     context: HandshakeContext,
     suites: Sequence[str],
     judge: Judge,
+    runtime: Runtime = REAL,
 ) -> Session:
     """Handshake as the initiator. The stream is closed on failure.
 
@@ -243,9 +249,11 @@ async def dial(
         mode=mode,
         tag_key=tag_key,
         context=context,
-        random=os.urandom,
+        random=runtime.random_bytes,
     )
-    return await _shake(stream, machine, judge, mode, await to_thread.run_sync(machine.start))
+    return await _shake(
+        stream, machine, judge, mode, await runtime.in_thread(machine.start), runtime
+    )
 
 
 async def answer(
@@ -254,6 +262,7 @@ async def answer(
     find_tag: Callable[[Mode, bytes, bytes], HandshakeContext | None],
     suites: Sequence[str],
     judge: Judge,
+    runtime: Runtime = REAL,
 ) -> Session:
     """Handshake as the responder. The stream is closed on failure. Raises as `dial`."""
     found: list[Mode] = []
@@ -263,9 +272,9 @@ async def answer(
         return find_tag(mode, ephemeral, tag)
 
     machine = Responder(
-        cipher_for=plugins.suite, suites=suites, find_tag=find, random=os.urandom
+        cipher_for=plugins.suite, suites=suites, find_tag=find, random=runtime.random_bytes
     )
-    return await _shake(stream, machine, judge, found, b"")
+    return await _shake(stream, machine, judge, found, b"", runtime)
 
 
 async def _shake(
@@ -274,12 +283,13 @@ async def _shake(
     judge: Judge,
     mode: Mode | list[Mode],
     first: bytes,
+    runtime: Runtime,
 ) -> Session:
     try:
         with anyio.fail_after(HANDSHAKE_TIMEOUT):
             if first:
                 await stream.send(first)
-            established = await _exchange(stream, machine, judge)
+            established = await _exchange(stream, machine, judge, runtime)
     except BaseException as error:
         with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
             await _give_up(stream)
@@ -292,16 +302,16 @@ async def _shake(
             raise TransportError("the connection broke in the handshake") from None
         raise
     chosen: Mode = mode[0] if isinstance(mode, list) else mode
-    return Session(stream, established, role=machine.role, mode=chosen)
+    return Session(stream, established, role=machine.role, mode=chosen, runtime=runtime)
 
 
 async def _exchange(
-    stream: ByteStream, machine: Initiator | Responder, judge: Judge
+    stream: ByteStream, machine: Initiator | Responder, judge: Judge, runtime: Runtime
 ) -> Established:
     while True:
         data = await stream.receive(READ_BYTES)
         # Signing and opening take milliseconds, which is too long for the event loop.
-        events: list[Event] = await to_thread.run_sync(machine.receive, data)
+        events: list[Event] = await runtime.in_thread(machine.receive, data)
         while events:
             event = events.pop(0)
             match event:
@@ -312,7 +322,7 @@ async def _exchange(
                         await judge(event)
                     except NotAMemberError as error:
                         raise RemoteProtocolError(str(error), reason="not-a-member") from error
-                    events += await to_thread.run_sync(machine.accept)
+                    events += await runtime.in_thread(machine.accept)
                 case Established():
                     return event
 
