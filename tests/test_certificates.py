@@ -137,7 +137,7 @@ def test_a_later_version_is_named_as_such() -> None:
 def test_bytes_with_another_domain_are_no_certificate() -> None:
     fields = unpack(CERTIFICATE.body(), MAX_ENCODED)
     fields[0] = "walyoff/batch/1"
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError, match="not the body of a certificate"):
         decode(pack([pack(fields), SIGNATURE]))
 
 

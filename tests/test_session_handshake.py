@@ -28,10 +28,12 @@ from walyoff.session import (
     SecureChannel,
     Send,
     blinded_tag,
+    handshake,
 )
 from walyoff.session.flights import (
     MAX_MESSAGE,
     Answer,
+    Hello,
     decode_answer,
     decode_hello,
     decode_proof,
@@ -401,6 +403,39 @@ def test_a_choice_that_was_not_offered_or_not_made_is_found_out() -> None:
     rejected(error, "forged")
 
 
+def test_an_insider_cannot_choose_what_was_not_offered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def generous(message: bytes) -> Hello:
+        return replace(decode_hello(message), suites=BOTH)
+
+    monkeypatch.setattr(handshake, "decode_hello", generous)
+    left, right = initiator(suites=["classic-1"]), responder()
+    answer = sent(right.receive(left.start()))
+    assert decode_answer(answer[4:]).suite == "hybrid-1"
+    with pytest.raises(RemoteProtocolError, match="not offered"):
+        left.receive(answer)
+
+
+@pytest.mark.parametrize(
+    "suites", [[], ["a"] * 2, [str(number) for number in range(9)], ["s" * 33]], ids=str
+)
+def test_a_senseless_offer_is_refused_on_both_sides(suites: list[str]) -> None:
+    with pytest.raises(LocalProtocolError):
+        initiator(suites=suites)
+    hello = Hello(
+        mode="member",
+        suites=tuple(suites),
+        ephemeral_suite=suites[0] if suites else "",
+        ephemeral=b"e",
+        tag=bytes(32),
+    )
+    with pytest.raises(RemoteProtocolError, match="suite"):
+        decode_hello(encode_hello(hello))
+    with pytest.raises(RemoteProtocolError, match="suite that is not offered"):
+        decode_hello(encode_hello(replace(hello, suites=("b",), ephemeral_suite="c")))
+
+
 def test_a_later_version_is_named_as_such() -> None:
     with pytest.raises(RemoteProtocolError) as error:
         responder().receive(frame(pack([2, "new", "fields"])))
@@ -516,6 +551,20 @@ def test_a_refused_or_failed_machine_is_dead() -> None:
     with pytest.raises(LocalProtocolError):
         right.receive(b"")
     assert sent(right.refuse()) == REFUSAL
+
+
+def test_a_machine_whose_driver_fails_is_dead_as_well() -> None:
+    def broken(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
+        raise ZeroDivisionError
+
+    right = Responder(
+        cipher_for=cipher_for, suites=BOTH, find_tag=broken, random=os.urandom
+    )
+    flight_1 = initiator().start()
+    with pytest.raises(ZeroDivisionError):
+        right.receive(flight_1)
+    with pytest.raises(LocalProtocolError):
+        right.receive(flight_1)
 
 
 def test_calls_out_of_turn_are_the_callers_bug() -> None:

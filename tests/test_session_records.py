@@ -303,6 +303,7 @@ FRAME_0 = b"\x00\x00\x00\x00\x01\x00\x00\x00\x00"
         [bytes([MORE]) + bytes(MAX_BODY), bytes([END])],
         [bytes([MORE]) + bytes(MAX_BODY), bytes([LAST])],
         [bytes([MORE]) + bytes(MAX_BODY)] * (MAX_FRAME // MAX_BODY + 1),
+        [bytes([LAST]) + bytes(MAX_BODY + 1)],
         [bytes([REKEY]) + b"body"],
         [bytes([END]) + b"body"],
         [bytes([END + 1])],
