@@ -322,9 +322,10 @@ class Engine:
     async def _send_batch(self) -> None:
         items, finished = self._take()
         now_ms = self.runtime.wall_ms()
+        salts = self.runtime.random_bytes(SALT_SIZE * len(items))
         contents = [
-            StoredContent(salt=self.runtime.random_bytes(SALT_SIZE), data=i.content)
-            for i in items
+            StoredContent(salt=salts[at * SALT_SIZE : (at + 1) * SALT_SIZE], data=item.content)
+            for at, item in enumerate(items)
         ]
         head = self.reconciler.next_own()
         batch = make_batch(

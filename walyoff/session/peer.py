@@ -252,7 +252,12 @@ async def dial(
         random=runtime.random_bytes,
     )
     return await _shake(
-        stream, machine, judge, mode, await runtime.in_thread(machine.start), runtime
+        stream,
+        machine,
+        judge,
+        mode,
+        first=await runtime.in_thread(machine.start),
+        runtime=runtime,
     )
 
 
@@ -274,7 +279,7 @@ async def answer(
     machine = Responder(
         cipher_for=plugins.suite, suites=suites, find_tag=find, random=runtime.random_bytes
     )
-    return await _shake(stream, machine, judge, found, b"", runtime)
+    return await _shake(stream, machine, judge, found, first=b"", runtime=runtime)
 
 
 async def _shake(
@@ -282,6 +287,7 @@ async def _shake(
     machine: Initiator | Responder,
     judge: Judge,
     mode: Mode | list[Mode],
+    *,
     first: bytes,
     runtime: Runtime,
 ) -> Session:
