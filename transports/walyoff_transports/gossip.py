@@ -231,9 +231,7 @@ class SendWindow:
     def set_peers(self, peers: Iterable[str], now: float) -> None:
         """Say who is on the topic now."""
         since = now if self._flight else None
-        self._peers = {
-            peer: self._peers.get(peer) or _Peer(since=since) for peer in set(peers)
-        }
+        self._peers = {peer: self._peers.get(peer) or _Peer(since=since) for peer in set(peers)}
         self._settle(now)
 
     def on_ack(self, peer: str, ack: Ack, now: float) -> list[bytes]:

@@ -150,6 +150,7 @@ class Server:
             _log.exception("the parent's bytes make no sense")
         finally:
             self.ended.set()
+            self._deadline_added.set()
 
     def _accept(self, request: Request) -> None:
         # Answered here, because the pool may be full of calls that rightly take long.

@@ -53,6 +53,9 @@ DEADLINE_SLACK = 1.0
 #: Requests that wait to be written; callers wait when there are more.
 OUTGOING = 64
 _RECEIVE_SIZE = 1 << 18
+#: -P because the working folder, in the home, is no place for modules. -I would take away
+#: the user's site folder, where walyoff may well be installed.
+CHILD_COMMAND = ("-P", "-m", "walyoff.child.main")
 
 #: What the child may know of our environment: no secret, and nothing that steers Go.
 KEPT_ENVIRONMENT = (
@@ -142,8 +145,7 @@ class ChildProcess:
         log = os.open(folder / "child.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._process = subprocess.Popen(  # noqa: S603 (no part of it is from outside)
-                # -P: the working folder is in the home, and no place for modules.
-                [sys.executable, "-P", "-m", "walyoff.child.main",
+                [sys.executable, *CHILD_COMMAND,
                  str(theirs.fileno()), str(self._home), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -97,9 +97,7 @@ class Child:
 
     # ----------------------------------------------------------------------- calls
 
-    async def call(
-        self, method: str, args: dict[str, Any], *, timeout: float = 30.0
-    ) -> Any:
+    async def call(self, method: str, args: dict[str, Any], *, timeout: float = 30.0) -> Any:
         """Call a method of the child, within `timeout` seconds (at most an hour).
 
         Cancelling leaves the call done or not done.
@@ -274,7 +272,9 @@ class Child:
                 self._addresses = tuple(map(str, _list(hello.info.get("addresses"))))
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._set_up, link, process, task_status, tasks)
-                    self._failure = await link.run()
+                    reason = await link.run()
+                    if not self._closing:
+                        self._failure = reason
                     tasks.cancel_scope.cancel()
         finally:
             self._link = None
