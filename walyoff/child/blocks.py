@@ -41,6 +41,9 @@ _CHUNK = 262_144
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _CID_LENGTH = 46
 _VERSION_PARTS = 3
+#: Stock code names index files after block times; a year before its first file's, or one
+#: without four digits, would make it fail at every later start.
+_YEARS = range(2001, 3000)
 _TIME_PARTS = 7
 
 
@@ -239,6 +242,8 @@ def _decode_time(field: bytes) -> datetime:
     if len(parts) != _TIME_PARTS:
         raise RemoteProtocolError("block time is malformed")
     year, month, day, hour, minute, second, micro = [_from_base254(part) for part in parts]
+    if year not in _YEARS:
+        raise RemoteProtocolError("block time is impossible")
     try:
         return datetime(year, month, day, hour, minute, second, micro, tzinfo=UTC)
     except (ValueError, OverflowError) as error:

@@ -24,6 +24,7 @@ from walyoff.child.reader import (
     TOPIC_JOIN,
     TOPIC_LEAVE,
     TOPIC_SEGMENT,
+    TOPICS,
     IdentityBlock,
     Reading,
     chain_of,
@@ -343,9 +344,10 @@ class Identities:
             return cached[1]
         blocks = []
         for entry in files.in_order():
-            content = content_of(files.read(entry.cid))
-            # What is too large for an identity block is still an ancestor of others.
-            content = content if len(content) <= MAX_CONTENT else b""
+            # What cannot be an identity block is still an ancestor of others.
+            content = b""
+            if TOPICS.intersection(entry.topics):
+                content = content_of(files.read(entry.cid))[: MAX_CONTENT + 1]
             blocks.append(
                 IdentityBlock(
                     ref=entry.cid, topics=entry.topics, parents=entry.parents, content=content
@@ -363,17 +365,24 @@ class Identities:
 
     def _watch(self) -> None:
         while True:
-            did = did_of(self._dirty.get())
-            if did not in self._groups:
-                continue
-            try:
-                snapshot = self._snapshot(self._reading(did))
-            except Exception:
-                _log.exception("reading %s failed", did)
-                continue
-            if snapshot != self._last.get(did):
-                self._last[did] = snapshot
-                self._emit("group.changed", {"did": did})
+            chains = {self._dirty.get()}
+            # Blocks come in bursts, and one reading serves them all.
+            while not self._dirty.empty():
+                chains.add(self._dirty.get())
+            for chain in chains:
+                self._look(did_of(chain))
+
+    def _look(self, did: str) -> None:
+        if did not in self._groups:
+            return
+        try:
+            snapshot = self._snapshot(self._reading(did))
+        except Exception:
+            _log.exception("reading %s failed", did)
+            return
+        if snapshot != self._last.get(did):
+            self._last[did] = snapshot
+            self._emit("group.changed", {"did": did})
 
 
 def _checked_pin(pin: bytes) -> bytes:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
 from walyoff.child import guard
 from walyoff.child.blocks import BlockFile, decode_block, decode_id
 from walyoff.child.chainfiles import ChainFiles
+from walyoff.child.inbox import Inbox
 from walyoff.child.upstream import Stock
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, WalyoffError
 
 if TYPE_CHECKING:
     from walyoff.child.chains import Chains
 
-#: Announcements waiting for one chain; older ones are dropped, leaves are broadcast again.
-MAX_WAITING = 256
 #: Parents of a new block: outsiders can make leaves at will, and each parent costs 300 bytes.
 MAX_OWN_PARENTS = 16
 #: The exit status of a child whose stock code is in an unknown state.
@@ -44,7 +42,7 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
         def __init__(self, chain: str | None) -> None:
             self._mutate = threading.RLock()
             self._own: ChainFiles | None = chains.files(chain) if chain else None
-            self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue(MAX_WAITING)
+            self._inbox = Inbox("guard", self._announcement)
             self._handle: Any = None
             self.refused = guard.Refusals()
             self.current_endblocks: list[bytearray] = []
@@ -168,35 +166,23 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
 
         def listen_for_blocks(self) -> None:
             self._handle = hub.subscribe(self.blockchain_id, self._announced)
-            threading.Thread(target=self._work, daemon=True, name="guard").start()
 
         def _announced(self, sender: str, data: bytes) -> None:
             # On the hub's thread: nothing but a queue.
-            if sender == self.ipfs_peer_id or len(data) > guard.MAX_ANNOUNCEMENT:
-                return
-            while True:
-                try:
-                    self._queue.put_nowait((sender, data))
-                    return
-                except queue.Full:
-                    self.refused.count("overrun")
-                    try:
-                        self._queue.get_nowait()
-                    except queue.Empty:
-                        continue
+            if sender != self.ipfs_peer_id and len(data) <= guard.MAX_ANNOUNCEMENT:
+                self._inbox.put(sender, data)
 
-        def _work(self) -> None:
-            while (item := self._queue.get()) is not None:
-                if self._terminate:
-                    return
-                try:
-                    self._handle_announcement(*item)
-                except WalyoffError as error:
-                    self.refused.count(getattr(error, "reason", type(error).__name__))
-                    _log.debug("chain %s: %s", self.blockchain_id, error)
-                except Exception:
-                    self.refused.count("error")
-                    _log.exception("chain %s: announcement failed", self.blockchain_id)
+        def _announcement(self, sender: str, data: bytes) -> None:
+            if self._terminate:
+                return
+            try:
+                self._handle_announcement(sender, data)
+            except WalyoffError as error:
+                self.refused.count(getattr(error, "reason", type(error).__name__))
+                _log.debug("chain %s: %s", self.blockchain_id, error)
+            except Exception:
+                self.refused.count("error")
+                _log.exception("chain %s: announcement failed", self.blockchain_id)
 
         def _handle_announcement(self, sender: str, data: bytes) -> None:
             announced = guard.decode_announcement(data)
@@ -213,9 +199,6 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
         def terminate_networking(self) -> None:
             if self._handle is not None:
                 self._handle.close()
-            try:
-                self._queue.put_nowait(None)
-            except queue.Full:
-                _log.debug("the guard ends at its next look")
+            self._inbox.close()
 
     return GuardedBlockchain

@@ -41,6 +41,8 @@ _STOCK_TOPICS = frozenset(
         *("key_ownership", "endra_corresp_reg"),
     }
 )
+#: Blocks without one of these topics cannot say anything about an identity.
+TOPICS = _STOCK_TOPICS | {TOPIC_SEGMENT}
 DID_PREFIX = "did:walytisidentities:"
 SEGMENT_DOMAIN = "walyoff/segment/1"
 

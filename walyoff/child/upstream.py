@@ -5,6 +5,10 @@ open listeners as side effects of being imported; modules of our own stand in th
 where they would look for those things, before they are imported. What is never imported
 cannot be reached: no code of upstream that listens for conversations is in this process.
 
+The recursion limit stays as it is: stock code recurses over chains that it catches up with,
+but here it is only given blocks whose parents are known, and a high limit would let deep
+JSON from outside overflow the C stack.
+
 Versions are pinned in pyproject.toml; others are refused, because the places that are
 replaced may have moved.
 """

@@ -24,13 +24,13 @@ from walyoff.errors import (
     WalyoffError,
 )
 from walyoff.fanout import Fanout
+from walyoff.tasks import background_tasks
 from walyoff.walytis.ledger import (
     FILES_TIME,
     RECONCILE_INTERVAL,
     WalytisLedger,
     export_chain,
     import_chain,
-    open_tasks,
 )
 from walyoff.walytis.process import Child
 from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
@@ -126,7 +126,10 @@ class WalytisIdentity(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncIterator[WalytisIdentity]:
         self._child.on_restart.append(self._reopen)
         try:
-            async with self._child.events("group.changed") as events, open_tasks() as tasks:
+            async with (
+                self._child.events("group.changed") as events,
+                background_tasks() as tasks,
+            ):
                 tasks.start_soon(self._follow, events)
                 yield self
         finally:

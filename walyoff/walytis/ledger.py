@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-from anyio.abc import ObjectReceiveStream, ObjectSendStream, TaskGroup
+from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
 from walyoff.abc import Block
 from walyoff.errors import (
@@ -23,6 +23,7 @@ from walyoff.errors import (
     RemoteProtocolError,
     WalyoffError,
 )
+from walyoff.tasks import background_tasks
 from walyoff.walytis.process import Child
 from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str
 
@@ -43,21 +44,6 @@ FILES_TIME = 300.0
 MAX_REF = 64
 
 _log = logging.getLogger(__name__)
-
-
-@asynccontextmanager
-async def open_tasks() -> AsyncIterator[TaskGroup]:
-    """A task group that ends with its body, and does not wrap the body's error."""
-    try:
-        async with anyio.create_task_group() as tasks:
-            try:
-                yield tasks
-            finally:
-                tasks.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from group.exceptions[0].__cause__
-        raise
 
 
 class WalytisLedger:
@@ -118,7 +104,7 @@ class WalytisLedger:
         """All blocks after a position, then new ones (see `walyoff.abc.Ledger.blocks`)."""
         send, receive = anyio.create_memory_object_stream[Block](WAITING)
         with send, receive:
-            async with self._child.events("chain.block") as hints, open_tasks() as tasks:
+            async with self._child.events("chain.block") as hints, background_tasks() as tasks:
                 reader = _Reader(after, self._wakes)
                 try:
                     tasks.start_soon(self._hear, hints, reader)
