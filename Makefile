@@ -1,0 +1,51 @@
+# Two commands do everything on a machine with Python >= 3.11 (with venv) and make:
+#
+#     make demo     make the environment if it is not there, and run the demonstration
+#     make test     the same, and run the tests
+#
+# Another interpreter: make test PYTHON=python3.13. Some tests: make test TESTS=tests/test_wire.py
+
+PYTHON ?= python3
+VENV ?= .venv
+TESTS ?= tests
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.walyoff-installed
+SOURCES := walyoff transports codecs tests
+
+.PHONY: demo test check format install clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	@$(BIN)/walyoff demo $(DEMO_ARGS)
+
+# A plug-in of pytest that comes with an upstream package breaks test runs when it is loaded
+# by itself; what is needed is named in pyproject.toml.
+test: $(STAMP)
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+check: $(STAMP)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+install: $(STAMP)
+
+# An interrupted attempt leaves an environment without pip: it is made anew, one that works
+# is kept and only brought up to date.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "walyoff needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing into $(VENV), a minute or so the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
