@@ -254,8 +254,9 @@ async def test_calls_under_way_fail_when_the_child_dies_and_later_ones_wait(
             tasks.start_soon(connect)
             await anyio.sleep(0.2)
             assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-            await anyio.sleep(0.02)
+            os.kill(pid := child.pid, signal.SIGKILL)
+            # Until the parent has noticed, a call would count as under way.
+            await eventually(lambda: child.pid != pid)
             with anyio.fail_after(10):
                 assert await child.call("ipfs.peers", {}) == []
             assert child.generation == 2
@@ -420,3 +421,38 @@ def test_a_fork_that_holds_the_socket_does_not_keep_the_child_alive(tmp_path: Pa
     while alive(pid):
         assert time.monotonic() - began < 3
         time.sleep(0.01)
+
+
+async def test_a_home_in_use_keeps_its_port_for_the_one_who_uses_it(tmp_path: Path) -> None:
+    async with open_child(tmp_path) as child:
+        addresses = child.addresses
+        with pytest.raises(ChildError):
+            async with open_child(tmp_path):
+                pass
+        assert await child.call("ipfs.peers", {}) == []
+    async with open_child(tmp_path) as child:
+        assert child.addresses == addresses
+
+
+LOGGING = """
+import os, sys
+from pathlib import Path
+from walyoff.child import main
+main.MAX_LOG = 1000
+log = main.OutputLog(Path(sys.argv[1]))
+for n in range(5):
+    os.write(2, b"%d" % n * 1000 + b"\\n")
+    print("python", n, flush=True)
+    log.rotate()
+os.write(1, b"last words\\n")
+os.abort()
+"""
+
+
+def test_the_log_is_bounded_and_keeps_the_last_words(tmp_path: Path) -> None:
+    path = tmp_path / "child.log"
+    subprocess.run([sys.executable, "-c", LOGGING, str(path)], check=False, timeout=20)
+    assert names(tmp_path) == ["child.log", "child.log.1", "child.log.2"]
+    assert path.read_text() == "last words\n"
+    assert path.with_suffix(".log.1").read_text() == "4" * 1000 + "\npython 4\n"
+    assert path.with_suffix(".log.2").read_text() == "3" * 1000 + "\npython 3\n"

@@ -128,10 +128,16 @@ def start_kubo(home: Path) -> Kubo:
         kubo.start()
     except KuboError:
         # Most likely the port was taken meanwhile. Peers learn the new one from us.
+        config = repo.read_config(path)
         if not repo.forget_ports(path):
             raise
         _log.warning("Kubo did not start on its old port, trying any port")
-        kubo.start()
+        try:
+            kubo.start()
+        except KuboError:
+            # It was something else, so the port may be free again next time.
+            repo.write_config(path, config)
+            raise
     repo.keep_ports(path, kubo.addresses())
     return kubo
 
