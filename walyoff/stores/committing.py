@@ -14,7 +14,7 @@ from walyoff.stores.threads import Job, as_store_error
 
 #: The write-ahead log is copied back after about this many bytes. More makes fewer, longer
 #: pauses of the writer and a longer start after a crash.
-_CHECKPOINT_BYTES = 4 * 2**20
+_CHECKPOINT_BYTES = 16 * 2**20
 #: What a commit costs in the log beside its payload: some pages of each index.
 _COMMIT_OVERHEAD = 48 * 1024
 

@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import anyio
@@ -158,10 +159,10 @@ class Worker:
                     break
                 group.append(job)
             self._do(group)
-        try:
+        # Everything that was confirmed is durable already: closing only tidies up.
+        with suppress(sqlite3.Error):
             self._connection.close()
-        finally:
-            self._waker.wake([self._ended])
+        self._waker.wake([self._ended])
 
     def _do(self, group: list[Job[Any]]) -> None:
         try:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -258,19 +259,22 @@ class StoreConformance:
         unknown = os.urandom(32)
         async with self.open_store(tmp_path / "home") as store:
             channel = store.channel(CHANNEL)
-            for attempt in (
-                channel.write(batches=[good], deliver=[*good.record_ids, unknown]),
-                channel.write(batches=[good], contents=[(unknown, make_content())]),
-                channel.write(batches=[good], contents=[(unknown, make_content(b"x" * 99999))]),
-                channel.write(batches=[good], signatures=[(unknown, b"s")]),
-                channel.write(batches=[good], anchors=[(unknown, "a")]),
-                channel.write(batches=[good, make_batch(ALICE, 7, [None])]),
-            ):
+            attempts: list[dict[str, Any]] = [
+                {"deliver": [*good.record_ids, unknown]},
+                {"contents": [(unknown, make_content())]},
+                {"contents": [(unknown, make_content(bytes(99_999)))]},
+                {"signatures": [(unknown, b"signature")]},
+                {"anchors": [(unknown, "block")]},
+            ]
+            for attempt in attempts:
                 with pytest.raises(StoreError):
-                    await attempt
+                    await channel.write(batches=[good], **attempt)
                 assert await channel.top() == 0
                 assert await channel.heads() == []
                 assert await channel.batch(good.batch_id) is None
+            with pytest.raises(StoreError):
+                await channel.write(batches=[good, make_batch(ALICE, 7, [None])])
+            assert await channel.heads() == []
             assert await channel.write(batches=[good], deliver=good.record_ids) == 1
 
     async def test_a_record_belongs_to_one_batch(self, tmp_path: Path) -> None:
@@ -453,19 +457,23 @@ class StoreConformance:
         good = make_batch(ALICE, 1, [None])
         async with self.open_store(tmp_path / "home") as store:
             channel = store.channel(CHANNEL)
-            for attempt in (
-                channel.write(deliver=[b"short"]),
-                channel.write(contents=[(b"", make_content())]),
-                channel.write(batches=[make_batch(ALICE, 1, [])]),
-                channel.write(batches=[make_batch(ALICE, 0, [None])]),
-                channel.write(batches=[make_batch("", 1, [None])]),
-                channel.write(batches=[good], anchors=[(good.batch_id, "")]),
-                channel.set_cursor("reader", -1),
-                channel.set_cursor("", 1),
-                store.put({"": b""}),
-            ):
+            attempts: list[dict[str, Any]] = [
+                {"deliver": [b"short"]},
+                {"contents": [(b"", make_content())]},
+                {"batches": [make_batch(ALICE, 1, [])]},
+                {"batches": [make_batch(ALICE, 0, [None])]},
+                {"batches": [make_batch("", 1, [None])]},
+                {"batches": [good], "anchors": [(good.batch_id, "")]},
+            ]
+            for attempt in attempts:
                 with pytest.raises(LocalProtocolError):
-                    await attempt
+                    await channel.write(**attempt)
+            with pytest.raises(LocalProtocolError):
+                await channel.set_cursor("reader", -1)
+            with pytest.raises(LocalProtocolError):
+                await channel.set_cursor("", 1)
+            with pytest.raises(LocalProtocolError):
+                await store.put({"": b""})
             assert await channel.top() == 0
 
     async def test_closing_twice_is_allowed_and_ends_all_calls(self, tmp_path: Path) -> None:
