@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from walyoff.abc import Identity, Ledger
 from walyoff.child.blocks import cid_of, decode_block
 from walyoff.errors import (
     LocalProtocolError,
@@ -22,9 +23,10 @@ from walyoff.errors import (
     RemoteProtocolError,
     WalyoffError,
 )
-from walyoff.walytis.identity import WalytisIdentity
+from walyoff.walytis.identity import WalytisIdentity, decode_grant
 from walyoff.walytis.ledger import WalytisLedger, import_chain
 from walyoff.walytis.process import Child, open_child
+from walyoff.wire import unpack
 
 pytestmark = pytest.mark.anyio
 
@@ -198,6 +200,50 @@ async def test_chain_handed_over_whole_then_by_leaves(tmp_path: Path) -> None:
         merged = await one.append(b"merge")
         assert merged.position == 13
         assert await one.leaves() == [merged.ref]
+
+
+async def test_branch_that_was_missed_comes_with_one_announcement(tmp_path: Path) -> None:
+    async with children(tmp_path, "a") as (a,), children(tmp_path, "b") as (b,):
+        one = await WalytisLedger.create(a)
+        await import_chain(b, one.chain_id, await one.export())
+        two = await WalytisLedger.open(b, one.chain_id)
+        for number in range(30):
+            await one.append(b"%d" % number)
+        await b.connect(a.addresses[0])
+        await _until_peers(a, one.chain_id)
+        async with two.blocks() as stream:
+            await one.announce()
+            assert [await next_payload(stream) for _ in range(30)] == [
+                b"%d" % number for number in range(30)
+            ]
+
+
+async def test_secrets_stay_in_files_of_their_owner_and_out_of_logs(tmp_path: Path) -> None:
+    async with children(tmp_path, "a") as (a,):
+        did, _ = await WalytisIdentity.create_device_did(a)
+        identity = await WalytisIdentity.create(a, did)
+        await identity.certify(b"x")
+        grant = decode_grant(await identity.grant())
+    secrets = [
+        key[2]
+        for path in (tmp_path / "a" / "keys").iterdir()
+        for group in unpack(path.read_bytes(), 1 << 20)
+        for key in group
+    ]
+    assert len(secrets) == 4
+    assert any(secret.encode() in grant["secrets"] for secret in secrets)
+    for path in (tmp_path / "a").rglob("*"):
+        if path.is_file() and path.parent.name != "keys":
+            data = path.read_bytes()
+            assert not any(secret[:64].encode() in data for secret in secrets), path
+            assert not any(bytes.fromhex(secret)[:32] in data for secret in secrets), path
+    for path in (tmp_path / "a" / "keys").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def conforms(identity: WalytisIdentity, ledger: WalytisLedger) -> tuple[Identity, Ledger]:
+    """Checked by mypy."""
+    return identity, ledger
 
 
 async def test_large_and_strange_payloads(tmp_path: Path) -> None:

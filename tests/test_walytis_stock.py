@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from walyoff.child import upstream
+from walyoff.errors import LedgerError
+
 SCRIPT = """
 import json, logging, os, sys, threading
 from pathlib import Path
@@ -115,6 +118,15 @@ def test_modules_of_upstream_that_listen_are_not_even_imported(
 ) -> None:
     assert result["modules"] == []
     assert result["listeners"] == ["InertListener"]
+
+
+def test_other_versions_than_the_known_ones_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upstream.check_versions()
+    monkeypatch.setitem(upstream.VERSIONS, "walytis_beta", "2.4.44")
+    with pytest.raises(LedgerError, match=r"2\.4\.43 is installed"):
+        upstream.check_versions()
 
 
 def test_files_are_readable_by_their_owner_alone(result: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ class Chains:
             "chain.append": self._append,
             "chain.blocks": self._blocks,
             "chain.leaves": self.leaves,
+            "chain.announce": self.announce,
             "chain.export": self._export,
             "chain.import": self.import_files,
         }
@@ -174,6 +175,14 @@ class Chains:
     def leaves(self, chain: str) -> list[str]:
         """The newest blocks of a chain."""
         return self.files(chain).leaves()
+
+    def announce(self, chain: str) -> None:
+        """Tell everybody on the chain's topic its leaves now, as stock code does in 20 s."""
+        with self._lock:
+            opened = self._open.get(chain)
+        if opened is None:
+            raise LocalProtocolError(f"chain {chain} is not open")
+        opened.announce()
 
     def export(self, chain: str, known: Sequence[str] | None = None) -> list[bytes]:
         """Block files in causal order, at most as many as one answer holds."""

@@ -82,6 +82,11 @@ def decode_announcement(data: bytes) -> list[tuple[str, BlockId]]:
     return [(text, decode_id(_from_text(text))) for text in texts]
 
 
+def to_text(long_id: bytes) -> str:
+    """A block id as stock announcements carry it."""
+    return base64.urlsafe_b64encode(long_id).rstrip(b"=").decode()
+
+
 def _from_text(text: str) -> bytes:
     if len(text) > 2 * MAX_LONG_ID:
         raise RemoteProtocolError("announced id too large", reason="too-large")

@@ -47,7 +47,10 @@ class Inbox:
                 queue.popleft()
                 self.dropped += 1
             queue.append(item)
-            if not self._idle and self._threads < THREADS:
+            # A thread that was woken but has not run yet still counts as idle, and so does
+            # what it was woken for as waiting.
+            runnable = sum(sender not in self._active for sender in self._waiting)
+            if runnable > self._idle and self._threads < THREADS:
                 self._threads += 1
                 threading.Thread(target=self._run, daemon=True, name=self._name).start()
             self._changed.notify()

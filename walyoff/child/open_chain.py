@@ -7,6 +7,7 @@ but blocks that were fetched, decoded and checked here, in causal order.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -99,6 +100,13 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
                 if block.cid not in self.files:
                     raise RemoteProtocolError("stock code refused a block", reason="stock")
             return True
+
+        def announce(self) -> None:
+            """Publish the leaves in the form of stock code's own broadcast."""
+            entries = [self.files.entry(cid) for cid in self.files.leaves()]
+            leaves = [guard.to_text(entry.long_id) for entry in entries if entry]
+            message = {"message": "Leaf blocks:", "leaf_blocks": leaves[: guard.MAX_ANNOUNCED]}
+            client.pubsub.publish(self.blockchain_id, json.dumps(message).encode())
 
         def close(self) -> None:
             """Stop following the chain."""

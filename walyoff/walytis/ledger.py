@@ -154,6 +154,14 @@ class WalytisLedger:
 
     # ------------------------------------------------------------------- hand-over
 
+    async def announce(self) -> None:
+        """Tell the nodes that follow the chain what the newest blocks are, now.
+
+        Worth it when a node came that may have missed some: Walytis itself does so only
+        every 20 seconds. Raises ChildError.
+        """
+        await self._child.call("chain.announce", {"chain": self._chain})
+
     async def leaves(self) -> list[str]:
         """The names of the newest blocks: all that another device needs to know."""
         return _refs(await self._child.call("chain.leaves", {"chain": self._chain}))
