@@ -81,6 +81,8 @@ async def test_two_devices_share_members_and_ledger(tmp_path: Path) -> None:
         ledger_a, ledger_b = await mine.ledger(), await theirs.ledger()
         async with ledger_a.blocks() as at_a, ledger_b.blocks() as at_b:
             await _until_peers(a, ledger_a.chain_id)
+            # Closing one of two ledgers of a chain leaves the other its chain.
+            await (await mine.ledger()).aclose()
             first = await ledger_a.append(b"one")
             assert await next_payload(at_b) == b"one"
             assert await next_payload(at_a) == b"one"
@@ -89,6 +91,9 @@ async def test_two_devices_share_members_and_ledger(tmp_path: Path) -> None:
             assert await next_payload(at_a) == b"two"
             assert await next_payload(at_b) == b"two"
         await ledger_a.aclose()
+        await ledger_a.aclose()
+        with pytest.raises(LocalProtocolError):
+            await ledger_a.append(b"closed")
         await ledger_b.aclose()
 
 

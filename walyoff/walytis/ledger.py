@@ -8,9 +8,11 @@ and then.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
@@ -45,15 +47,19 @@ MAX_REF = 64
 
 _log = logging.getLogger(__name__)
 
+#: How many ledgers that are not closed use a chain, by child.
+_users: WeakKeyDictionary[Child, Counter[str]] = WeakKeyDictionary()
+
 
 class WalytisLedger:
-    """One chain. Several ledgers of one chain may exist; each opens the chain it names."""
+    """One chain, followed until the last ledger of it on the same child is closed."""
 
     def __init__(self, child: Child, chain_id: str) -> None:
         self._child = child
         self._chain = chain_id
         self._wakes: set[anyio.Event] = set()
         child.on_restart.append(self._reopen)
+        _users.setdefault(child, Counter())[chain_id] += 1
 
     def __repr__(self) -> str:
         return f"<WalytisLedger {self._chain} [{len(self._wakes)} readers]>"
@@ -189,6 +195,10 @@ class WalytisLedger:
         """Stop following the chain. Idempotent."""
         if self._reopen in self._child.on_restart:
             self._child.on_restart.remove(self._reopen)
+            users = _users[self._child]
+            users[self._chain] -= 1
+            if users[self._chain]:
+                return
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 try:
                     await self._child.call("chain.close", {"chain": self._chain}, timeout=5)
