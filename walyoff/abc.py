@@ -148,7 +148,8 @@ class TransportHost:
     state_dir: Path
     #: A private folder with a short path, for sockets; emptied at each start.
     run_dir: Path
-    ipfs: IpfsNode
+    #: None on a platform without an IPFS node, as in simulations.
+    ipfs: IpfsNode | None
 
 
 class TransportFactory(Protocol):

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from anyio.abc import ByteStream, TaskGroup, TaskStatus
 from blake3 import blake3
 
 from walyoff import plugins
-from walyoff.abc import Store, Transport, TransportHost
+from walyoff.abc import Store, Transport, TransportFactory, TransportHost
 from walyoff.channel import (
     MAX_NAME_CHARS,
     SECRET_SIZE,
@@ -41,11 +41,12 @@ from walyoff.errors import (
 )
 from walyoff.invitations import REMEMBER_S, Issued
 from walyoff.joining import grant_join, request_join
-from walyoff.platform import Foundation, Platform, PlatformFactory
+from walyoff.platform import Foundation, Platform, PlatformFactory, StoreFactory
 from walyoff.runtime import REAL, Runtime
 from walyoff.session.handshake import HandshakeContext, PeerPresented
 from walyoff.session.peer import Judge, Session, answer, dial
 from walyoff.session.transcript import Mode, blinded_tag
+from walyoff.tasks import background_tasks
 from walyoff.wire import pack, unpack
 
 log = logging.getLogger("walyoff.device")
@@ -266,7 +267,7 @@ class Device:
                 suite=self._suite,
                 epochs=await load_epochs(self._store, state.did),
             ) as channel,
-            anyio.create_task_group() as tasks,
+            background_tasks() as tasks,
         ):
             self._channels[state.did] = channel
             discovery = Discovery(
@@ -346,7 +347,7 @@ class Device:
 
     async def listen(self, transport: Transport, *, task_status: TaskStatus[None]) -> None:
         """Accept streams of a transport and answer their handshakes."""
-        async with transport.listen() as streams, anyio.create_task_group() as tasks:
+        async with transport.listen() as streams, background_tasks() as tasks:
             task_status.started()
             async for stream in streams:
                 if self._handshakes.available_tokens < 1:
@@ -461,16 +462,18 @@ class Device:
 async def open_device(
     home: str | os.PathLike[str],
     *,
-    transports: Sequence[str] = ("ipfs",),
+    transports: Sequence[str] | Mapping[str, TransportFactory] = ("ipfs",),
     passphrase: str | None = None,
     suite: str = DEFAULT_SUITE,
     platform: PlatformFactory | None = None,
+    store: StoreFactory | None = None,
     runtime: Runtime = REAL,
 ) -> AsyncIterator[Device]:
     """Open the device that lives in a home folder, which is made if it is not there.
 
-    `transports` names installed transports. `passphrase` protects the home's key; the same
-    one is needed ever after. `suite` is for keys that this device makes from now on.
+    `transports` names installed transports, or maps names to factories. `passphrase` protects
+    the home's key; the same one is needed ever after. `suite` is for keys that this device
+    makes from now on. `platform`, `store` and `runtime` are for simulations.
 
     Raises:
         HomeInUseError: another process has it open.
@@ -478,43 +481,47 @@ async def open_device(
         UnknownSuiteError: the suite is not installed.
         WalyoffError: a transport is not installed or cannot be opened.
     """
-    # The heavy parts are imported here, so that importing walyoff stays cheap.
-    from walyoff.stores import open_store  # noqa: PLC0415
-
-    factory_of_platform = platform
-    if factory_of_platform is None:
-        from walyoff.walytis.platform import open_platform  # noqa: PLC0415
-
-        factory_of_platform = open_platform
     path = Path(home)
     plugins.suite(suite)
-    factories = {name: plugins.transport_factory(name) for name in transports}
+    if not isinstance(transports, Mapping):
+        transports = {name: plugins.transport_factory(name) for name in transports}
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(path, passphrase=passphrase))
-        base = await stack.enter_async_context(factory_of_platform(path))
+        opened_store = await stack.enter_async_context(
+            (store or _sqlite_store)(path, passphrase)
+        )
+        base = await stack.enter_async_context((platform or _walytis_platform)(path))
         run_dir = Path(tempfile.mkdtemp(prefix="walyoff-"))
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
         opened: dict[str, Transport] = {}
-        for name, factory in factories.items():
+        for name, factory in transports.items():
             state_dir = path / "transports" / name
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             host = TransportHost(state_dir=state_dir, run_dir=run_dir / name, ipfs=base.ipfs)
             host.run_dir.mkdir(mode=0o700)
             opened[name] = await stack.enter_async_context(factory(host))
-        tasks = await stack.enter_async_context(anyio.create_task_group())
+        tasks = await stack.enter_async_context(background_tasks())
         device = Device(
             home=path,
-            store=store,
+            store=opened_store,
             platform=base,
             transports=opened,
             suite=suite,
             tasks=tasks,
             runtime=runtime,
         )
-        try:
-            await device.open_channels()
-            for transport in opened.values():
-                await tasks.start(device.listen, transport)
-            yield device
-        finally:
-            tasks.cancel_scope.cancel()
+        await device.open_channels()
+        for transport in opened.values():
+            await tasks.start(device.listen, transport)
+        yield device
+
+
+def _sqlite_store(home: Path, passphrase: str | None) -> AbstractAsyncContextManager[Store]:
+    from walyoff.stores import open_store  # noqa: PLC0415 - imported when it is needed
+
+    return open_store(home, passphrase=passphrase)
+
+
+def _walytis_platform(home: Path) -> AbstractAsyncContextManager[Platform]:
+    from walyoff.walytis.platform import open_platform  # noqa: PLC0415 - as above
+
+    return open_platform(home)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from walyoff.abc import Identity, IpfsNode, Ledger
+from walyoff.abc import Identity, IpfsNode, Ledger, Store
 from walyoff.engine.links import Chain
 
 
@@ -32,8 +32,8 @@ class Platform(Protocol):
     """Makes and opens what channels stand on."""
 
     @property
-    def ipfs(self) -> IpfsNode:
-        """The embedded node, for transports that use it."""
+    def ipfs(self) -> IpfsNode | None:
+        """The embedded node, for transports that use it, if there is one."""
 
     async def create_device(self) -> str:
         """Make a DID for this device, on a chain of its own."""
@@ -57,6 +57,15 @@ class Platform(Protocol):
 
     async def grant(self, did: str) -> bytes:
         """Everything that a new member needs of an identity, its secrets included."""
+
+
+class StoreFactory(Protocol):
+    """Opens the store of a device's home."""
+
+    def __call__(
+        self, home: Path, passphrase: str | None
+    ) -> AbstractAsyncContextManager[Store]:
+        """The store, while the context is open."""
 
 
 class PlatformFactory(Protocol):

@@ -294,6 +294,8 @@ async def _accept(listener: SocketListener, send: MemoryObjectSendStream[ByteStr
 @asynccontextmanager
 async def open_transport(host: TransportHost) -> AsyncIterator[Transport]:
     """The `ipfs` entry point of `walyoff.transports`."""
+    if host.ipfs is None:
+        raise TransportError("the ipfs transport needs a platform with an IPFS node")
     async with background_tasks() as tasks:
         transport = IpfsTransport(host.ipfs, host.run_dir, tasks)
         try:

@@ -50,6 +50,7 @@ from walyoff.records import (
     signed_message,
 )
 from walyoff.runtime import Runtime
+from walyoff.tasks import background_tasks
 from walyoff.trust import Credentials, Trust
 
 log = logging.getLogger("walyoff.engine")
@@ -211,7 +212,7 @@ class Engine:
     async def run(self) -> AsyncIterator[TaskGroup]:
         """Run the channel while the context is open."""
         await self._restore()
-        async with anyio.create_task_group() as tasks:
+        async with background_tasks() as tasks:
             for loop in (
                 self._commit_loop,
                 self._send_loop,
@@ -226,7 +227,6 @@ class Engine:
                 self._closed = True
                 self.notify()
                 await self.flush_cursors()
-                tasks.cancel_scope.cancel()
 
     async def _restore(self) -> None:
         """Take up what an earlier run left: unsigned, undelivered, unanchored, open."""

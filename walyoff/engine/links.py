@@ -19,6 +19,7 @@ from walyoff.engine.driver import LinkState, batch_frame
 from walyoff.engine.facts import Reason
 from walyoff.errors import NotAMemberError, RemoteProtocolError, WalyoffError
 from walyoff.records import decode_batch
+from walyoff.tasks import background_tasks
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine, Link
@@ -96,14 +97,11 @@ class LinkServer:
         try:
             self._state.send(frames.Hello(self._addresses, engine.vector()))
             self._state.send(frames.EpochKeys(tuple(engine.epochs.values())))
-            async with anyio.create_task_group() as tasks, send, receive:
+            async with send, receive, background_tasks() as tasks:
                 tasks.start_soon(self._answer_all, receive)
                 tasks.start_soon(self.announce_chains)
                 async for frame in self._session.frames():
                     await self._receive(frame, send)
-                tasks.cancel_scope.cancel()
-        except* RemoteProtocolError as group:
-            raise group.exceptions[0] from None
         finally:
             engine.links.pop(link.name, None)
             engine.reconciler.peer_left(link.name, engine.runtime.now())

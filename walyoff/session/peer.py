@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import ByteStream
 
 from walyoff import frames, plugins
-from walyoff.errors import NotAMemberError, RemoteProtocolError, TransportError, WalyoffError
+from walyoff.errors import NotAMemberError, RemoteProtocolError, TransportError
 from walyoff.runtime import REAL, Runtime
 from walyoff.session.handshake import (
     REFUSAL,
@@ -31,6 +31,7 @@ from walyoff.session.handshake import (
 )
 from walyoff.session.records import SecureChannel
 from walyoff.session.transcript import Mode, Role
+from walyoff.tasks import background_tasks
 
 #: A handshake takes milliseconds; a peer that takes so long is broken or hostile.
 HANDSHAKE_TIMEOUT = 10.0
@@ -84,6 +85,10 @@ class Session:
         self._heard = self._runtime.now()
         self._keyed = self._runtime.now()
         self._closed = False
+        self._ending = False
+        self._shutting = anyio.Event()
+        self._written = anyio.Event()
+        self._writing = anyio.CancelScope()
         self._pings = 0
 
     def __repr__(self) -> str:
@@ -124,15 +129,18 @@ class Session:
         queued sent first.
         """
         try:
-            async with anyio.create_task_group() as tasks:
+            async with background_tasks() as tasks:
                 tasks.start_soon(self._write_loop)
                 tasks.start_soon(self._heartbeat)
+                tasks.start_soon(self._hang_up)
                 try:
                     yield
                 finally:
-                    tasks.cancel_scope.cancel()
+                    await self._end()
         finally:
-            await self._end()
+            self._shut()
+            with anyio.CancelScope(shield=True):
+                await anyio.aclose_forcefully(self._stream)
 
     async def frames(self) -> AsyncIterator[frames.Frame]:
         """Incoming frames until the other side ends the session.
@@ -161,15 +169,18 @@ class Session:
             self.bytes_received += len(data)
 
     async def _write_loop(self) -> None:
-        while True:
-            if self._closed:
-                await anyio.aclose_forcefully(self._stream)
-                return
-            if not self._queue:
-                await self._work.wait()
-                self._work = anyio.Event()
-                continue
-            await self._write_some()
+        # Shielded, so that the end of the session never cuts a record in two; `_end` bounds it.
+        with anyio.CancelScope(shield=True) as self._writing:
+            while not self._closed:
+                if self._queue:
+                    await self._write_some()
+                elif self._ending:
+                    await self._write(self._channel.end())
+                    break
+                else:
+                    await self._work.wait()
+                    self._work = anyio.Event()
+        self._written.set()
 
     async def _write_some(self) -> None:
         payloads = [self._queue.popleft()]
@@ -181,50 +192,53 @@ class Session:
         if self._runtime.now() - self._keyed > REKEY_AGE:
             sealed += self._channel.rekey()
             self._keyed = self._runtime.now()
+        await self._write(sealed)
+        self.backlog = max(self.backlog - size, 0)
+        self._drained.set()
+
+    async def _write(self, sealed: bytes) -> None:
         try:
             await self._stream.send(sealed)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             self._shut()
-            return
-        self.backlog -= size
         self.bytes_sent += len(sealed)
-        self._drained.set()
+
+    async def _hang_up(self) -> None:
+        """When the session is closed from here, close the stream, so that its reader wakes."""
+        await self._shutting.wait()
+        with anyio.CancelScope(shield=True):
+            await anyio.aclose_forcefully(self._stream)
 
     async def _heartbeat(self) -> None:
         while True:
             await anyio.sleep(PING_AFTER / 2)
             silent = self._runtime.now() - self._heard
-            if silent > DEAD_AFTER or self._closed:
+            if silent > DEAD_AFTER:
                 self._shut()
-                await anyio.aclose_forcefully(self._stream)
                 return
             if silent > PING_AFTER:
                 self._pings += 1
                 self.send_frame(frames.Ping(self._pings))
 
     def close(self) -> None:
-        """End the session soon; whoever reads it sees it end."""
+        """End the session at once; whoever reads it sees it end."""
         self._shut()
-        self._work.set()
 
     def _shut(self) -> None:
         self._closed = True
         self._queue.clear()
         self.backlog = 0
         self._drained.set()
+        self._work.set()
+        self._shutting.set()
 
     async def _end(self) -> None:
-        with anyio.CancelScope(shield=True):
-            if not self._closed:
-                with anyio.move_on_after(CLOSE_TIMEOUT):
-                    try:
-                        while self._queue:
-                            await self._write_some()
-                        await self._stream.send(self._channel.end())
-                    except (WalyoffError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                        pass
-            self._shut()
-            await anyio.aclose_forcefully(self._stream)
+        """Let the writer finish what is queued and say goodbye, for a moment at most."""
+        self._ending = True
+        self._work.set()
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
+            await self._written.wait()
+        self._writing.cancel()
 
 
 async def dial(

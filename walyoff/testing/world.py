@@ -1,0 +1,375 @@
+"""Whole devices in a simulated world: identities and ledgers in memory, crashes, restarts.
+
+`SimWorld(seed, link)` holds a network, the chains and the disks; `world.device(name)` runs
+the very `open_device` that applications use, in virtual time if the event loop is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import anyio
+from anyio.abc import ObjectReceiveStream
+from blake3 import blake3
+
+from walyoff.abc import Block, IpfsNode, Member, Membership
+from walyoff.errors import LocalProtocolError, NotAMemberError, RemoteProtocolError
+from walyoff.node import Device, open_device
+from walyoff.platform import Foundation, Platform
+from walyoff.testing.memory import MemoryDisk, MemoryStore, open_memory_store
+from walyoff.testing.network import LAN, Link, SimNetwork
+from walyoff.testing.virtual import SimRuntime
+from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
+
+MAX_FILE = 1 << 21
+MAX_PAYLOAD = 1_000_000
+_WAITING = 64
+
+
+class SimChain:
+    """One device's copy of a chain: blocks with parents, admitted parents first."""
+
+    def __init__(self, world: SimWorld, device: str, name: str) -> None:
+        self._world = world
+        self._device = device
+        self.name = name
+        self.blocks: dict[str, tuple[tuple[str, ...], bytes]] = {}
+        self.order: list[str] = []
+        self._children: set[str] = set()
+        self.changed = anyio.Event()
+
+    def append(self, payload: bytes) -> str:
+        """Write a block on top of all that is known, and gossip it as Walytis does."""
+        parents = tuple(sorted(set(self.blocks) - self._children))
+        nonce = self._world.random.randbytes(8)
+        ref = blake3(pack([list(parents), payload, nonce])).hexdigest(16)
+        self._admit(ref, parents, payload)
+        self._world.gossip(self._device, self.name, pack([ref, list(parents), payload]))
+        return ref
+
+    def _admit(self, ref: str, parents: tuple[str, ...], payload: bytes) -> None:
+        self.blocks[ref] = (parents, payload)
+        self.order.append(ref)
+        self._children.update(parents)
+        changed, self.changed = self.changed, anyio.Event()
+        changed.set()
+
+    async def leaves(self) -> tuple[list[str], int]:
+        """See `walyoff.engine.links.Chain`."""
+        await anyio.lowlevel.checkpoint()
+        return sorted(set(self.blocks) - self._children), len(self.blocks)
+
+    async def export(self, known: Sequence[str]) -> list[bytes]:
+        """See `walyoff.engine.links.Chain`."""
+        await anyio.lowlevel.checkpoint()
+        held: set[str] = set()
+        stack = [ref for ref in known if ref in self.blocks]
+        while stack:
+            ref = stack.pop()
+            if ref not in held:
+                held.add(ref)
+                stack.extend(self.blocks[ref][0])
+        return [
+            pack([ref, list(self.blocks[ref][0]), self.blocks[ref][1]])
+            for ref in self.order
+            if ref not in held
+        ]
+
+    async def take(self, files: Sequence[bytes]) -> None:
+        """See `walyoff.engine.links.Chain`."""
+        await anyio.lowlevel.checkpoint()
+        for file in files:
+            ref, parents, payload = expect_array(unpack(file, MAX_FILE), 3, "block")
+            name = expect_str(ref, "ref", limit=64)
+            if name in self.blocks or not set(parents) <= set(self.blocks):
+                continue
+            self._admit(name, tuple(parents), expect_bytes(payload, "payload", limit=MAX_FILE))
+
+
+class SimLedger:
+    """A `Ledger` on a `SimChain`. `delay_s` is what an append costs."""
+
+    def __init__(self, chain: SimChain, delay_s: float) -> None:
+        self._chain = chain
+        self._delay_s = delay_s
+
+    @property
+    def max_payload(self) -> int:
+        """The largest payload."""
+        return MAX_PAYLOAD
+
+    async def append(self, payload: bytes) -> Block:
+        """See `walyoff.abc.Ledger`."""
+        if not payload:
+            raise LocalProtocolError("a block's payload is not empty")
+        await anyio.sleep(self._delay_s)
+        ref = self._chain.append(payload)
+        return Block(ref=ref, position=len(self._chain.order), payload=payload)
+
+    @asynccontextmanager
+    async def blocks(self, after: int = 0) -> AsyncIterator[ObjectReceiveStream[Block]]:
+        """See `walyoff.abc.Ledger`."""
+        send, receive = anyio.create_memory_object_stream[Block](_WAITING)
+        async with anyio.create_task_group() as tasks:
+
+            async def follow() -> None:
+                position = after
+                while True:
+                    while position < len(self._chain.order):
+                        ref = self._chain.order[position]
+                        position += 1
+                        payload = self._chain.blocks[ref][1]
+                        await send.send(Block(ref=ref, position=position, payload=payload))
+                    await self._chain.changed.wait()
+
+            with send, receive:
+                tasks.start_soon(follow)
+                yield receive
+                tasks.cancel_scope.cancel()
+
+
+class SimIdentity:
+    """An `Identity` whose chain is a `SimChain` of joinings and leavings."""
+
+    def __init__(self, world: SimWorld, chain: SimChain, did: str, member_did: str) -> None:
+        self._world = world
+        self._chain = chain
+        self._did = did
+        self._member_did = member_did
+        self._read = 0
+        self._members: dict[str, Member] = {}
+        self._count = 0
+
+    @property
+    def did(self) -> str:
+        """See `walyoff.abc.Identity`."""
+        return self._did
+
+    @property
+    def member_did(self) -> str:
+        """See `walyoff.abc.Identity`."""
+        return self._member_did
+
+    @property
+    def membership(self) -> Membership:
+        """See `walyoff.abc.Identity`."""
+        while self._read < len(self._chain.order):
+            payload = self._chain.blocks[self._chain.order[self._read]][1]
+            self._read += 1
+            act, did = unpack(payload, 4096)
+            known = self._members.get(did)
+            joined_at = known.joined_at if known else self._count
+            self._members[did] = Member(
+                did=did, pin=bytes(32), current=act == "join", joined_at=joined_at
+            )
+            self._count += 1
+        return Membership(did=self._did, members=tuple(self._members.values()))
+
+    @asynccontextmanager
+    async def changes(self) -> AsyncIterator[ObjectReceiveStream[Membership]]:
+        """See `walyoff.abc.Identity`."""
+        send, receive = anyio.create_memory_object_stream[Membership](1)
+        async with anyio.create_task_group() as tasks:
+
+            async def follow() -> None:
+                while True:
+                    await self._chain.changed.wait()
+                    await send.send(self.membership)
+
+            with send, receive:
+                tasks.start_soon(follow)
+                yield receive
+                tasks.cancel_scope.cancel()
+
+    async def certify(self, body: bytes) -> bytes:
+        """See `walyoff.abc.Identity`."""
+        await anyio.lowlevel.checkpoint()
+        return self._world.sign(self._member_did, body)
+
+    async def verify(self, did: str, body: bytes, signature: bytes) -> None:
+        """See `walyoff.abc.Identity`."""
+        await anyio.lowlevel.checkpoint()
+        if not any(member.did == did for member in self.membership.members):
+            raise NotAMemberError(f"{did} was never a member")
+        if self._world.sign(did, body) != signature:
+            raise RemoteProtocolError("the signature does not hold", reason="wrong-signature")
+
+    async def add_member(self, did: str, chain: Sequence[bytes]) -> None:
+        """See `walyoff.abc.Identity`."""
+        await anyio.lowlevel.checkpoint()
+        if list(chain) != [did.encode()]:
+            raise RemoteProtocolError("not the chain of this DID")
+        if not any(m.did == did and m.current for m in self.membership.members):
+            self._chain.append(pack(["join", did]))
+
+    async def remove_member(self, did: str) -> None:
+        """See `walyoff.abc.Identity`."""
+        await anyio.lowlevel.checkpoint()
+        if any(m.did == did and m.current for m in self.membership.members):
+            self._chain.append(pack(["leave", did]))
+
+
+class SimPlatform:
+    """A `Platform` in a `SimWorld`."""
+
+    def __init__(self, world: SimWorld, device: str) -> None:
+        self._world = world
+        self._device = device
+
+    @property
+    def ipfs(self) -> IpfsNode | None:
+        """There is none."""
+        return None
+
+    async def create_device(self) -> str:
+        """A new DID."""
+        await anyio.lowlevel.checkpoint()
+        return f"did:sim:{self._device}"
+
+    async def device_files(self, did: str) -> list[bytes]:
+        """The chain of a DID, which is its name."""
+        await anyio.lowlevel.checkpoint()
+        return [did.encode()]
+
+    async def certify(self, did: str, body: bytes) -> bytes:
+        """Sign for a DID."""
+        await anyio.lowlevel.checkpoint()
+        return self._world.sign(did, body)
+
+    @asynccontextmanager
+    async def create(self, device: str) -> AsyncIterator[Foundation]:
+        """A new identity."""
+        did = f"did:sim:group-{self._world.random.randbytes(8).hex()}"
+        self._world.chain(self._device, f"{did}/identity").append(pack(["join", device]))
+        yield self._found(did, device)
+
+    @asynccontextmanager
+    async def open(self, did: str, *, pin: bytes, device: str) -> AsyncIterator[Foundation]:
+        """An identity of this device."""
+        yield self._found(did, device)
+
+    @asynccontextmanager
+    async def adopt(self, grant: bytes, *, device: str) -> AsyncIterator[Foundation]:
+        """An identity that was granted."""
+        did, identity, ledger = expect_array(unpack(grant, 1 << 26), 3, "grant")
+        await self._world.chain(self._device, f"{did}/identity").take(identity)
+        await self._world.chain(self._device, f"{did}/ledger").take(ledger)
+        yield self._found(did, device)
+
+    async def grant(self, did: str) -> bytes:
+        """The chains."""
+        identity = await self._world.chain(self._device, f"{did}/identity").export([])
+        ledger = await self._world.chain(self._device, f"{did}/ledger").export([])
+        return pack([did, identity, ledger])
+
+    def _found(self, did: str, member: str) -> Foundation:
+        chain = self._world.chain(self._device, f"{did}/identity")
+        ledger = self._world.chain(self._device, f"{did}/ledger")
+        return Foundation(
+            identity=SimIdentity(self._world, chain, did, member),
+            ledger=SimLedger(ledger, self._world.append_s),
+            pin=bytes(32),
+            chains={"identity": chain, "ledger": ledger},
+        )
+
+
+class SimWorld:
+    """The network, the chains and the disks of a simulation."""
+
+    def __init__(
+        self,
+        seed: int = 0,
+        link: Link = LAN,
+        *,
+        append_s: float = 0.05,
+        sync_s: float = 0.001,
+    ) -> None:
+        self.random = random.Random(seed)  # noqa: S311 - repeatable, that is the point
+        self.network = SimNetwork(seed, link)
+        self.append_s = append_s
+        self._sync_s = sync_s
+        self._disks: dict[str, MemoryDisk] = {}
+        self._chains: dict[tuple[str, str], SimChain] = {}
+        self._starts: dict[str, int] = {}
+        self._running: dict[str, anyio.abc.TaskGroup] = {}
+        self._seed = seed
+        #: Seconds by which each device's clock is wrong.
+        self.skew_s: dict[str, float] = {}
+
+    def sign(self, did: str, body: bytes) -> bytes:
+        """What a DID's control keys would sign; nobody else in the world can call it."""
+        return blake3(body, key=blake3(f"{self._seed} {did}".encode()).digest()).digest()
+
+    def chain(self, device: str, name: str) -> SimChain:
+        """A device's copy of a chain; it survives crashes."""
+        key = (device, name)
+        if key not in self._chains:
+            self._chains[key] = SimChain(self, device, name)
+        return self._chains[key]
+
+    def gossip(self, source: str, name: str, file: bytes) -> None:
+        """Give a block to the devices that are there, as Walytis' announcements do."""
+        for target, tasks in list(self._running.items()):
+            network = self.network
+            if target == source or (target, name) not in self._chains:
+                continue
+            if network.is_apart(source, target) or network.is_held(source, target):
+                continue
+            link = network.link(source, target)
+            if network.random.random() >= link.loss:
+                tasks.start_soon(self._deliver, target, name, file, link.latency)
+
+    async def _deliver(self, target: str, name: str, file: bytes, delay: float) -> None:
+        await anyio.sleep(delay)
+        await self._chains[target, name].take([file])
+
+    def disk(self, device: str) -> MemoryDisk:
+        """What survives of a device."""
+        return self._disks.setdefault(device, MemoryDisk(sync_s=self._sync_s))
+
+    @asynccontextmanager
+    async def device(self, name: str, *, suite: str = "classic-1") -> AsyncIterator[Device]:
+        """Run a device while the context is open; enter it again to restart it.
+
+        Cancelling the context is a crash: what was not synced is lost.
+        """
+        start = self._starts[name] = self._starts.get(name, 0) + 1
+        digest = blake3(f"{self._seed} {name} {start}".encode()).digest(8)
+        runtime = SimRuntime(int.from_bytes(digest, "big"), skew_s=self.skew_s.get(name, 0.0))
+
+        @asynccontextmanager
+        async def platform(home: Path) -> AsyncIterator[Platform]:
+            yield SimPlatform(self, name)
+
+        def store(
+            home: Path, passphrase: str | None
+        ) -> AbstractAsyncContextManager[MemoryStore]:
+            return open_memory_store(self.disk(name))
+
+        async with anyio.create_task_group() as tasks:
+            self._running[name] = tasks
+            try:
+                async with open_device(
+                    name,
+                    transports={"sim": self.network.factory(name)},
+                    suite=suite,
+                    platform=platform,
+                    store=store,
+                    runtime=runtime,
+                ) as device:
+                    yield device
+            finally:
+                del self._running[name]
+                tasks.cancel_scope.cancel()
+
+
+__all__ = [
+    "SimChain",
+    "SimIdentity",
+    "SimLedger",
+    "SimPlatform",
+    "SimWorld",
+]
