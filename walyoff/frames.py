@@ -27,7 +27,15 @@ from walyoff.records import (
     MAX_RECORDS,
     SALT_SIZE,
 )
-from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
+from walyoff.wire import (
+    expect_array,
+    expect_bytes,
+    expect_int,
+    expect_name,
+    expect_str,
+    pack,
+    unpack,
+)
 
 #: A frame is held whole in memory, so this bounds what one peer can make a device hold.
 MAX_FRAME = 16 * 1024 * 1024
@@ -239,7 +247,15 @@ def _list(value: Any, what: str, limit: int) -> list[Any]:
 
 
 def _did(value: Any) -> str:
-    return expect_str(value, "DID", limit=MAX_DID_CHARS)
+    return expect_name(value, "DID", limit=MAX_DID_CHARS)
+
+
+def _text(value: Any, what: str, limit: int) -> str:
+    """Words of a stranger that people get to read."""
+    text = expect_str(value, what, limit=limit)
+    if not text or not text.isprintable():
+        raise RemoteProtocolError(f"{what} is not 1 to {limit} printable characters")
+    return text
 
 
 def _ids(value: Any) -> tuple[bytes, ...]:
@@ -248,7 +264,7 @@ def _ids(value: Any) -> tuple[bytes, ...]:
 
 def _refs(value: Any) -> tuple[str, ...]:
     return tuple(
-        expect_str(r, "block name", limit=MAX_REF_CHARS)
+        expect_name(r, "block name", limit=MAX_REF_CHARS)
         for r in _list(value, "blocks", MAX_REFS)
     )
 
@@ -305,7 +321,8 @@ def _contents(value: Any) -> tuple[tuple[bytes, bytes] | None, ...]:
 def _hello(addresses: Any, vector: Any) -> Hello:
     names = _list(addresses, "addresses", MAX_ADDRESSES)
     return Hello(
-        tuple(expect_str(a, "address", limit=MAX_ADDRESS_CHARS) for a in names), _vector(vector)
+        tuple(expect_name(a, "address", limit=MAX_ADDRESS_CHARS) for a in names),
+        _vector(vector),
     )
 
 
@@ -345,7 +362,7 @@ def _grant(grant: Any, epochs: Any, certificates: Any, name: Any, secret: Any) -
             expect_bytes(c, "certificate", limit=MAX_CERTIFICATE)
             for c in _list(certificates, "certificates", MAX_VECTOR)
         ),
-        expect_str(name, "name", limit=128),
+        _text(name, "channel name", 128),
         expect_bytes(secret, "channel secret", size=32),
     )
 
@@ -415,7 +432,7 @@ _TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Fra
     18: (
         JoinRefused,
         lambda f: [f.reason],
-        lambda r: JoinRefused(expect_str(r, "reason", limit=256)),
+        lambda r: JoinRefused(_text(r, "reason", 256)),
     ),
 }
 _NUMBERS = {kind: number for number, (kind, _, _) in _TYPES.items()}

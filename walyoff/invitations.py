@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from walyoff.errors import InvitationError, RemoteProtocolError
-from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
+from walyoff.wire import (
+    expect_array,
+    expect_bytes,
+    expect_int,
+    expect_name,
+    expect_str,
+    pack,
+    unpack,
+)
 
 VERSION = 1
 SECRET_SIZE = 16
@@ -97,7 +105,12 @@ def parse(text: str, *, now: float) -> Invitation:
             "the invitation is mistyped: copy the whole string again"
         ) from None
     body, checksum = raw[:-CHECKSUM_SIZE], raw[-CHECKSUM_SIZE:]
-    if len(body) < 5 + SECRET_SIZE or blake3(body).digest(CHECKSUM_SIZE) != checksum:
+    if (
+        len(body) < 5 + SECRET_SIZE
+        or blake3(body).digest(CHECKSUM_SIZE) != checksum
+        # The last character has bits that no byte uses.
+        or base64.b32encode(raw).rstrip(b"=") != joined.encode()
+    ):
         raise InvitationError("the invitation is mistyped: copy the whole string again")
     if body[0] != VERSION:
         raise InvitationError(f"the invitation has version {body[0]}: update walyoff to use it")
@@ -113,12 +126,16 @@ def parse(text: str, *, now: float) -> Invitation:
 
 def _addresses(data: bytes) -> tuple[str, ...]:
     addresses: list[str] = []
-    while data and len(addresses) < MAX_ADDRESSES:
+    while data:
         size = data[0]
+        # Anything else would be a string of another length when it is written again.
+        if len(addresses) == MAX_ADDRESSES or len(data) <= size:
+            raise InvitationError("the invitation has malformed addresses")
         try:
-            addresses.append(data[1 : 1 + size].decode("ascii"))
-        except UnicodeDecodeError:
-            raise InvitationError("the invitation has a malformed address") from None
+            address = expect_name(data[1 : 1 + size].decode("ascii"), "", limit=MAX_ADDRESS)
+        except (UnicodeDecodeError, RemoteProtocolError):
+            raise InvitationError("the invitation has malformed addresses") from None
+        addresses.append(address)
         data = data[1 + size :]
     return tuple(addresses)
 

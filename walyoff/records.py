@@ -22,7 +22,15 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from walyoff.errors import LocalProtocolError, PayloadTooLargeError, RemoteProtocolError
-from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
+from walyoff.wire import (
+    expect_array,
+    expect_bytes,
+    expect_int,
+    expect_name,
+    expect_str,
+    pack,
+    unpack,
+)
 
 BATCH_VERSION = 1
 HASH_SIZE = 32
@@ -250,8 +258,8 @@ def decode_batch(body: bytes) -> Batch:
     before = expect_bytes(prev, "previous hash", size=HASH_SIZE)
     records = tuple(map(_decode_record, rows))
     return Batch(
-        channel=expect_str(channel, "channel", limit=MAX_DID_CHARS),
-        author=expect_str(author, "author", limit=MAX_DID_CHARS),
+        channel=expect_name(channel, "channel", limit=MAX_DID_CHARS),
+        author=expect_name(author, "author", limit=MAX_DID_CHARS),
         certificate_id=expect_bytes(certificate_id, "certificate id", size=HASH_SIZE),
         first_seq=first,
         prev=before,

@@ -117,6 +117,18 @@ def expect_str(value: Any, what: str, *, limit: int) -> str:
     return value
 
 
+def expect_name(value: Any, what: str, *, limit: int) -> str:
+    """The value if it is 1 to `limit` visible ASCII characters: a DID, a block, an address.
+
+    Names end up in logs and on terminals, where a control character is an attack. Raises
+    RemoteProtocolError.
+    """
+    name = expect_str(value, what, limit=limit)
+    if not name or not name.isascii() or not name.isprintable() or " " in name:
+        raise RemoteProtocolError(f"{what} is not 1 to {limit} visible ASCII characters")
+    return name
+
+
 def expect_int(value: Any, what: str, *, low: int = 0, high: int = (1 << 63) - 1) -> int:
     """The value if it is an integer within the bounds. Raises RemoteProtocolError."""
     # bool is an int in Python, and a flag is never meant where a number is.
