@@ -282,10 +282,18 @@ class ChainFiles:
             self._append_positions([block.cid])
             return self._position[block.cid]
 
-    def add_closed(self, blocks: Iterable[tuple[BlockFile, bytes]]) -> int:
+    def add_closed(
+        self,
+        blocks: Iterable[tuple[BlockFile, bytes]],
+        refuse: Callable[[str], None] | None = None,
+    ) -> int:
         """Check, write, index and admit blocks of a chain that is not open in Walytis.
 
-        Raises RemoteProtocolError at the first that may not follow; those before it stay.
+        Those that may not follow are passed over, and told to `refuse` by reason.
+
+        Raises:
+            RemoteProtocolError: one may not follow, and there is no `refuse`; those before
+                it stay.
         """
         added: list[str] = []
         records = bytearray()
@@ -294,12 +302,19 @@ class ChainFiles:
                 for block, data in blocks:
                     if block.cid in self._entries:
                         continue
-                    self.check(block)
+                    try:
+                        self.check(block)
+                    except RemoteProtocolError as error:
+                        if refuse is None:
+                            raise
+                        refuse(error.reason)
+                        continue
                     self.write_block(block, data)
                     self._remember(block)
                     records += index_record(block.long_id)
                     added.append(block.cid)
             finally:
+                # Once for all of them: each takes a flush of the disk.
                 if added:
                     self._append_index(bytes(records))
                     self._append_positions(added)

@@ -220,17 +220,15 @@ class Chains:
                 }
             known = self.files(chain)
             opened = self._open.get(chain)
-        admitted = 0
-        for block, data in ordered:
-            if block.cid in known:
-                continue
-            try:
-                if opened is not None:
+        if opened is None:
+            admitted = known.add_closed(ordered, refuse)
+        else:
+            admitted = 0
+            for block, data in ordered:
+                try:
                     admitted += opened.feed(block, data)
-                else:
-                    admitted += known.add_closed([(block, data)])
-            except RemoteProtocolError as error:
-                refuse(error.reason)
+                except RemoteProtocolError as error:
+                    refuse(error.reason)
         if admitted:
             self.admitted(chain, known.top)
         return {"admitted": admitted, "refused": dict(refused)}
@@ -245,11 +243,7 @@ class Chains:
         shutil.rmtree(temporary, ignore_errors=True)
         (self._positions / chain).unlink(missing_ok=True)
         building = self.new_files(chain, temporary)
-        for block, data in ordered:
-            try:
-                building.add_closed([(block, data)])
-            except RemoteProtocolError as error:
-                refuse(error.reason)
+        building.add_closed(ordered, refuse)
         os.replace(temporary, self._folder / chain)
         return len(self.files(chain))
 
