@@ -264,3 +264,11 @@ def test_everything_arrives_over_a_link_that_loses_a_sixth(seed: int) -> None:
     assert sender.given_up == 0
     assert sender.repeated > 0
     assert len(got) == 60
+
+
+def test_a_large_message_is_not_repeated_before_it_can_have_arrived() -> None:
+    window = SendWindow(ME, 0)
+    window.set_peers(["a"], 0)
+    window.add(bytes(MAX_PAYLOAD), 0)
+    assert window.due(0.5) == []
+    assert len(window.due(1.0)) == 1

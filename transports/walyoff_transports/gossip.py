@@ -39,6 +39,8 @@ MAX_ACKS = 64
 MAX_REPEATS = 5
 #: Seconds until the first repeat when nothing was measured yet, and its bounds.
 FIRST_TIMEOUT, MIN_TIMEOUT, MAX_TIMEOUT = 0.2, 0.1, 0.8
+#: Bytes a second that a large message is granted on top, through encoding and signing.
+SLOW_RATE = 2_000_000
 #: A number this far below an acknowledged one counts as lost (gossip reorders a little).
 REORDER = 3
 #: Seconds since the last sending before such a message is repeated ahead of its timeout.
@@ -218,7 +220,8 @@ class SendWindow:
         seq = self._next
         self._next += 1
         envelope = encode_data(Data(instance=self.instance, seq=seq, payload=payload))
-        self._flight[seq] = _InFlight(envelope, now, now + self._timeout(0))
+        repeat_at = now + self._timeout(0, len(envelope))
+        self._flight[seq] = _InFlight(envelope, now, repeat_at)
         for peer in self._peers.values():
             if peer.since is None:
                 peer.since = now
@@ -286,7 +289,7 @@ class SendWindow:
     def _repeat(self, message: _InFlight, now: float) -> bytes:
         message.repeats += 1
         message.sent_at = now
-        message.repeat_at = now + self._timeout(message.repeats)
+        message.repeat_at = now + self._timeout(message.repeats, len(message.envelope))
         self.repeated += 1
         return message.envelope
 
@@ -313,8 +316,8 @@ class SendWindow:
         self._variance += (abs(self._smooth - elapsed) - self._variance) / 4
         self._smooth += (elapsed - self._smooth) / 8
 
-    def _timeout(self, repeats: int) -> float:
+    def _timeout(self, repeats: int, size: int) -> float:
         base = FIRST_TIMEOUT
         if self._smooth is not None:
             base = max(MIN_TIMEOUT, self._smooth + 4 * self._variance)
-        return min(base * 2.0**repeats, MAX_TIMEOUT)
+        return min(base * 2.0**repeats, MAX_TIMEOUT) + size / SLOW_RATE
