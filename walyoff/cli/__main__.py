@@ -1,0 +1,5 @@
+"""`python -m walyoff.cli` is `walyoff`."""
+
+from walyoff.cli import main
+
+main()

@@ -1,0 +1,248 @@
+"""The commands and their options. What they do is in the modules that they name.
+
+Nothing heavy is imported here: `walyoff --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from walyoff import __version__
+from walyoff.cli.options import Settings, common, json_option
+from walyoff.cli.runtime import start
+
+#: Seconds that `send` waits for others and for the ledger.
+SEND_WAIT_S = 5.0
+#: An invitation is valid for a day, unless it is said otherwise.
+LIFETIME_S = 24 * 3600.0
+STATUS_WAIT_S = 2.0
+LAST = 20
+
+_settings = click.make_pass_decorator(Settings, ensure=True)
+_channel = click.argument("channel", required=False)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
+    epilog="CHANNEL is a name or a DID; it may be left out when there is exactly one. "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage.",
+)
+@common
+@click.version_option(__version__, prog_name="walyoff")
+def cli() -> None:
+    """Encrypted messages between the devices of a Walytis Identity, without servers.
+
+    \b
+    On one device:    walyoff create family
+                      walyoff invite
+    On the other one: walyoff join INVITATION
+    On both:          walyoff listen
+    """
+
+
+@cli.command()
+@common
+@json_option
+@_settings
+def init(settings: Settings) -> None:
+    """Make this device: its home, its keys, its DID."""
+    start(settings, "devices", "init", make=True)
+
+
+@cli.command()
+@click.argument("name")
+@common
+@json_option
+@_settings
+def create(settings: Settings, name: str) -> None:
+    """Make a new identity with this device as its first member."""
+    start(settings, "devices", "create", make=True, name=name)
+
+
+@cli.command()
+@_channel
+@click.option(
+    "--lifetime",
+    type=click.FloatRange(min=1),
+    default=LIFETIME_S,
+    show_default=True,
+    metavar="S",
+    help="Seconds until it expires.",
+)
+@click.option("--no-wait", is_flag=True, help="Do not wait for the other device.")
+@common
+@json_option
+@_settings
+def invite(settings: Settings, channel: str | None, lifetime: float, no_wait: bool) -> None:
+    """Print an invitation, and wait until a device has joined with it.
+
+    The invitation is a secret, and good for one device. This device must be running when it
+    is used: here, or in `walyoff listen`.
+    """
+    start(settings, "devices", "invite", name=channel, lifetime=lifetime, wait=not no_wait)
+
+
+@cli.command()
+@click.argument("invitation")
+@click.option("--name", help="What to call the channel here.")
+@common
+@json_option
+@_settings
+def join(settings: Settings, invitation: str, name: str | None) -> None:
+    """Join a channel. INVITATION may be `-`: then it is read from stdin.
+
+    Other users of this machine can see the arguments of commands, but not stdin.
+    """
+    start(settings, "devices", "join", make=True, invitation=invitation, name=name)
+
+
+@cli.command()
+@click.argument("channel_text", nargs=-1, metavar="[CHANNEL] [TEXT|-]")
+@click.option("--topic", "-t", "topics", multiple=True, help="A topic; may be repeated.")
+@click.option(
+    "--file",
+    "-f",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Send the bytes of a file.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=SEND_WAIT_S,
+    show_default=True,
+    metavar="S",
+    help="How long to wait for other devices and the ledger.",
+)
+@click.option("--no-wait", is_flag=True, help="Only store it.")
+@common
+@json_option
+@_settings
+def send(
+    settings: Settings,
+    channel_text: tuple[str, ...],
+    topics: tuple[str, ...],
+    file: Path | None,
+    timeout: float,
+    no_wait: bool,
+) -> None:
+    """Send a message, and say who has it. Without TEXT, or with `-`, it is stdin."""
+    if len(channel_text) > (1 if file else 2):
+        raise click.UsageError("too many arguments: put the text in quotes")
+    start(
+        settings,
+        "sending",
+        "send",
+        arguments=channel_text,
+        topics=topics,
+        file=file,
+        wait=0.0 if no_wait else timeout,
+    )
+
+
+@cli.command()
+@_channel
+@click.option("--cursor", metavar="NAME", help="Go on where NAME stopped, and remember.")
+@click.option(
+    "--since", metavar="WHEN", help="A position (17), an age (10m, 2h, 3d) or a time (ISO)."
+)
+@click.option("--anchored", is_flag=True, help="Hold back what is not on the ledger yet.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="End after S seconds; a failure if --count was not reached.",
+)
+@common
+@json_option
+@_settings
+def listen(
+    settings: Settings,
+    channel: str | None,
+    cursor: str | None,
+    since: str | None,
+    anchored: bool,
+    count: int | None,
+    timeout: float | None,
+) -> None:
+    """Show the messages and then new ones as they come; on a terminal, send what you type."""
+    if cursor is not None and since is not None:
+        raise click.UsageError("--cursor and --since exclude each other")
+    start(
+        settings,
+        "listening",
+        "listen",
+        name=channel,
+        cursor=cursor,
+        since=since,
+        anchored=anchored,
+        count=count,
+        timeout=timeout,
+    )
+
+
+@cli.command()
+@_channel
+@click.option(
+    "--last",
+    type=click.IntRange(min=1),
+    default=LAST,
+    show_default=True,
+    metavar="N",
+    help="How many of the newest.",
+)
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@common
+@json_option
+@_settings
+def log(settings: Settings, channel: str | None, last: int, everything: bool) -> None:
+    """Show the newest messages that this device has."""
+    start(settings, "reading", "log", name=channel, last=None if everything else last)
+
+
+@cli.command()
+@_channel
+@common
+@json_option
+@_settings
+def records(settings: Settings, channel: str | None) -> None:
+    """Show the metadata of all messages, with the commitments to their contents."""
+    start(settings, "reading", "records", name=channel)
+
+
+@cli.command()
+@_channel
+@common
+@json_option
+@_settings
+def members(settings: Settings, channel: str | None) -> None:
+    """Show the devices that belong to a channel."""
+    start(settings, "devices", "members", name=channel, wait=STATUS_WAIT_S)
+
+
+@cli.command()
+@common
+@json_option
+@_settings
+def status(settings: Settings) -> None:
+    """Show this device, its channels, and who is connected."""
+    start(settings, "devices", "status", wait=STATUS_WAIT_S)
+
+
+@cli.command()
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep the homes of the two devices in DIR.",
+)
+@common
+@json_option
+@_settings
+def demo(settings: Settings, keep: Path | None) -> None:
+    """Watch two devices on this machine meet, talk, and catch up. Takes some seconds."""
+    from walyoff.demo import run_demo  # noqa: PLC0415  (only this command needs it)
+
+    run_demo(settings, keep=keep)

@@ -1,0 +1,88 @@
+"""The console of one command: results on stdout, notes and progress on stderr.
+
+On a terminal a long step is a line that moves; elsewhere it is one plain line, and only when
+the step turns out to be long. With `--json` there are no notes at all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import click
+
+from walyoff.cli.output import dump
+
+FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+EVERY_S = 0.1
+#: A step that takes longer is mentioned where nothing can move.
+LONG_S = 2.0
+_ERASE = "\r\x1b[2K"
+
+
+class Console:
+    """Prints for one command. `run` draws the progress, in a task of its own."""
+
+    def __init__(self, *, json: bool) -> None:
+        self.json = json
+        self._moving = not json and sys.stderr.isatty()
+        self._label: str | None = None
+        self._begun = 0.0
+        self._drawn = False
+        self._work = anyio.Event()
+
+    def result(self, value: Mapping[str, Any], text: str | None) -> None:
+        """Print a result, at once: as JSON, or the text (None: nothing) for people."""
+        line = dump(value) if self.json else text
+        if line is not None:
+            self._erase()
+            click.echo(line)
+            sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Tell people what is going on. Not for machines."""
+        if not self.json:
+            self._erase()
+            click.echo(text, err=True)
+
+    @contextmanager
+    def step(self, label: str) -> Iterator[None]:
+        """Show that something is under way. Steps do not nest."""
+        self._label, self._begun = label, anyio.current_time()
+        self._work.set()
+        try:
+            yield
+        finally:
+            self._label = None
+            self._erase()
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._drawn = False
+            sys.stderr.write(_ERASE)
+            sys.stderr.flush()
+
+    async def run(self) -> None:
+        """Draw until cancelled."""
+        count = 0
+        mentioned: str | None = None
+        while True:
+            if self._label is None:
+                self._work = anyio.Event()
+                await self._work.wait()
+            await anyio.sleep(EVERY_S)
+            label, spent = self._label, anyio.current_time() - self._begun
+            if label is None:
+                continue
+            if self._moving:
+                count += 1
+                frame = FRAMES[count % len(FRAMES)]
+                sys.stderr.write(f"{_ERASE}{frame} {label} ({spent:.0f} s)")
+                sys.stderr.flush()
+                self._drawn = True
+            elif spent > LONG_S and label != mentioned:
+                mentioned = label
+                self.note(f"{label} ...")
