@@ -12,9 +12,10 @@ import anyio
 from blake3 import blake3
 
 from walyoff.abc import Member, Store
-from walyoff.engine.driver import Engine, Outgoing
+from walyoff.engine.driver import Engine
 from walyoff.engine.facts import Report
 from walyoff.engine.links import LinkServer
+from walyoff.engine.outbox import Outgoing
 from walyoff.epochs import Epoch, decode_epochs, encode_epochs
 from walyoff.errors import LocalProtocolError
 from walyoff.invitations import (
@@ -188,7 +189,7 @@ class Channel:
             check_content(data)
             items.append(Outgoing(data, checked, KIND_MESSAGE))
         if items:
-            await self._engine.send(items)
+            await self._engine.outbox.send(items)
         return [make_receipt(self._engine, item) for item in items]
 
     # ------------------------------------------------------------------- reading

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from walyoff.engine.driver import Delivered, Outgoing
+from walyoff.engine.driver import Delivered
+from walyoff.engine.outbox import Outgoing
 from walyoff.errors import StoreError, WalyoffError
 from walyoff.records import MAX_TIME_MS, Batch, decode_batch
 

@@ -152,7 +152,7 @@ class AnchorKeeper:
             await engine.trust.add(data)
         for body, signature in anchor.batches:
             try:
-                batch = await engine.offer(body, signature, None, None)
+                batch = await engine.inbox.offer(body, signature, None, None)
             except RemoteProtocolError as error:
                 # One bad batch in a block delays no other.
                 self._refuse(error.reason, block, str(error))

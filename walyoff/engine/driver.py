@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -30,23 +29,18 @@ from walyoff.engine.facts import (
     FetchContents,
     OpenRecord,
     Order,
-    Reason,
     Report,
-    Verdict,
     Write,
 )
+from walyoff.engine.inbox import Inbox
+from walyoff.engine.link import LinkState
+from walyoff.engine.outbox import Outbox
 from walyoff.engine.reconciler import Reconciler
 from walyoff.epochs import Epoch
-from walyoff.errors import CipherError, RemoteProtocolError, StoreError
+from walyoff.errors import StoreError
 from walyoff.records import (
-    MAX_BATCH_BODY,
-    MAX_RECORDS,
-    SALT_SIZE,
     Batch,
-    Record,
-    commit,
     decode_batch,
-    make_batch,
     signed_message,
 )
 from walyoff.runtime import Runtime
@@ -55,13 +49,6 @@ from walyoff.trust import Credentials, Trust
 
 log = logging.getLogger("walyoff.engine")
 
-#: What may wait in the outbox before `send` waits: bounds memory under a fast producer.
-MAX_OUTBOX_BYTES = 32 * 1024 * 1024
-#: Contents larger than this are not pushed with their batch but asked for.
-MAX_INLINE = 64 * 1024
-MAX_INLINE_TOTAL = 4 * 1024 * 1024
-#: A link with more than this unsent gets no pushes: it asks when it has caught up.
-MAX_LINK_BACKLOG = 8 * 1024 * 1024
 #: Decoded messages kept for the readers of the live end of the log.
 RECENT_MESSAGES = 4096
 RECENT_BYTES = 16 * 1024 * 1024
@@ -69,53 +56,8 @@ RECENT_BYTES = 16 * 1024 * 1024
 RANGE_BYTES = 4 * 1024 * 1024
 #: Records without content, and batches without anchor, that are looked at from the start.
 MAX_RESTORED = 100_000
-#: Batches from the ledger whose predecessors are missing, kept until they come.
-MAX_WAITING_BATCHES = 512
 #: More than one transaction ever holds.
 MAX_ACCEPTED = 8192
-#: A record's share of a batch body besides its topics, rounded up.
-_RECORD_BYTES = 80
-
-
-class Link(Protocol):
-    """A session with another device, as the engine sees it."""
-
-    @property
-    def name(self) -> str:
-        """Unique among the links of this process."""
-
-    @property
-    def did(self) -> str:
-        """The authenticated member DID of the other side."""
-
-    @property
-    def backlog(self) -> int:
-        """Bytes accepted by `send` that the transport has not taken yet."""
-
-    def send(self, data: bytes) -> None:
-        """Queue one encoded frame; never waits. Does nothing once the link is closed."""
-
-
-@dataclass(slots=True)
-class Outgoing:
-    """One message on its way into a batch."""
-
-    content: bytes
-    topics: tuple[str, ...]
-    kind: int
-    #: Filled in when the batch is made.
-    seq: int = 0
-    record_id: bytes = b""
-    batch_id: bytes = b""
-
-
-@dataclass(slots=True)
-class _Sending:
-    items: list[Outgoing]
-    size: int
-    left: int
-    done: anyio.Event = field(default_factory=anyio.Event)
-    error: BaseException | None = None
 
 
 @dataclass(slots=True)
@@ -186,8 +128,8 @@ class Engine:
         )
         self._on_report = on_report
         self._on_epochs = on_epochs
-        self._outbox: deque[_Sending] = deque()
-        self._outbox_bytes = 0
+        self.outbox = Outbox(self)
+        self.inbox = Inbox(self)
         self._commit = _Commit()
         self._recent: OrderedDict[int, Delivered] = OrderedDict()
         self._recent_bytes = 0
@@ -195,9 +137,6 @@ class Engine:
         self._accepted: OrderedDict[bytes, None] = OrderedDict()
         #: Deliveries between their order and their commit: record id -> message.
         self._staged: dict[bytes, Delivered] = {}
-        self._waiting_batches: dict[tuple[str, int], tuple[Batch, bytes]] = {}
-        self._outbox_work = anyio.Event()
-        self._outbox_room = anyio.Event()
         self._commit_work = anyio.Event()
         self._timer_work = anyio.Event()
         self._changed = anyio.Event()
@@ -215,7 +154,7 @@ class Engine:
         async with background_tasks() as tasks:
             for loop in (
                 self._commit_loop,
-                self._send_loop,
+                self.outbox.run,
                 self._timer_loop,
                 self.anchors.write_loop,
                 self.anchors.read_loop,
@@ -225,6 +164,7 @@ class Engine:
                 yield tasks
             finally:
                 self._closed = True
+                self.outbox.close(anyio.ClosedResourceError("the channel is closed"))
                 self.notify()
                 await self.flush_cursors()
 
@@ -240,9 +180,7 @@ class Engine:
         self.durable = {h.author: h.seq for h in heads}
         self.top = await self.store.top()
         for batch in await self.store.unsigned():
-            signature = await self.runtime.in_thread(
-                self.credentials.sign_key.sign, signed_message(batch.batch_id)
-            )
+            signature = await self.sign(batch.batch_id)
             await self.store.write(signatures=[(batch.batch_id, signature)])
         undelivered = await self.store.undelivered()
         if undelivered:
@@ -274,110 +212,6 @@ class Engine:
         if self._failure is not None:
             raise StoreError("the channel stopped: its store failed") from self._failure
 
-    # --------------------------------------------------------------------- sending
-
-    async def send(self, items: list[Outgoing]) -> None:
-        """Write messages in order; durable when it returns. Cancelling leaves all or none."""
-        self.check()
-        size = sum(len(item.content) for item in items)
-        while self._outbox_bytes and self._outbox_bytes + size > MAX_OUTBOX_BYTES:
-            self._outbox_room = anyio.Event()
-            await self._outbox_room.wait()
-            self.check()
-        sending = _Sending(items, size, len(items))
-        self._outbox.append(sending)
-        self._outbox_bytes += size
-        self._outbox_work.set()
-        await sending.done.wait()
-        if sending.error is not None:
-            raise sending.error
-
-    async def _send_loop(self) -> None:
-        while True:
-            await self._outbox_work.wait()
-            self._outbox_work = anyio.Event()
-            while self._outbox:
-                await self._send_batch()
-
-    def _take(self) -> tuple[list[Outgoing], list[_Sending]]:
-        """As much of the outbox as one batch holds. A call may span several batches."""
-        items: list[Outgoing] = []
-        finished: list[_Sending] = []
-        body = 2048
-        while self._outbox and len(items) < MAX_RECORDS:
-            sending = self._outbox[0]
-            at = len(sending.items) - sending.left
-            while sending.left and len(items) < MAX_RECORDS:
-                item = sending.items[at]
-                body += _RECORD_BYTES + sum(4 * len(topic) + 5 for topic in item.topics)
-                if body > MAX_BATCH_BODY:
-                    return items, finished
-                items.append(item)
-                sending.left -= 1
-                at += 1
-            if not sending.left:
-                finished.append(self._outbox.popleft())
-        return items, finished
-
-    async def _send_batch(self) -> None:
-        items, finished = self._take()
-        now_ms = self.runtime.wall_ms()
-        salts = self.runtime.random_bytes(SALT_SIZE * len(items))
-        contents = [
-            StoredContent(salt=salts[at * SALT_SIZE : (at + 1) * SALT_SIZE], data=item.content)
-            for at, item in enumerate(items)
-        ]
-        head = self.reconciler.next_own()
-        batch = make_batch(
-            channel=self.channel,
-            author=self.me,
-            certificate_id=self.credentials.certificate.certificate_id,
-            first_seq=head.seq + 1,
-            prev=head.record_id,
-            seen=self.reconciler.seen(),
-            records=[
-                Record(now_ms, i.kind, i.topics, len(i.content), commit(c.salt, c.data))
-                for i, c in zip(items, contents, strict=True)
-            ],
-        )
-        for at, item in enumerate(items):
-            item.seq = batch.first_seq + at
-            item.record_id = batch.record_ids[at]
-            item.batch_id = batch.batch_id
-        self.reconciler.own_batch(batch, contents, self.runtime.now())
-        # The store commits while a thread signs; nothing leaves before both are done, or a
-        # crash could make this device contradict itself.
-        committed = self.dispatch()
-        signature = await self.runtime.in_thread(
-            self.credentials.sign_key.sign, signed_message(batch.batch_id)
-        )
-        await committed.wait()
-        self.check()
-        for sending in finished:
-            self._outbox_bytes -= sending.size
-            sending.done.set()
-        self._outbox_room.set()
-        self._commit.signatures.append((batch.batch_id, signature))
-        self._commit_work.set()
-        self.anchoring.add(
-            batch.batch_id, len(batch.body) + len(signature), own=True, now=self.runtime.now()
-        )
-        self.anchors.wake()
-        self._push(batch, signature, contents)
-
-    def _push(self, batch: Batch, signature: bytes, contents: list[StoredContent]) -> None:
-        """Give a new own batch to every link that holds everything before it."""
-        data: bytes | None = None
-        for link in self.links.values():
-            if link.pushed != batch.first_seq - 1 or link.link.backlog > MAX_LINK_BACKLOG:
-                link.send(frames.HaveVector((self.have(self.me),)))
-                continue
-            if data is None:
-                data = frames.encode(batch_frame(batch.body, signature, contents))
-            link.certify(self.credentials.encoded, batch.certificate_id)
-            link.link.send(data)
-            link.pushed = batch.last_seq
-
     # ------------------------------------------------------------------ committing
 
     def dispatch(self) -> anyio.Event:
@@ -385,14 +219,13 @@ class Engine:
         commit = self._commit
         for order in self.reconciler.orders():
             self._carry_out(order)
-        if commit:
-            self._commit_work.set()
-        else:
-            # Nothing to write is durable already.
-            done = anyio.Event()
-            done.set()
-            return done
         self._timer_work.set()
+        if not commit:
+            # Nothing to write is durable already.
+            commit = _Commit()
+            commit.done.set()
+            return commit.done
+        self._commit_work.set()
         return commit.done
 
     def _carry_out(self, order: Order) -> None:
@@ -462,11 +295,7 @@ class Engine:
         self._failure = error
         commit.done.set()
         self._commit.done.set()
-        for sending in self._outbox:
-            sending.error = error
-            sending.done.set()
-        self._outbox.clear()
-        self._outbox_room.set()
+        self.outbox.close(error)
         self.notify()
 
     def _committed(self, commit: _Commit, top: int) -> None:
@@ -495,6 +324,26 @@ class Engine:
         while len(self._recent) > RECENT_MESSAGES or self._recent_bytes > RECENT_BYTES:
             _, old = self._recent.popitem(last=False)
             self._recent_bytes -= old.size
+
+    def accepted(self, batch_id: bytes) -> bool:
+        """True if the batch was accepted lately; the store knows of the others."""
+        return batch_id in self._accepted
+
+    async def sign(self, batch_id: bytes) -> bytes:
+        """Sign a batch with the device key, in a thread: it takes a millisecond or two."""
+        return await self.runtime.in_thread(
+            self.credentials.sign_key.sign, signed_message(batch_id)
+        )
+
+    def signed(self, batch_id: bytes, signature: bytes) -> None:
+        """An own batch has its signature: store it, with whatever is written next."""
+        self._commit.signatures.append((batch_id, signature))
+        self._commit_work.set()
+
+    def await_anchor(self, batch_id: bytes, size: int, *, own: bool) -> None:
+        """A batch is held that no known block anchors."""
+        self.anchoring.add(batch_id, size, own=own, now=self.runtime.now())
+        self.anchors.wake()
 
     def recent(self, position: int) -> Delivered | None:
         """A message of the live end of the log, if it is still in memory."""
@@ -545,110 +394,6 @@ class Engine:
         """What is durably held of every device."""
         return tuple(self.have(author) for author in self.durable)
 
-    # ------------------------------------------------------------------- receiving
-
-    async def offer(
-        self,
-        body: bytes,
-        signature: bytes,
-        contents: Sequence[tuple[bytes, bytes] | None] | None,
-        link: LinkState | None,
-    ) -> Batch | None:
-        """Verify a batch from a link or from the ledger (None) and give it to the reconciler.
-
-        Returns the batch if it is (or was) accepted.
-
-        Raises:
-            RemoteProtocolError: it is malformed, for another channel or badly signed.
-        """
-        batch = decode_batch(body)
-        if batch.channel != self.channel:
-            raise RemoteProtocolError("batch of another channel", reason=Reason.WRONG_CHANNEL)
-        trusted = self.trust.get(batch.certificate_id) or await self.trust.load(
-            batch.certificate_id
-        )
-        if trusted is None:
-            raise RemoteProtocolError("unknown certificate", reason=Reason.NO_CERTIFICATE)
-        if trusted.certificate.member != batch.author:
-            raise RemoteProtocolError("author is not the signer", reason=Reason.WRONG_SIGNATURE)
-        if not self.trust.is_member(batch.author):
-            raise RemoteProtocolError("author is not a member", reason=Reason.NOT_A_MEMBER)
-        head = self.reconciler.heads.get(batch.author)
-        if head is None or head.batch_id != batch.batch_id:
-            try:
-                trusted.verify(signed_message(batch.batch_id), signature)
-            except CipherError:
-                raise RemoteProtocolError(
-                    "batch signature does not hold", reason=Reason.WRONG_SIGNATURE
-                ) from None
-        peer = link.link.name if link is not None else None
-        held = self._check_contents(batch, contents, peer)
-        verdict = self.reconciler.batch(batch, signature, held, peer, self.runtime.now())
-        if verdict is Verdict.ACCEPTED:
-            size = len(body) + len(signature)
-            if link is not None:
-                self.anchoring.add(batch.batch_id, size, own=False, now=self.runtime.now())
-                self.anchors.wake()
-        elif verdict is Verdict.DUPLICATE:
-            await self._compare(batch)
-        elif verdict is Verdict.GAP and len(self._waiting_batches) < MAX_WAITING_BATCHES:
-            self._waiting_batches[batch.author, batch.first_seq] = (batch, signature)
-        self.dispatch()
-        if verdict is Verdict.ACCEPTED:
-            await self._offer_waiting(batch)
-        return batch if verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE) else None
-
-    async def _offer_waiting(self, batch: Batch) -> None:
-        """A predecessor came: offer again what waited for it."""
-        waiting = self._waiting_batches.pop((batch.author, batch.last_seq + 1), None)
-        if waiting is not None:
-            await self.offer(waiting[0].body, waiting[1], None, None)
-
-    def _check_contents(
-        self,
-        batch: Batch,
-        contents: Sequence[tuple[bytes, bytes] | None] | None,
-        peer: str | None,
-    ) -> list[StoredContent | None]:
-        if contents is None:
-            return [None] * len(batch.records)
-        if len(contents) != len(batch.records):
-            raise RemoteProtocolError("a batch frame has not one content for each record")
-        held: list[StoredContent | None] = []
-        for record, pair in zip(batch.records, contents, strict=True):
-            if pair is None:
-                held.append(None)
-            elif len(pair[1]) == record.size and commit(*pair) == record.commitment:
-                held.append(StoredContent(salt=pair[0], data=pair[1]))
-            else:
-                held.append(None)
-                if peer is not None:
-                    self.reconciler.fault(peer, Reason.WRONG_CONTENT, batch.author)
-        return held
-
-    async def _compare(self, batch: Batch) -> None:
-        """A batch for known sequence numbers: the same, or a contradiction?"""
-        head = self.reconciler.heads[batch.author]
-        if head.batch_id == batch.batch_id:
-            return
-        if batch.batch_id in self._accepted:
-            return
-        if await self.store.batch(batch.batch_id) is not None:
-            return
-        self.reconciler.fork(batch.author, f"two batches at {batch.first_seq}")
-
-    def content(self, record_id: bytes, salt: bytes, data: bytes, peer: str) -> None:
-        """A content from a link."""
-        record = self.reconciler.open.get(record_id)
-        now = self.runtime.now()
-        if record is None:
-            return
-        if len(data) != record.size or commit(salt, data) != record.commitment:
-            self.reconciler.content_failed([record_id], peer, Reason.WRONG_CONTENT, now)
-        else:
-            self.reconciler.content(record_id, StoredContent(salt=salt, data=data), peer, now)
-        self.dispatch()
-
     def take_epochs(self, epochs: Sequence[Epoch]) -> None:
         """Epochs from another member."""
         new = self.anchors.add_epochs(epochs)
@@ -676,39 +421,4 @@ class Engine:
             self._timer_work = anyio.Event()
 
 
-@dataclass(slots=True)
-class LinkState:
-    """A link and what was already said on it."""
-
-    link: Link
-    #: The newest own sequence number that the other side holds or was pushed.
-    pushed: int = -1
-    certified: set[bytes] = field(default_factory=set)
-
-    def send(self, frame: frames.Frame) -> None:
-        """Encode and queue a frame."""
-        self.link.send(frames.encode(frame))
-
-    def certify(self, encoded: bytes, certificate_id: bytes) -> None:
-        """Send a certificate unless it was sent on this link."""
-        if certificate_id not in self.certified:
-            self.certified.add(certificate_id)
-            self.send(frames.CertificateFrame(encoded))
-
-
-def batch_frame(
-    body: bytes, signature: bytes, contents: Sequence[StoredContent | None]
-) -> frames.BatchFrame:
-    """A batch with those contents that are small enough to travel with it."""
-    room = MAX_INLINE_TOTAL
-    inline: list[tuple[bytes, bytes] | None] = []
-    for content in contents:
-        if content is None or len(content.data) > MAX_INLINE or len(content.data) > room:
-            inline.append(None)
-            continue
-        room -= len(content.data)
-        inline.append((content.salt, content.data))
-    return frames.BatchFrame(body, signature, tuple(inline))
-
-
-__all__ = ["Delivered", "Engine", "Link", "LinkState", "Outgoing"]
+__all__ = ["Delivered", "Engine"]

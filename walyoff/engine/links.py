@@ -15,14 +15,15 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from walyoff import frames
-from walyoff.engine.driver import LinkState, batch_frame
 from walyoff.engine.facts import Reason
+from walyoff.engine.link import LinkState, batch_frame
 from walyoff.errors import NotAMemberError, RemoteProtocolError, WalyoffError
 from walyoff.records import decode_batch
 from walyoff.tasks import background_tasks
 
 if TYPE_CHECKING:
-    from walyoff.engine.driver import Engine, Link
+    from walyoff.engine.driver import Engine
+    from walyoff.engine.link import Link
 
 log = logging.getLogger("walyoff.engine")
 
@@ -133,7 +134,7 @@ class LinkServer:
                 engine.reconciler.peer_has(name, _as_vector(vector), now)
                 engine.dispatch()
             case frames.ContentFrame(record_id, salt, data):
-                engine.content(record_id, salt, data, name)
+                engine.inbox.content(record_id, salt, data, name)
             case frames.RangeEnd(author, _):
                 engine.reconciler.range_end(name, author, now)
                 engine.dispatch()
@@ -171,7 +172,7 @@ class LinkServer:
     ) -> None:
         engine = self._engine
         try:
-            batch = await engine.offer(body, signature, contents, self._state)
+            batch = await engine.inbox.offer(body, signature, contents, self._state)
         except RemoteProtocolError as error:
             author = decode_batch(body).author
             name = self._state.link.name

@@ -1,0 +1,142 @@
+"""The way in: batches and contents from links and from the ledger, verified.
+
+What passes here goes to the reconciler; what does not is refused by a named reason. A batch
+is checked in the order of cost: form, channel, certificate, author, membership, signature,
+commitments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from walyoff.abc import StoredContent
+from walyoff.engine.facts import Reason, Verdict
+from walyoff.errors import CipherError, RemoteProtocolError
+from walyoff.records import Batch, commit, decode_batch, signed_message
+
+if TYPE_CHECKING:
+    from walyoff.engine.driver import Engine
+    from walyoff.engine.link import LinkState
+
+#: Batches whose predecessors are missing, kept until they come.
+MAX_WAITING_BATCHES = 512
+
+
+class Inbox:
+    """The incoming batches and contents of one channel."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        #: (author, first sequence number) to (body, signature).
+        self._waiting: dict[tuple[str, int], tuple[bytes, bytes]] = {}
+
+    async def offer(
+        self,
+        body: bytes,
+        signature: bytes,
+        contents: Sequence[tuple[bytes, bytes] | None] | None,
+        link: LinkState | None,
+    ) -> Batch | None:
+        """Verify a batch from a link or from the ledger (None) and give it to the reconciler.
+
+        Returns the batch if it is (or was) accepted.
+
+        Raises:
+            RemoteProtocolError: it is malformed, of another channel, by somebody who is not
+                a member, or badly signed.
+        """
+        engine = self._engine
+        batch = await self._verify(body, signature)
+        peer = link.link.name if link is not None else None
+        now = engine.runtime.now()
+        held = self._check_contents(batch, contents, peer)
+        verdict = engine.reconciler.batch(batch, signature, held, peer, now)
+        match verdict:
+            case Verdict.ACCEPTED:
+                if link is not None:
+                    engine.await_anchor(batch.batch_id, len(body) + len(signature), own=False)
+            case Verdict.DUPLICATE:
+                await self._compare(batch)
+            case Verdict.GAP:
+                if len(self._waiting) < MAX_WAITING_BATCHES:
+                    self._waiting[batch.author, batch.first_seq] = (body, signature)
+        engine.dispatch()
+        if verdict is Verdict.ACCEPTED:
+            await self._offer_next(batch)
+        return batch if verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE) else None
+
+    async def _verify(self, body: bytes, signature: bytes) -> Batch:
+        engine, trust = self._engine, self._engine.trust
+        batch = decode_batch(body)
+        if batch.channel != engine.channel:
+            raise RemoteProtocolError("batch of another channel", reason=Reason.WRONG_CHANNEL)
+        trusted = trust.get(batch.certificate_id) or await trust.load(batch.certificate_id)
+        if trusted is None:
+            raise RemoteProtocolError("unknown certificate", reason=Reason.NO_CERTIFICATE)
+        if trusted.certificate.member != batch.author:
+            raise RemoteProtocolError("author is not the signer", reason=Reason.WRONG_SIGNATURE)
+        if not trust.is_member(batch.author):
+            raise RemoteProtocolError("author is not a member", reason=Reason.NOT_A_MEMBER)
+        head = engine.reconciler.heads.get(batch.author)
+        if head is not None and head.batch_id == batch.batch_id:
+            # The newest one again, from another peer: it was verified before.
+            return batch
+        try:
+            trusted.verify(signed_message(batch.batch_id), signature)
+        except CipherError:
+            raise RemoteProtocolError(
+                "batch signature does not hold", reason=Reason.WRONG_SIGNATURE
+            ) from None
+        return batch
+
+    async def _offer_next(self, batch: Batch) -> None:
+        """A predecessor came: offer again what waited for it."""
+        waiting = self._waiting.pop((batch.author, batch.last_seq + 1), None)
+        if waiting is not None:
+            await self.offer(*waiting, None, None)
+
+    def _check_contents(
+        self,
+        batch: Batch,
+        contents: Sequence[tuple[bytes, bytes] | None] | None,
+        peer: str | None,
+    ) -> list[StoredContent | None]:
+        """Those contents that match their commitments."""
+        if contents is None:
+            return [None] * len(batch.records)
+        if len(contents) != len(batch.records):
+            raise RemoteProtocolError("a batch frame has not one content for each record")
+        held: list[StoredContent | None] = []
+        for record, pair in zip(batch.records, contents, strict=True):
+            if pair is None:
+                held.append(None)
+            elif len(pair[1]) == record.size and commit(*pair) == record.commitment:
+                held.append(StoredContent(salt=pair[0], data=pair[1]))
+            else:
+                held.append(None)
+                if peer is not None:
+                    self._engine.reconciler.fault(peer, Reason.WRONG_CONTENT, batch.author)
+        return held
+
+    async def _compare(self, batch: Batch) -> None:
+        """A batch for known sequence numbers: the same, or a contradiction?"""
+        engine = self._engine
+        if engine.accepted(batch.batch_id):
+            return
+        if await engine.store.batch(batch.batch_id) is None:
+            engine.reconciler.fork(batch.author, f"two batches at {batch.first_seq}")
+
+    def content(self, record_id: bytes, salt: bytes, data: bytes, peer: str) -> None:
+        """A content from a link: taken if it is wanted and matches its commitment."""
+        engine = self._engine
+        record = engine.reconciler.open.get(record_id)
+        if record is None:
+            return
+        now = engine.runtime.now()
+        if len(data) == record.size and commit(salt, data) == record.commitment:
+            content = StoredContent(salt=salt, data=data)
+            engine.reconciler.content(record_id, content, peer, now)
+        else:
+            engine.reconciler.content_failed([record_id], peer, Reason.WRONG_CONTENT, now)
+        engine.dispatch()

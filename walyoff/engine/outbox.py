@@ -1,0 +1,190 @@
+"""The way out: from `send` to a signed, committed and pushed batch.
+
+Everything that waits when a batch begins goes into it, so the batch grows with the load and
+a lone message never waits for company. While a thread signs, the store commits; nothing
+leaves the device before both are done, or a crash could make it contradict itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import anyio
+
+from walyoff import frames
+from walyoff.abc import StoredContent
+from walyoff.engine.link import batch_frame
+from walyoff.records import (
+    MAX_BATCH_BODY,
+    MAX_RECORDS,
+    SALT_SIZE,
+    Batch,
+    Record,
+    commit,
+    make_batch,
+)
+
+if TYPE_CHECKING:
+    from walyoff.engine.driver import Engine
+
+#: What may wait in the outbox before `send` waits: bounds memory under a fast producer.
+MAX_OUTBOX_BYTES = 32 * 1024 * 1024
+#: A link with more than this unsent gets no pushes: it asks when it has caught up.
+MAX_LINK_BACKLOG = 8 * 1024 * 1024
+#: A batch body besides its records, and a record besides its topics, rounded up.
+_HEADER_BYTES = 2048
+_RECORD_BYTES = 80
+#: The size of a signature, roughly: the pace of anchors needs no more.
+_SIGNATURE_BYTES = 3500
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """One message on its way into a batch."""
+
+    content: bytes
+    topics: tuple[str, ...]
+    kind: int
+    #: Filled in when the batch is made.
+    seq: int = 0
+    record_id: bytes = b""
+    batch_id: bytes = b""
+
+
+@dataclass(slots=True)
+class _Sending:
+    items: list[Outgoing]
+    size: int
+    left: int
+    done: anyio.Event = field(default_factory=anyio.Event)
+    error: BaseException | None = None
+
+
+class Outbox:
+    """The messages of one channel on their way out."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: deque[_Sending] = deque()
+        self._begun: list[_Sending] = []
+        self._bytes = 0
+        self._work = anyio.Event()
+        self._room = anyio.Event()
+
+    async def send(self, items: list[Outgoing]) -> None:
+        """Write messages in order; durable when it returns. Cancelling leaves all or none.
+
+        Raises:
+            StoreError: they could not be stored; none was sent.
+            anyio.ClosedResourceError: the channel was closed; all were sent or none.
+        """
+        self._engine.check()
+        size = sum(len(item.content) for item in items)
+        while self._bytes and self._bytes + size > MAX_OUTBOX_BYTES:
+            self._room = anyio.Event()
+            await self._room.wait()
+            self._engine.check()
+        sending = _Sending(items, size, len(items))
+        self._waiting.append(sending)
+        self._bytes += size
+        self._work.set()
+        await sending.done.wait()
+        if sending.error is not None:
+            raise sending.error
+
+    async def run(self) -> None:
+        """Make batches of what waits, one after another."""
+        while True:
+            await self._work.wait()
+            self._work = anyio.Event()
+            while self._waiting:
+                await self._send_batch()
+
+    def close(self, error: BaseException) -> None:
+        """Nothing more goes out: tell everybody who waits."""
+        for sending in (*self._begun, *self._waiting):
+            sending.error = error
+            sending.done.set()
+        self._waiting.clear()
+        self._begun.clear()
+        self._room.set()
+
+    def _take(self) -> list[Outgoing]:
+        """As much as one batch holds. One call of `send` may span several batches."""
+        items: list[Outgoing] = []
+        body = _HEADER_BYTES
+        while self._waiting and len(items) < MAX_RECORDS:
+            sending = self._waiting[0]
+            at = len(sending.items) - sending.left
+            while sending.left and len(items) < MAX_RECORDS:
+                item = sending.items[at]
+                body += _RECORD_BYTES + sum(4 * len(topic) + 5 for topic in item.topics)
+                if body > MAX_BATCH_BODY:
+                    return items
+                items.append(item)
+                sending.left -= 1
+                at += 1
+            if not sending.left:
+                self._begun.append(self._waiting.popleft())
+        return items
+
+    async def _send_batch(self) -> None:
+        engine = self._engine
+        batch, contents = self._make(self._take())
+        # Known to be unanchored before anybody can see it.
+        engine.await_anchor(batch.batch_id, len(batch.body) + _SIGNATURE_BYTES, own=True)
+        engine.reconciler.own_batch(batch, contents, engine.runtime.now())
+        committed = engine.dispatch()
+        signature = await engine.sign(batch.batch_id)
+        await committed.wait()
+        engine.check()
+        finished, self._begun = self._begun, []
+        for sending in finished:
+            self._bytes -= sending.size
+            sending.done.set()
+        self._room.set()
+        engine.signed(batch.batch_id, signature)
+        self._push(batch, signature, contents)
+
+    def _make(self, items: list[Outgoing]) -> tuple[Batch, list[StoredContent]]:
+        engine = self._engine
+        now_ms = engine.runtime.wall_ms()
+        salts = engine.runtime.random_bytes(SALT_SIZE * len(items))
+        contents = [
+            StoredContent(salt=salts[at * SALT_SIZE : (at + 1) * SALT_SIZE], data=item.content)
+            for at, item in enumerate(items)
+        ]
+        head = engine.reconciler.next_own()
+        batch = make_batch(
+            channel=engine.channel,
+            author=engine.me,
+            certificate_id=engine.credentials.certificate.certificate_id,
+            first_seq=head.seq + 1,
+            prev=head.record_id,
+            seen=engine.reconciler.seen(),
+            records=[
+                Record(now_ms, i.kind, i.topics, len(i.content), commit(c.salt, c.data))
+                for i, c in zip(items, contents, strict=True)
+            ],
+        )
+        for at, item in enumerate(items):
+            item.seq = batch.first_seq + at
+            item.record_id = batch.record_ids[at]
+            item.batch_id = batch.batch_id
+        return batch, contents
+
+    def _push(self, batch: Batch, signature: bytes, contents: list[StoredContent]) -> None:
+        """Give a new batch to every link that holds everything before it; tell the others."""
+        engine = self._engine
+        data: bytes | None = None
+        for link in engine.links.values():
+            if link.pushed != batch.first_seq - 1 or link.link.backlog > MAX_LINK_BACKLOG:
+                link.send(frames.HaveVector((engine.have(engine.me),)))
+                continue
+            if data is None:
+                data = frames.encode(batch_frame(batch.body, signature, contents))
+            link.certify(engine.credentials.encoded, batch.certificate_id)
+            link.link.send(data)
+            link.pushed = batch.last_seq
