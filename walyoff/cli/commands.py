@@ -121,6 +121,7 @@ def join(settings: Settings, invitation: str, name: str | None) -> None:
 @_settings
 def send(
     settings: Settings,
+    *,
     channel_text: tuple[str, ...],
     topics: tuple[str, ...],
     file: Path | None,
@@ -160,6 +161,7 @@ def send(
 @_settings
 def listen(
     settings: Settings,
+    *,
     channel: str | None,
     cursor: str | None,
     since: str | None,
@@ -243,6 +245,6 @@ def status(settings: Settings) -> None:
 @_settings
 def demo(settings: Settings, keep: Path | None) -> None:
     """Watch two devices on this machine meet, talk, and catch up. Takes some seconds."""
-    from walyoff.demo import run_demo  # noqa: PLC0415  (only this command needs it)
+    from walyoff.demo.command import run_demo  # noqa: PLC0415  (only this command needs it)
 
     run_demo(settings, keep=keep)

@@ -93,8 +93,13 @@ async def invite(
     )
     with console.step("handing over the history"), anyio.move_on_after(HAND_OVER_S):
         await channel.wait_peer(did)
-        while did in channel.peers():
-            await anyio.sleep(LOOK_EVERY_S)
+        await _gone(channel, did)
+
+
+async def _gone(channel: Channel, did: str) -> None:
+    """Wait until a device has ended its session."""
+    while did in channel.peers():  # noqa: ASYNC110  (the channel has no event for it)
+        await anyio.sleep(LOOK_EVERY_S)
 
 
 async def join(console: Console, device: Device, *, invitation: str, name: str | None) -> None:

@@ -139,16 +139,25 @@ def start(
     By name, because those modules import what is heavy and `--help` needs none of it.
     `make` allows the home to be made. Raises as `run`.
     """
-    run(settings, partial(_with_device, settings, module, function, make, arguments))
+    command = partial(
+        _with_device,
+        settings,
+        module=module,
+        function=function,
+        make=make,
+        arguments=arguments,
+    )
+    run(settings, command)
 
 
 async def _with_device(
     settings: Settings,
+    console: Console,
+    *,
     module: str,
     function: str,
     make: bool,
     arguments: dict[str, Any],
-    console: Console,
 ) -> None:
     home = settings.home.expanduser()
     if not make and not (home / _DATABASE).exists():

@@ -1,0 +1,165 @@
+"""One device of the demo, as a process: JSON lines in on stdin, JSON lines out on stdout.
+
+    python -m walyoff.demo.agent --home DIR
+
+A request is `{"n": 1, "do": NAME, ...}`; its answer is `{"n": 1, "ok": true, ...}` or
+`{"n": 1, "ok": false, "error": TEXT}`. Each message that comes in is told by
+`{"event": "message", ...}` with the moment at which it left the async-for. The agent ends
+when its stdin ends, so that it never outlives the demo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+import walyoff
+from walyoff.channel import Channel
+from walyoff.errors import WalyoffError
+from walyoff.messages import Receipt
+from walyoff.node import Device
+
+#: Requests come from the demo alone, which is of the same installation.
+_CHUNK = 65536
+#: Seconds that any wait of a request may take.
+WAIT_S = 30.0
+
+
+def tell(**value: Any) -> None:
+    """Write one line."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+class Agent:
+    """Does what is asked, one request at a time."""
+
+    def __init__(self, device: Device, tasks: TaskGroup) -> None:
+        self._device = device
+        self._tasks = tasks
+        self._receipts: dict[str, Receipt] = {}
+        self._actions: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
+            "create": self._create,
+            "invite": self._invite,
+            "join": self._join,
+            "send": self._send,
+            "settle": self._settle,
+            "history": self._history,
+            "peer": self._peer,
+        }
+        for channel in device.channels():
+            self._follow(channel)
+
+    async def answer(self, line: bytes) -> None:
+        """Answer one request."""
+        request = json.loads(line)
+        try:
+            with anyio.fail_after(WAIT_S):
+                result = await self._actions[request["do"]](request)
+        except (WalyoffError, TimeoutError) as error:
+            tell(n=request["n"], ok=False, error=str(error) or type(error).__name__)
+        else:
+            tell(n=request["n"], ok=True, **result)
+
+    def _follow(self, channel: Channel) -> None:
+        self._tasks.start_soon(self._tell_messages, channel)
+
+    async def _tell_messages(self, channel: Channel) -> None:
+        async for message in channel.messages(cursor="demo"):
+            at = time.monotonic_ns()
+            if message.author != channel.me and message.content is not None:
+                tell(
+                    event="message",
+                    at=at,
+                    id=message.id.hex(),
+                    author=message.author,
+                    seq=message.seq,
+                    topics=message.topics,
+                    content=message.content.decode(),
+                    members=[member.did for member in channel.members()],
+                )
+
+    @property
+    def _channel(self) -> Channel:
+        return self._device.channels()[0]
+
+    async def _create(self, request: dict[str, Any]) -> dict[str, Any]:
+        channel = await self._device.create_channel(request["name"])
+        self._follow(channel)
+        return {"channel": channel.did, "me": channel.me}
+
+    async def _invite(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"invitation": await self._channel.invite(lifetime=request["lifetime"])}
+
+    async def _join(self, request: dict[str, Any]) -> dict[str, Any]:
+        channel = await self._device.join(request["invitation"])
+        self._follow(channel)
+        return {
+            "channel": channel.did,
+            "me": channel.me,
+            "name": channel.name,
+            "members": [member.did for member in channel.members()],
+        }
+
+    async def _peer(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"did": await self._channel.wait_peer(request.get("did"))}
+
+    async def _send(self, request: dict[str, Any]) -> dict[str, Any]:
+        at = time.monotonic_ns()
+        receipt = await self._channel.send(
+            request["content"].encode(), topics=request["topics"]
+        )
+        self._receipts[receipt.id.hex()] = receipt
+        return {"at": at, "id": receipt.id.hex(), "seq": receipt.seq}
+
+    async def _settle(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Wait until what was sent is on the ledger, and with a device if one is named."""
+        for receipt in self._receipts.values():
+            await receipt.wait_anchored()
+            if did := request.get("by"):
+                await receipt.wait_received(did)
+        return {"anchored": len(self._receipts)}
+
+    async def _history(self, _: dict[str, Any]) -> dict[str, Any]:
+        ids = [message.id.hex() async for message in self._channel.history()]
+        return {"ids": ids}
+
+
+async def main(home: Path) -> None:
+    """Run until stdin ends or SIGTERM comes."""
+    async with walyoff.open_device(home) as device, anyio.create_task_group() as tasks:
+        tasks.start_soon(_end_on_signal, tasks.cancel_scope)
+        agent = Agent(device, tasks)
+        tell(event="ready", at=time.monotonic_ns(), did=await device.did())
+        rest = b""
+        descriptor = sys.stdin.fileno()
+        while True:
+            await anyio.wait_readable(descriptor)
+            chunk = os.read(descriptor, _CHUNK)
+            if not chunk:
+                break
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                await agent.answer(line)
+        tasks.cancel_scope.cancel()
+
+
+async def _end_on_signal(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] != "--home":
+        sys.exit("usage: python -m walyoff.demo.agent --home DIR")
+    anyio.run(main, Path(sys.argv[2]))
