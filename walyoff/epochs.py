@@ -22,7 +22,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from walyoff.errors import CipherError, LocalProtocolError, RemoteProtocolError
 from walyoff.records import MAX_BATCH_BODY
-from walyoff.wire import expect_array, expect_bytes, expect_int, pack, unpack
+from walyoff.wire import (
+    expect_array,
+    expect_bytes,
+    expect_int,
+    expect_version,
+    pack,
+    unpack,
+)
 
 ANCHOR_VERSION = 1
 EPOCH_KEY_SIZE = 32
@@ -144,10 +151,7 @@ def anchor_epoch(payload: bytes) -> bytes:
 
 def _split(payload: bytes) -> tuple[bytes, bytes, bytes]:
     version, epoch_id, salt, ciphertext = expect_array(unpack(payload, MAX_ANCHOR), 4, "anchor")
-    if version != ANCHOR_VERSION:
-        raise RemoteProtocolError(
-            f"anchor version {version!r} is not {ANCHOR_VERSION}", reason="version"
-        )
+    expect_version(version, "anchor", ANCHOR_VERSION)
     return (
         expect_bytes(epoch_id, "epoch id", size=EPOCH_ID_SIZE),
         expect_bytes(salt, "anchor salt", size=SALT_SIZE),

@@ -28,6 +28,7 @@ from walyoff.wire import (
     expect_int,
     expect_name,
     expect_str,
+    expect_version,
     pack,
     unpack,
 )
@@ -245,10 +246,7 @@ def _decode_record(value: object) -> Record:
 def decode_batch(body: bytes) -> Batch:
     """Decode a batch body and hash its records. Raises RemoteProtocolError."""
     fields = expect_array(unpack(body, MAX_BATCH_BODY), 8, "batch")
-    if fields[0] != BATCH_VERSION:
-        raise RemoteProtocolError(
-            f"batch version {fields[0]!r} is not {BATCH_VERSION}", reason="version"
-        )
+    expect_version(fields[0], "batch", BATCH_VERSION)
     _, channel, author, certificate_id, first_seq, prev, seen, rows = fields
     if not isinstance(seen, list) or len(seen) > MAX_SEEN:
         raise RemoteProtocolError("batch has a malformed list of seen batches")

@@ -135,3 +135,14 @@ def expect_int(value: Any, what: str, *, low: int = 0, high: int = (1 << 63) - 1
     if type(value) is not int or not low <= value <= high:
         raise RemoteProtocolError(f"{what} is not an integer from {low} to {high}")
     return value
+
+
+def expect_version(value: Any, what: str, version: int) -> None:
+    """Raise RemoteProtocolError, reason "version", unless the value is this version.
+
+    `true` and `1.0` equal 1 in Python, and would be further encodings of the same structure.
+    """
+    if type(value) is not int or value != version:
+        raise RemoteProtocolError(
+            f"{what} version {value!r} is not {version}"[:200], reason="version"
+        )

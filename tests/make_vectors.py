@@ -1,0 +1,207 @@
+"""Makes the golden vectors of the wire, and puts all vectors into the documentation.
+
+    python -m tests.make_vectors           say what would change
+    python -m tests.make_vectors --write   write tests/vectors/wire.json and docs/protocol.md
+
+Vectors change only together with a version number on the wire: two devices that disagree
+about one of them do not understand each other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from walyoff_transports import gossip
+
+from walyoff import frames
+from walyoff.channel import ChannelState
+from walyoff.child import rpc
+from walyoff.epochs import Epoch, seal_anchor
+from walyoff.invitations import Invitation
+from walyoff.records import (
+    Batch,
+    Record,
+    Seen,
+    chain_start,
+    commit,
+    device_id,
+    make_batch,
+    signed_message,
+)
+from walyoff.session.transcript import blinded_tag
+from walyoff.wire import pack
+
+VECTORS: Final = Path(__file__).parent / "vectors"
+PROTOCOL: Final = Path(__file__).parent.parent / "docs" / "protocol.md"
+
+CHANNEL: Final = "did:walytis:channel"
+ALICE: Final = "did:walytis:alice"
+BOB: Final = "did:walytis:bob"
+SALT: Final = bytes(range(32))
+NOW_MS: Final = 1_800_000_000_000
+EPOCH: Final = Epoch(key=b"\x07" * 32, created_ms=NOW_MS)
+INVITATION: Final = Invitation(
+    secret=bytes(range(16)), expires=1_800_000_000, addresses=("ipfs:one", "ipfs:two")
+)
+STATE: Final = ChannelState(did=CHANNEL, name="family", pin=b"\x01" * 32, secret=b"\x05" * 32)
+NONCE: Final = bytes(range(12))
+REF: Final = "bafyblock"
+
+#: A fenced block whose info string names a vector: ```vector wire.json batch.body
+BLOCK: Final = re.compile(r"```vector (\S+) (\S+)\n(.*?)```", re.DOTALL)
+_WIDTH: Final = 92
+
+
+def example_batch() -> Batch:
+    """Two records by Alice, who had seen a batch of Bob's."""
+    return make_batch(
+        channel=CHANNEL,
+        author=ALICE,
+        certificate_id=b"\x0c" * 32,
+        first_seq=1,
+        prev=chain_start(CHANNEL, ALICE),
+        seen=[Seen(device_id(BOB), 7, b"\x0b" * 32)],
+        records=[
+            Record(NOW_MS, 0, ("greeting",), 5, commit(SALT, b"hello")),
+            Record(NOW_MS + 1, 0, (), 0, commit(SALT, b"")),
+        ],
+    )
+
+
+def long_content() -> bytes:
+    """A content of three chunks, the last of one byte."""
+    return bytes(range(256)) * 8192 + b"!"
+
+
+def example_frames() -> dict[str, frames.Frame]:
+    """One frame of each type, by its name."""
+    batch = example_batch()
+    have = frames.Have(ALICE, 9, (3, 4))
+    all_frames: list[frames.Frame] = [
+        frames.Hello(("ipfs:one",), (have,)),
+        frames.HaveVector((have,)),
+        frames.WantBatches(ALICE, 1, 4_194_304),
+        frames.BatchFrame(batch.body, b"\x0e" * 4, ((SALT, b"hello"), None)),
+        frames.RangeEnd(ALICE, 9),
+        frames.WantContents((batch.record_ids[0],)),
+        frames.ContentFrame(batch.record_ids[0], SALT, b"hello"),
+        frames.Gone((batch.record_ids[1],)),
+        frames.CertificateFrame(b"\x0d" * 4),
+        frames.WantCertificate(b"\x0c" * 32),
+        frames.EpochKeys((EPOCH,)),
+        frames.ChainHave(CHANNEL, (REF,), 12),
+        frames.ChainWant(CHANNEL, (REF,)),
+        frames.ChainFiles(CHANNEL, (b"\x0a" * 4,), True),
+        frames.Ping(1),
+        frames.Pong(1),
+        frames.JoinRequest(BOB, (b"\x0a" * 4,)),
+        frames.JoinGrant(b"\x09" * 4, (EPOCH,), (b"\x0d" * 4,), "family", STATE.secret),
+        frames.JoinRefused("expired"),
+    ]
+    return {type(frame).__name__: frame for frame in all_frames}
+
+
+def presence() -> bytes:
+    """What a device says of itself before it is sealed."""
+    return pack([1, ALICE, NOW_MS, ["ipfs:one"]])
+
+
+def wire_vectors() -> dict[str, str]:
+    """Every vector of wire.json by its name: hex, but for the text of the invitation."""
+    batch = example_batch()
+    anchor = seal_anchor(
+        EPOCH, [b"\x0d" * 4], [(batch.body, b"\x0e" * 4)], salt=NONCE + b"abcd"
+    )
+    block_key = blake3(NONCE + b"abcd", key=EPOCH.derive("anchor")).digest()
+    sealed = NONCE + AESGCM(EPOCH.derive("broadcast")).encrypt(NONCE, presence(), None)
+    numbers = [0, 127, 128, 255, 256, 65535, 65536, 2**32, 2**63 - 1, -1, -32, -33]
+    instance = b"\x11" * 8
+    messages: dict[str, rpc.Message] = {
+        "hello": rpc.Hello(version=rpc.VERSION, info={}),
+        "request": rpc.Request(id=1, method="status", args={"verbose": True}, timeout=5.0),
+        "reply": rpc.Reply(id=1, value=[1, 2]),
+        "error": rpc.Reply(id=1, error=("transport", "not reached")),
+        "event": rpc.Event(name="block", data={"n": 3}),
+    }
+    vectors: dict[str, bytes] = {
+        "msgpack.integers": pack(numbers),
+        "msgpack.others": pack([None, True, False, "", "é", b"", b"\x00", [], {"a": 1}]),
+        "record.device_id": device_id(ALICE),
+        "record.chain_start": chain_start(CHANNEL, ALICE),
+        "record.commitment": commit(SALT, b"hello"),
+        "record.commitment_of_chunks": commit(SALT, long_content()),
+        "record.ids": b"".join(batch.record_ids),
+        "batch.body": batch.body,
+        "batch.id": batch.batch_id,
+        "batch.signed_message": signed_message(batch.batch_id),
+        "epoch.id": EPOCH.epoch_id,
+        "epoch.anchor_key": EPOCH.derive("anchor"),
+        "epoch.broadcast_key": EPOCH.derive("broadcast"),
+        "anchor.block_key": block_key,
+        "anchor.block_begins": anchor[:64],
+        "anchor.block_blake3": blake3(anchor).digest(),
+        "channel.tag_key": STATE.derive("tag"),
+        "channel.topic": STATE.topic.encode(),
+        "channel.blinded_tag": blinded_tag(STATE.tag_key, "member", b"ephemeral"),
+        "invitation.id": bytes.fromhex(INVITATION.invitation_id),
+        "invitation.tag_key": INVITATION.tag_key,
+        "invitation.psk": INVITATION.psk,
+        "presence.plain": presence(),
+        "presence.sealed": sealed,
+        "gossip.data": gossip.encode_data(gossip.Data(instance=instance, seq=1, payload=b"hi")),
+        "gossip.acks": gossip.encode_acks(
+            [gossip.Ack(instance=instance, upto=1, further=(3,))]
+        ),
+        **{f"frame.{name}": frames.encode(frame) for name, frame in example_frames().items()},
+        **{f"rpc.{name}": rpc.encode(message) for name, message in messages.items()},
+    }
+    return {
+        **{name: value.hex() for name, value in vectors.items()},
+        "invitation.string": str(INVITATION),
+    }
+
+
+def stored(file: str) -> dict[str, Any]:
+    """The vectors of one file."""
+    loaded: dict[str, Any] = json.loads((VECTORS / file).read_text())
+    return loaded
+
+
+def lookup(file: str, name: str) -> str:
+    """A vector by its file and name; `/` separates levels. Raises KeyError."""
+    value: Any = stored(file)
+    for part in name.split("/"):
+        value = value[part]
+    return str(value)
+
+
+def documented(text: str) -> str:
+    """The documentation with every vector block as the files have it."""
+
+    def fill(match: re.Match[str]) -> str:
+        value = lookup(match[1], match[2])
+        lines = [value[at : at + _WIDTH] for at in range(0, len(value), _WIDTH)]
+        return "\n".join([f"```vector {match[1]} {match[2]}", *lines, "```"])
+
+    return BLOCK.sub(fill, text)
+
+
+def main() -> None:
+    """Compare, and with --write write."""
+    new = json.dumps(wire_vectors(), indent=1) + "\n"
+    path = VECTORS / "wire.json"
+    changed = not path.exists() or path.read_text() != new
+    if "--write" in sys.argv:
+        path.write_text(new)
+        PROTOCOL.write_text(documented(PROTOCOL.read_text()))
+    print(f"wire.json: {'changed' if changed else 'as it was'}")
+
+
+if __name__ == "__main__":
+    main()
