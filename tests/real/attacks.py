@@ -1,0 +1,1 @@
+"""What no honest device does. Each is done by a real member with its real keys."""
