@@ -18,11 +18,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-from anyio.abc import ByteStream, ObjectReceiveStream, SocketListener, TaskGroup, TaskStatus
+from anyio.abc import ByteStream, ObjectReceiveStream, TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
 from walyoff.abc import Broadcast, IpfsNode, Transport, TransportHost
 from walyoff.errors import LocalProtocolError, PayloadTooLargeError, TransportError
+from walyoff.sockets import UnixListener, connect_unix
 from walyoff.tasks import background_tasks
 from walyoff_transports.gossip import MAX_PAYLOAD
 from walyoff_transports.topic import Topic
@@ -115,7 +116,7 @@ class IpfsTransport:
                 # dials a peer that was away only after a back-off of some seconds.
                 await self._ipfs.connect(multiaddr)
                 path = await self._forward(peer_id)
-                return await anyio.connect_unix(path)
+                return await connect_unix(path)
         except TimeoutError as error:
             raise TransportError(f"no connection within {CONNECT_TIME:g} s") from error
         except OSError as error:
@@ -150,7 +151,7 @@ class IpfsTransport:
         path = self._socket_path("listen")
         self._listening = True
         try:
-            async with await self._bind(path) as listener:
+            with contextlib.closing(self._bind(path)) as listener:
                 try:
                     await self._ipfs.listen_streams(PROTOCOL, path)
                     async with self._accepted(listener) as streams:
@@ -163,15 +164,15 @@ class IpfsTransport:
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
-    async def _bind(self, path: str) -> SocketListener:
+    def _bind(self, path: str) -> UnixListener:
         try:
-            return await anyio.create_unix_listener(path, mode=0o600, backlog=BACKLOG)
+            return UnixListener(path, backlog=BACKLOG)
         except OSError as error:
             raise TransportError(f"no listening socket could be made: {error}") from error
 
     @asynccontextmanager
     async def _accepted(
-        self, listener: SocketListener
+        self, listener: UnixListener
     ) -> AsyncIterator[ObjectReceiveStream[ByteStream]]:
         send, receive = anyio.create_memory_object_stream[ByteStream](MAX_WAITING)
         scope = anyio.CancelScope()
@@ -274,7 +275,7 @@ class IpfsTransport:
         self._forwards.clear()
 
 
-async def _accept(listener: SocketListener, send: MemoryObjectSendStream[ByteStream]) -> None:
+async def _accept(listener: UnixListener, send: MemoryObjectSendStream[ByteStream]) -> None:
     while True:
         try:
             stream = await listener.accept()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from anyio.abc import ByteStream, UNIXSocketStream
+from anyio.abc import ByteStream
 from anyio.streams.memory import MemoryObjectSendStream
 
 from walyoff.child.rpc import (
@@ -41,6 +41,7 @@ from walyoff.errors import (
     StoreError,
     TransportError,
 )
+from walyoff.sockets import SocketStream
 
 #: Seconds from exec to the child's hello; normally a fifth of a second.
 HELLO_TIME = 30.0
@@ -314,11 +315,6 @@ class Link:
                     raise RemoteProtocolError("the child sends replies and events only")
 
 
-async def connect(process: ChildProcess) -> UNIXSocketStream:
+def connect(process: ChildProcess) -> SocketStream:
     """The connection to a process that was spawned, as a stream."""
-    sock = process.take_socket()
-    try:
-        return await UNIXSocketStream.from_socket(sock)
-    except BaseException:
-        sock.close()
-        raise
+    return SocketStream(process.take_socket())

@@ -265,7 +265,7 @@ class Child:
         try:
             await anyio.to_thread.run_sync(process.spawn)
             self._pid = process.pid
-            async with await connect(process) as stream:
+            async with connect(process) as stream:
                 link = Link(stream, self._dispatch)
                 hello = await link.greet()
                 self._peer_id = str(hello.info.get("peer_id", ""))

@@ -1,0 +1,156 @@
+"""Byte streams over connected sockets.
+
+anyio has streams of its own; these exist because anyio's Unix stream on asyncio can be
+cancelled at the very moment when data arrives, and then reports an internal error to the
+event loop, which users would see (its `wait_readable` has no such race). They also skip the
+turn of the event loop that anyio takes before each call, which is most of the time of a
+small message.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+from anyio.abc import ByteStream
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+#: Reads and writes that are done at once without letting others run; then a checkpoint.
+MAX_TURNS = 16
+
+
+class SocketStream(ByteStream):
+    """A connected stream socket, which it owns and makes non-blocking."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._closed = False
+        self._turns = 0
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Receive at least one byte. A cancelled call has taken nothing."""
+        await self._turn()
+        while True:
+            self._check()
+            try:
+                data = self._socket.recv(max_bytes)
+            except (BlockingIOError, InterruptedError):
+                await self._wait(anyio.wait_readable)
+            except OSError as error:
+                raise anyio.BrokenResourceError from error
+            else:
+                if not data:
+                    raise anyio.EndOfStream
+                return data
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it. A cancelled call may have sent a part: close the stream then."""
+        await self._turn()
+        view = memoryview(item)
+        while view:
+            self._check()
+            try:
+                sent = self._socket.send(view)
+            except (BlockingIOError, InterruptedError):
+                await self._wait(anyio.wait_writable)
+            except OSError as error:
+                raise anyio.BrokenResourceError from error
+            else:
+                view = view[sent:]
+
+    async def _turn(self) -> None:
+        self._turns += 1
+        if self._turns % MAX_TURNS:
+            await checkpoint_if_cancelled()
+        else:
+            await checkpoint()
+
+    async def _wait(self, wait: Any) -> None:
+        self._turns = 0
+        try:
+            await wait(self._socket)
+        except (OSError, ValueError) as error:
+            raise anyio.BrokenResourceError from error
+
+    def _check(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+
+    async def send_eof(self) -> None:
+        """There is no half-close: this ends both directions."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the socket; whoever waits on it gets ClosedResourceError. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            anyio.notify_closing(self._socket)
+            self._socket.close()
+        await checkpoint()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Any]:
+        """None."""
+        return {}
+
+
+async def connect_unix(path: str) -> SocketStream:
+    """Connect to a listening Unix socket. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                # The listener's backlog is full: nothing tells when it is not any more.
+                await anyio.sleep(0.005)
+            else:
+                return SocketStream(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+class UnixListener:
+    """A listening Unix socket at a path, for this user alone."""
+
+    def __init__(self, path: str, *, backlog: int) -> None:
+        """Raises OSError."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.setblocking(False)
+            # Its folder is private, so nobody else sees it before its mode is set.
+            self._socket.bind(path)
+            self._socket.listen(backlog)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    async def accept(self) -> SocketStream:
+        """Accept one connection.
+
+        Raises:
+            anyio.ClosedResourceError: the listener was closed.
+            OSError: no connection could be made of it (out of file descriptors).
+        """
+        while True:
+            try:
+                sock, _ = self._socket.accept()
+            except BlockingIOError:
+                await anyio.wait_readable(self._socket)
+            except OSError:
+                if self._socket.fileno() < 0:
+                    raise anyio.ClosedResourceError from None
+                raise
+            else:
+                return SocketStream(sock)
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        if self._socket.fileno() >= 0:
+            anyio.notify_closing(self._socket)
+            self._socket.close()
