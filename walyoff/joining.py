@@ -45,6 +45,8 @@ CERTIFICATE_MS = 3600 * 1000
 class Granted:
     """What a joiner got. Holds secrets, which never print."""
 
+    #: The identity's DID, as the inviter's certificate says.
+    channel: str
     grant: bytes = field(repr=False)
     secret: bytes = field(repr=False)
     epochs: tuple[Epoch, ...] = field(repr=False)
@@ -62,18 +64,25 @@ async def request_join(device: Device, text: str) -> Granted:
     context = await _joiner_context(device, invitation)
     session = await _reach(device, invitation, context)
     did = await device.did()
-    with anyio.fail_after(JOIN_TIMEOUT) as deadline:
+    channel = session.peer.certificate.channel
+    answer: frames.Frame | None = None
+    with anyio.move_on_after(JOIN_TIMEOUT):
         async with session.run():
+            device.check_new(channel)
             files = await device.platform.device_files(did)
             session.send_frame(frames.JoinRequest(did, tuple(files)))
-            answer = await _next(session.frames())
-    if deadline.cancelled_caught or answer is None:
+            try:
+                answer = await _next(session.frames())
+            except anyio.BrokenResourceError:
+                answer = None
+    if answer is None:
         raise TransportError("the inviting device did not answer: try again")
     match answer:
         case frames.JoinRefused(reason):
             raise InvitationError(reason)
         case frames.JoinGrant():
             return Granted(
+                channel=channel,
                 grant=answer.grant,
                 secret=answer.secret,
                 epochs=answer.epochs,
@@ -167,12 +176,15 @@ async def _decide(
     session: Session,
 ) -> frames.JoinGrant | frames.JoinRefused:
     invitation_id = issued.invitation().invitation_id
-    current = device.invitation(invitation_id) or issued
-    problem = current.problem(request.did, device.runtime.wall_ms() / 1000)
-    if problem is not None:
-        log.info("a join was refused: %s", problem)
-        return frames.JoinRefused(problem)
-    await device.remember_invitation(invitation_id, replace(current, used_by=request.did))
+    async with device.invitation_lock:
+        # Bound to this DID before anything else: of two that come at once, one gets it.
+        current = device.invitation(invitation_id) or issued
+        problem = current.problem(request.did, device.runtime.wall_ms() / 1000)
+        if problem is not None:
+            log.info("a join was refused: %s", problem)
+            return frames.JoinRefused(problem)
+        bound = replace(current, used_by=request.did)
+        await device.remember_invitation(invitation_id, bound)
     identity = channel.foundation.identity
     try:
         await identity.add_member(request.did, request.files)

@@ -81,6 +81,7 @@ class Device:
         self._channels: dict[str, Channel] = {}
         self._closers: dict[str, anyio.CancelScope] = {}
         self._invitations: dict[str, Issued] = {}
+        self.invitation_lock = anyio.Lock()
         self._handshakes = anyio.CapacityLimiter(MAX_HANDSHAKES)
         self._started = runtime.now()
 
@@ -165,9 +166,9 @@ class Device:
             self._platform.adopt(granted.grant, device=await self.did())
         )
         did = foundation.identity.did
-        if did in self._channels:
+        if did != granted.channel:
             scope.cancel()
-            raise LocalProtocolError(f"this device is in {self._channels[did].name!r} already")
+            raise RemoteProtocolError("the inviting device granted another identity")
         chosen = name or granted.name
         state = ChannelState(
             did=did,
@@ -184,6 +185,11 @@ class Device:
             except WalyoffError as error:
                 log.warning("a certificate of the channel was refused: %s", error)
         return channel
+
+    def check_new(self, did: str) -> None:
+        """Raise LocalProtocolError if this device has a channel of that DID already."""
+        if did in self._channels:
+            raise LocalProtocolError(f"this device is in {self._channels[did].name!r} already")
 
     async def did(self) -> str:
         """The DID of this device, made when it is first needed."""

@@ -184,9 +184,11 @@ class Chains:
             raise LocalProtocolError(f"chain {chain} is not open")
         opened.announce()
 
-    def export(self, chain: str, known: Sequence[str] | None = None) -> list[bytes]:
-        """Block files in causal order, at most as many as one answer holds."""
-        return self.files(chain).export(known, MAX_FILES_BYTES)
+    def export(
+        self, chain: str, known: Sequence[str] | None = None, limit: int = MAX_FILES_BYTES
+    ) -> list[bytes]:
+        """Block files in causal order, up to a size in bytes."""
+        return self.files(chain).export(known, limit)
 
     def _export(self, chain: str, known: list[str] | None, limit_bytes: int) -> dict[str, Any]:
         if known is not None and not all(isinstance(cid, str) for cid in known):

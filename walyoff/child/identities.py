@@ -40,6 +40,8 @@ from walyoff.errors import LocalProtocolError, RemoteProtocolError
 #: The first topic of stock identity blocks, for a single DID's and for a group's blocks.
 _DID_TOPIC = "DidManager"
 _GROUP_TOPIC = "GroupDidManager"
+#: Bytes of the anchor segment in a grant, which travels in one frame of a session.
+GRANTED_SEGMENT = 2 << 20
 #: Chains of members in one grant: a group of hundreds.
 MAX_MEMBER_CHAINS = 1_024
 
@@ -268,7 +270,10 @@ class Identities:
             "files": self._chains.export(chain_of(did)),
             "members": members,
             "segment": segment,
-            "segment_files": self._chains.export(segment) if held and segment else [],
+            # The beginning is enough to know the chain; sessions bring the rest.
+            "segment_files": self._chains.export(segment, limit=GRANTED_SEGMENT)
+            if held and segment
+            else [],
             "pin": self._groups[did][0],
         }
 

@@ -7,7 +7,7 @@ because the facts that follow decide what happens next.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
@@ -121,14 +121,24 @@ class PeerState:
     gaps: dict[str, frozenset[int]]
     #: Faults, halved with each success: the lower the better.
     score: float = 0.0
-    #: Contents that the peer said it does not hold.
-    gone: set[bytes] | None = None
-    #: Content requests in flight.
+    #: Contents that the peer said it does not hold, and when to ask it again.
+    gone: dict[bytes, float] = field(default_factory=dict)
+    #: Devices whose batches it failed to give: how often, and when to ask it again.
+    put_off: dict[str, tuple[int, float]] = field(default_factory=dict)
+    #: Content requests in flight, by number and by size, and range requests in flight.
     fetching: int = 0
+    bytes: int = 0
+    ranges: int = 0
+    #: Devices whose batches wait for a free range request, in order.
+    queued: dict[str, None] = field(default_factory=dict)
 
     def has(self, author: str, seq: int) -> bool:
         """True if the peer claims to hold the content of a record."""
         return self.heads.get(author, 0) >= seq and seq not in self.gaps.get(author, ())
+
+    def may_be_asked(self, author: str, now: float) -> bool:
+        """False while it is put off for a device's batches."""
+        return self.put_off.get(author, (0, now))[1] <= now
 
 
 Vector: TypeAlias = Mapping[str, tuple[int, frozenset[int]]]

@@ -83,6 +83,8 @@ class LinkServer:
         self._state = LinkState(session.link)
         self._addresses = addresses
         self._chains = chains
+        #: The tips of the other side's chains, as it named them last.
+        self._leaves: dict[str, tuple[str, ...]] = {}
         #: What the other side said of itself.
         self.peer_addresses: tuple[str, ...] = ()
 
@@ -230,12 +232,12 @@ class LinkServer:
                 if trusted := await self._engine.trust.load(certificate_id):
                     self._state.certify(trusted.encoded, certificate_id)
             case frames.ChainHave(name, leaves, _):
-                await self._compare(name, leaves)
+                self._leaves[name] = leaves
+                await self._compare(name)
             case frames.ChainWant(name, known):
                 await self._send_chain(name, list(known))
-            case frames.ChainFiles(name, files, _):
-                if chain := self._chains.get(name):
-                    await chain.take(list(files))
+            case frames.ChainFiles(name, files, last):
+                await self._take_chain(name, list(files), last)
             case _:
                 raise AssertionError(question)
 
@@ -281,13 +283,25 @@ class LinkServer:
 
     # ---------------------------------------------------------------------- chains
 
-    async def _compare(self, name: str, leaves: tuple[str, ...]) -> None:
+    async def _compare(self, name: str) -> None:
+        """Ask for what the other side has and this one lacks."""
         chain = self._chains.get(name)
         if chain is None:
             return
         own, _ = await chain.leaves()
-        if set(leaves) - set(own):
+        if set(self._leaves.get(name, ())) - set(own):
             self._state.send(frames.ChainWant(name, tuple(own[: frames.MAX_REFS])))
+
+    async def _take_chain(self, name: str, files: list[bytes], last: bool) -> None:
+        chain = self._chains.get(name)
+        if chain is None:
+            return
+        before, _ = await chain.leaves()
+        await chain.take(files)
+        after, _ = await chain.leaves()
+        # One answer holds a bounded part of a long chain: ask on as long as it brings more.
+        if last and after != before:
+            await self._compare(name)
 
     async def _send_chain(self, name: str, known: list[str]) -> None:
         chain = self._chains.get(name)

@@ -52,8 +52,16 @@ RETRY_FIRST = 0.5
 RETRY_LAST = 60.0
 #: Contents asked for in one request, by number and by size, and in flight per peer.
 MAX_FETCH = 256
-MAX_FETCH_BYTES = 2 * 1024 * 1024
 MAX_FETCHING = 1024
+MAX_FETCHING_BYTES = 4 * 1024 * 1024
+#: Requests for batches in flight per peer: fewer than the questions that a peer queues.
+MAX_RANGES = 16
+#: A peer gets so much longer for what it was asked for: bytes per second of a slow link.
+SLOW_LINK = 128 * 1024
+#: A peer that said it has not got a content is not asked again before, unless it says it has.
+GONE_FOR = 60.0
+#: Devices that one peer may speak of: bounds what a liar makes us remember.
+MAX_AUTHORS = 4096
 
 
 @dataclass(slots=True)
@@ -68,10 +76,14 @@ class _Pending:
 
 @dataclass(slots=True)
 class _Range:
-    """A request for a device's batches, in flight or put off."""
+    """A request for a device's batches: in flight, or (no peer) put off."""
 
     peer: str | None
     until: float
+    #: The first sequence number that was asked for.
+    first: int = 0
+    #: Put off because the author itself is connected and pushes.
+    grace: bool = False
 
 
 class Reconciler:
@@ -155,10 +167,11 @@ class Reconciler:
         author = batch.author
         if author in self.forked:
             return Verdict.FORK
+        self._claim(author, batch.last_seq, peer)
         head = self.heads.get(author)
         seq = head.seq if head else 0
         if batch.first_seq > seq + 1:
-            self._learn_head(author, batch.last_seq, peer, now)
+            self._plan_author(author, now, grace=False)
             return Verdict.GAP
         if batch.first_seq <= seq:
             # The driver compares it with what is stored; see `fork`.
@@ -169,7 +182,7 @@ class Reconciler:
             return Verdict.FORK
         self._extend(batch, signature, contents, now)
         running = self._ranges.get(author)
-        if running is not None and running.peer == peer:
+        if running is not None and peer is not None and running.peer == peer:
             running.until = now + REQUEST_TIMEOUT
         if peer is not None and (state := self.peers.get(peer)):
             state.score /= 2
@@ -181,7 +194,7 @@ class Reconciler:
         """An author contradicted itself: freeze it where it is, and say so."""
         if author not in self.forked:
             self.forked.add(author)
-            self._ranges.pop(author, None)
+            self._end_range(author)
             self._orders.append(Report(Reason.FORK, author, detail))
 
     def content(self, record_id: bytes, content: StoredContent, peer: str, now: float) -> None:
@@ -198,7 +211,9 @@ class Reconciler:
         if state is not None:
             state.score /= 2
         # Planning looks at every open record, so it waits until there is room for many.
-        if state is None or state.fetching <= MAX_FETCH // 2:
+        if state is None or (
+            state.fetching <= MAX_FETCH // 2 and state.bytes <= MAX_FETCHING_BYTES // 2
+        ):
             self._plan_contents(now)
 
     def content_failed(
@@ -211,10 +226,8 @@ class Reconciler:
             if record is None:
                 continue
             if state is not None:
-                # Bounded by what is open; dropped with the session.
-                if state.gone is None:
-                    state.gone = set()
-                state.gone.add(record_id)
+                # Only of records that were open; dropped with the session.
+                state.gone[record_id] = now + GONE_FOR * (0.5 + self._random.random())
             if record.peer == peer:
                 self._release_fetch(record, now)
         if reason != Reason.GONE:
@@ -223,18 +236,21 @@ class Reconciler:
 
     def peer_joined(self, peer: str, did: str, vector: Vector, now: float) -> None:
         """A session with a member is up."""
-        self.peers[peer] = PeerState(did, {}, {})
+        self.peers.setdefault(peer, PeerState(did, {}, {}))
         self.peer_has(peer, vector, now)
 
     def peer_left(self, peer: str, now: float) -> None:
         """A session is over."""
-        if self.peers.pop(peer, None) is None:
+        state = self.peers.pop(peer, None)
+        if state is None:
             return
         for record in self.open.values():
             if record.peer == peer:
                 self._release_fetch(record, now, soon=True)
-        for author in [a for a, r in self._ranges.items() if r.peer == peer]:
+        asked = [author for author, r in self._ranges.items() if r.peer == peer]
+        for author in asked:
             del self._ranges[author]
+        for author in (*asked, *state.queued):
             self._plan_author(author, now)
         self._plan_contents(now)
 
@@ -243,44 +259,70 @@ class Reconciler:
         state = self.peers.get(peer)
         if state is None:
             return
+        before: dict[str, tuple[int, frozenset[int]]] = {}
         for author, (seq, gaps) in vector.items():
+            if author not in state.heads and len(state.heads) >= MAX_AUTHORS:
+                continue
+            known = state.heads.get(author, 0)
+            before[author] = (known, state.gaps.get(author, frozenset()))
             state.heads[author] = seq
             if gaps:
                 state.gaps[author] = gaps
             else:
                 state.gaps.pop(author, None)
+            if seq > known:
+                state.put_off.pop(author, None)
             self._plan_author(author, now)
         if self.open:
-            state.gone = None
-            for record in self.open.values():
-                if (
-                    record.peer is None
-                    and record.until > now
-                    and state.has(record.author, record.seq)
-                ):
-                    record.until = now
+            self._reconsider(state, before, now)
             self._plan_contents(now)
+
+    def _reconsider(
+        self,
+        state: PeerState,
+        before: Mapping[str, tuple[int, frozenset[int]]],
+        now: float,
+    ) -> None:
+        """Contents that a peer did not claim to hold before: it may be asked at once."""
+        for record in self.open.values():
+            known, gaps = before.get(record.author, (0, frozenset()))
+            if record.author not in before or (record.seq <= known and record.seq not in gaps):
+                continue
+            if state.has(record.author, record.seq):
+                state.gone.pop(record.record_id, None)
+                if record.peer is None:
+                    record.until = min(record.until, now)
 
     def range_end(self, peer: str, author: str, now: float) -> None:
         """A peer finished answering a request for batches."""
         pending = self._ranges.get(author)
         if pending is None or pending.peer != peer:
             return
-        del self._ranges[author]
+        self._end_range(author)
         state = self.peers.get(peer)
-        head = self.heads.get(author)
-        if state and state.heads.get(author, 0) > (head.seq if head else 0):
-            self._plan_author(author, now)
+        if state is not None:
+            head = self.heads.get(author)
+            if (head.seq if head else 0) < pending.first:
+                # It claimed what it did not give: others first, and not at once again.
+                state.score += 1
+                self._put_off(state, author, now)
+            else:
+                state.put_off.pop(author, None)
+        self._plan_author(author, now, grace=False)
+        self._plan_queued(state, now)
 
     def range_failed(self, peer: str, author: str, reason: str, now: float) -> None:
         """What a peer sent for a device was refused."""
         self.fault(peer, reason, f"batches of {author}")
-        if state := self.peers.get(peer):
-            state.heads.pop(author, None)
+        state = self.peers.get(peer)
+        if state is not None:
+            # Its claim stands: it may be honest and only slow, or know a member before us.
+            self._put_off(state, author, now)
         pending = self._ranges.get(author)
         if pending is not None and pending.peer == peer:
-            del self._ranges[author]
-        self._plan_author(author, now)
+            self._end_range(author)
+        self._plan_author(author, now, grace=False)
+        self._plan_queued(state, now)
 
     def fault(self, peer: str, reason: str, detail: str) -> None:
         """Score a peer."""
@@ -294,19 +336,25 @@ class Reconciler:
             return
         self._wake = None
         for author, pending in list(self._ranges.items()):
+            if self._ranges.get(author) is not pending:
+                continue
             if pending.until <= now:
-                del self._ranges[author]
                 if pending.peer is not None:
                     self.range_failed(pending.peer, author, Reason.TIMEOUT, now)
                 else:
+                    del self._ranges[author]
                     self._plan_author(author, now, grace=False)
             else:
                 self._wake_at(pending.until)
-        timed_out: set[str] = set()
+        timed_out: dict[str, None] = {}
         for record in self.open.values():
-            if record.peer is not None and record.until <= now:
-                timed_out.add(record.peer)
+            if record.peer is None:
+                continue
+            if record.until <= now:
+                timed_out[record.peer] = None
                 self._release_fetch(record, now)
+            else:
+                self._wake_at(record.until)
         for peer in timed_out:
             self.fault(peer, Reason.TIMEOUT, "contents")
         self._release(now)
@@ -361,8 +409,7 @@ class Reconciler:
                 self.content(record_id, content, peer, now)
 
     def _settle(self, record: OpenRecord) -> None:
-        if record.peer is not None and (state := self.peers.get(record.peer)):
-            state.fetching -= 1
+        self._unassign(record)
         del self.open[record.record_id]
 
     # ----------------------------------------------------------------- delivery
@@ -429,34 +476,68 @@ class Reconciler:
 
     # ----------------------------------------------------------------- fetching
 
-    def _learn_head(self, author: str, seq: int, peer: str | None, now: float) -> None:
+    def _claim(self, author: str, seq: int, peer: str | None) -> None:
+        """Who sends a batch has got it."""
         if peer is not None and (state := self.peers.get(peer)):
-            state.heads[author] = max(seq, state.heads.get(author, 0))
-        self._plan_author(author, now, grace=False)
+            known = state.heads.get(author)
+            if known is not None or len(state.heads) < MAX_AUTHORS:
+                state.heads[author] = max(seq, known or 0)
 
     def _plan_author(self, author: str, now: float, *, grace: bool = True) -> None:
         """Ask the best peer for what is missing of a device's batches."""
         if author == self.author or author in self.forked:
             return
         running = self._ranges.get(author)
-        if running is not None and running.peer is not None:
+        if running is not None and (running.peer is not None or (running.grace and grace)):
             return
+        self._ranges.pop(author, None)
         head = self.heads.get(author)
         seq = head.seq if head else 0
         ahead = [name for name, p in self.peers.items() if p.heads.get(author, 0) > seq]
         if not ahead:
-            self._ranges.pop(author, None)
             return
-        if running is not None and grace:
+        ready = [name for name in ahead if self.peers[name].may_be_asked(author, now)]
+        if not ready:
+            until = min(self.peers[name].put_off[author][1] for name in ahead)
+            self._ranges[author] = _Range(None, until)
+            self._wake_at(until)
             return
-        if grace and seq and self._is_pushing(author, ahead):
-            self._ranges[author] = _Range(None, now + PUSH_GRACE)
+        if grace and seq and self._is_pushing(author, ready):
+            self._ranges[author] = _Range(None, now + PUSH_GRACE, grace=True)
             self._wake_at(now + PUSH_GRACE)
             return
-        peer = min(ahead, key=lambda name: (self.peers[name].score, self._random.random()))
-        self._ranges[author] = _Range(peer, now + REQUEST_TIMEOUT)
+        free = [name for name in ready if self.peers[name].ranges < MAX_RANGES]
+        if not free:
+            for name in ready:
+                self.peers[name].queued[author] = None
+            return
+        peer = min(free, key=lambda name: (self.peers[name].score, self._random.random()))
+        self.peers[peer].ranges += 1
+        self._ranges[author] = _Range(peer, now + REQUEST_TIMEOUT, seq + 1)
         self._wake_at(now + REQUEST_TIMEOUT)
         self._orders.append(FetchBatches(peer, author, seq + 1))
+
+    def _end_range(self, author: str) -> None:
+        ended = self._ranges.pop(author, None)
+        if ended is not None and ended.peer is not None:
+            state = self.peers.get(ended.peer)
+            if state is not None:
+                state.ranges -= 1
+
+    def _plan_queued(self, state: PeerState | None, now: float) -> None:
+        """A range request of a peer is free: the next device's turn."""
+        while state is not None and state.queued and state.ranges < MAX_RANGES:
+            author = next(iter(state.queued))
+            del state.queued[author]
+            self._plan_author(author, now)
+
+    def _put_off(self, state: PeerState, author: str, now: float) -> None:
+        failures = state.put_off.get(author, (0, 0.0))[0]
+        state.put_off[author] = (failures + 1, now + self._pause(failures))
+
+    def _pause(self, failures: int) -> float:
+        pause = min(RETRY_FIRST * 2 ** min(failures, 10), RETRY_LAST)
+        return pause * (0.5 + self._random.random())
 
     def _is_pushing(self, author: str, ahead: Iterable[str]) -> bool:
         """True if only others are ahead of us while the author itself is connected."""
@@ -468,55 +549,60 @@ class Reconciler:
         if not self.open or not self.peers:
             return
         asks: dict[str, list[bytes]] = {}
-        sizes: dict[str, int] = {}
         for record in self.open.values():
             if record.peer is not None:
                 continue
             if record.until > now:
                 self._wake_at(record.until)
                 continue
-            peer = self._best_holder(record, asks, sizes)
+            peer = self._best_holder(record, asks, now)
             if peer is None:
                 continue
+            state = self.peers[peer]
             asks.setdefault(peer, []).append(record.record_id)
-            sizes[peer] = sizes.get(peer, 0) + record.size
+            state.fetching += 1
+            state.bytes += record.size
             record.peer = peer
-            record.until = now + REQUEST_TIMEOUT
-            self.peers[peer].fetching += 1
+            record.until = now + REQUEST_TIMEOUT + state.bytes / SLOW_LINK
             self._wake_at(record.until)
         for peer, ids in asks.items():
             self._orders.append(FetchContents(peer, tuple(ids)))
 
     def _best_holder(
-        self, record: OpenRecord, asks: Mapping[str, list[bytes]], sizes: Mapping[str, int]
+        self, record: OpenRecord, asks: Mapping[str, list[bytes]], now: float
     ) -> str | None:
         best: tuple[float, int, float] | None = None
         choice = None
         for name, state in self.peers.items():
             if not state.has(record.author, record.seq):
                 continue
-            if state.gone is not None and record.record_id in state.gone:
+            again = state.gone.get(record.record_id)
+            if again is not None and again > now:
+                self._wake_at(again)
                 continue
             if state.fetching >= MAX_FETCHING or len(asks.get(name, ())) >= MAX_FETCH:
                 continue
-            if sizes.get(name, 0) >= MAX_FETCH_BYTES:
+            if state.bytes >= MAX_FETCHING_BYTES:
                 continue
             rank = (state.score, state.fetching, self._random.random())
             if best is None or rank < best:
                 best, choice = rank, name
         return choice
 
-    def _release_fetch(self, record: OpenRecord, now: float, *, soon: bool = False) -> None:
-        """A fetch ended without the content: try again, later each time."""
+    def _unassign(self, record: OpenRecord) -> None:
         if record.peer is not None and (state := self.peers.get(record.peer)):
             state.fetching -= 1
+            state.bytes -= record.size
         record.peer = None
+
+    def _release_fetch(self, record: OpenRecord, now: float, *, soon: bool = False) -> None:
+        """A fetch ended without the content: try again, later each time."""
+        self._unassign(record)
         if soon:
             record.until = now
             return
+        record.until = now + self._pause(record.attempts)
         record.attempts += 1
-        pause = min(RETRY_FIRST * 2 ** min(record.attempts - 1, 10), RETRY_LAST)
-        record.until = now + pause * (0.5 + self._random.random())
         self._wake_at(record.until)
 
     def _wake_at(self, when: float) -> None:
