@@ -7,9 +7,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from walyoff.abc import IpfsNode
-from walyoff.errors import ChildError
+from walyoff.errors import ChildError, LocalProtocolError
 from walyoff.platform import Foundation, Platform
-from walyoff.walytis.identity import WalytisIdentity
+from walyoff.walytis.identity import WalytisIdentity, decode_grant
 from walyoff.walytis.ledger import WalytisLedger
 from walyoff.walytis.process import Child, open_child
 from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
@@ -65,7 +65,14 @@ class WalytisPlatform:
 
     @asynccontextmanager
     async def adopt(self, grant: bytes, *, device: str) -> AsyncIterator[Foundation]:
-        """An identity that a member granted."""
+        """An identity that a member granted.
+
+        Raises:
+            LocalProtocolError: it is open here already.
+            RemoteProtocolError: the grant does not hold.
+        """
+        if decode_grant(grant)["did"] in self._identities:
+            raise LocalProtocolError("this device is in the channel already")
         async with self._founded(
             await WalytisIdentity.adopt(self._child, grant, device)
         ) as foundation:
