@@ -501,7 +501,9 @@ async def open_device(
         opened: dict[str, Transport] = {}
         for name, factory in transports.items():
             state_dir = path / "transports" / name
-            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # The mode is for the last folder only, so one after the other.
+            for folder in (state_dir.parent, state_dir):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             host = TransportHost(state_dir=state_dir, run_dir=run_dir / name, ipfs=base.ipfs)
             host.run_dir.mkdir(mode=0o700)
             opened[name] = await stack.enter_async_context(factory(host))
