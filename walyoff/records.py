@@ -116,6 +116,11 @@ def chain_start(channel: str, author: str) -> bytes:
     return blake3(_CHAIN + pack([channel, author])).digest()
 
 
+def batch_hash(body: bytes) -> bytes:
+    """The id of the batch with this body, before the body is looked at."""
+    return blake3(_BATCH + body).digest()
+
+
 def signed_message(batch_id: bytes) -> bytes:
     """What the author's device key signs."""
     return _BATCH + batch_id
@@ -212,7 +217,7 @@ def make_batch(
         seen=tuple(seen[:MAX_SEEN]),
         records=tuple(records),
         body=body,
-        batch_id=blake3(_BATCH + body).digest(),
+        batch_id=batch_hash(body),
         record_ids=_chain(prev, first_seq, rows),
     )
 
@@ -264,6 +269,6 @@ def decode_batch(body: bytes) -> Batch:
         seen=tuple(map(_decode_seen, seen)),
         records=records,
         body=bytes(body),
-        batch_id=blake3(_BATCH + body).digest(),
+        batch_id=batch_hash(body),
         record_ids=_chain(before, first, rows),
     )

@@ -17,7 +17,7 @@ from walyoff.abc import Block, Ledger
 from walyoff.engine.facts import Reason, Report
 from walyoff.epochs import SALT_SIZE, Anchor, Epoch, open_anchor, seal_anchor
 from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError, WalyoffError
-from walyoff.records import decode_batch
+from walyoff.records import batch_hash, decode_batch
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
@@ -151,11 +151,18 @@ class AnchorKeeper:
         for data in anchor.certificates:
             await engine.trust.add(data)
         for body, signature in anchor.batches:
-            try:
-                batch = await engine.inbox.offer(body, signature, None, None)
-            except RemoteProtocolError as error:
-                # One bad batch in a block delays no other.
-                self._refuse(error.reason, block, str(error))
-                continue
-            if batch is not None:
-                engine.anchored([(batch.batch_id, block.ref)])
+            batch_id = batch_hash(body)
+            if not await self._is_held(batch_id):
+                try:
+                    if await engine.inbox.offer(body, signature, None, None) is None:
+                        continue
+                except RemoteProtocolError as error:
+                    # One bad batch in a block delays no other.
+                    self._refuse(error.reason, block, str(error))
+                    continue
+            engine.anchored([(batch_id, block.ref)])
+
+    async def _is_held(self, batch_id: bytes) -> bool:
+        """True for a batch that came from a peer before: most do, and need no second look."""
+        engine = self._engine
+        return engine.accepted(batch_id) or await engine.store.batch(batch_id) is not None
