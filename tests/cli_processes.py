@@ -1,0 +1,123 @@
+"""Running `walyoff` commands as processes, with bounded time, and seeing what they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+WALYOFF = [sys.executable, "-m", "walyoff.cli"]
+BOUND_S = 60.0
+
+
+class Command:
+    """One running command, in a session of its own, as in a terminal of its own."""
+
+    def __init__(self, arguments: tuple[str, ...], *, stdin: int = subprocess.DEVNULL) -> None:
+        self.process = subprocess.Popen(
+            [*WALYOFF, *arguments],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._buffer = b""
+
+    def line(self, timeout: float = BOUND_S) -> str:
+        """The next line of its output. Fails when it ends or takes too long."""
+        deadline = time.monotonic() + timeout
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([descriptor], [], [], max(left, 0))
+            assert ready, f"no line within {timeout} s"
+            chunk = os.read(descriptor, 65536)
+            assert chunk, f"it ended: {self.process.stderr and self.process.stderr.read()!r}"
+            self._buffer += chunk
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return line.decode()
+
+    def json(self, timeout: float = BOUND_S) -> dict[str, Any]:
+        """The next line as an object."""
+        value = json.loads(self.line(timeout))
+        assert isinstance(value, dict)
+        return value
+
+    def end(self, signum: int | None = None, timeout: float = BOUND_S) -> tuple[int, str, str]:
+        """Send a signal, if one is given; wait for the end: (code, rest of output, stderr)."""
+        if signum is not None:
+            # To the whole group, as a terminal does.
+            os.killpg(self.process.pid, signum)
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, (self._buffer + out).decode(), err.decode()
+
+
+@contextmanager
+def running(*arguments: str, stdin: int = subprocess.DEVNULL) -> Iterator[Command]:
+    """A command that runs meanwhile, and is killed at the latest at the end."""
+    command = Command(arguments, stdin=stdin)
+    try:
+        yield command
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(command.process.pid, signal.SIGKILL)
+        command.process.wait(timeout=BOUND_S)
+        for stream in (command.process.stdout, command.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def walyoff(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*WALYOFF, *arguments], input=stdin, capture_output=True, timeout=BOUND_S, check=False
+    )
+
+
+def objects(*arguments: str, stdin: bytes = b"") -> list[dict[str, Any]]:
+    """What a command that succeeds prints with `--json`, and nothing on stderr."""
+    result = walyoff(*arguments, "--json", stdin=stdin)
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stderr == b""
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def failure(result: subprocess.CompletedProcess[bytes]) -> str:
+    """The error of a command that failed: one line, and no traceback."""
+    text = result.stderr.decode()
+    assert result.returncode == 1, text
+    assert text.startswith("walyoff: "), text
+    assert text.count("\n") == 1, text
+    return text
+
+
+def processes_of(home: Path) -> list[str]:
+    """The processes whose command line or environment names a folder."""
+    name = str(home).encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            about = (entry / "cmdline").read_bytes()
+            if name in about or name in (entry / "environ").read_bytes():
+                found.append(f"{entry.name}: {about!r}")
+    return found
+
+
+def gone(home: Path, within: float = 5.0) -> list[str]:
+    """What is left of a home's processes after a moment; empty when all is well."""
+    deadline = time.monotonic() + within
+    while (found := processes_of(home)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found

@@ -1,0 +1,169 @@
+"""The command line without a running device: usage, errors, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+import pytest
+
+from walyoff.cli import run
+from walyoff.cli.output import dump, encode_content, escape_line, escape_text
+
+WALYOFF = [sys.executable, "-m", "walyoff.cli"]
+BOUND_S = 60
+
+
+@dataclass
+class Result:
+    code: int
+    stdout: str
+    stderr: str
+
+    def one_line(self) -> str:
+        """The error: exit code 1, one line on stderr, and no traceback."""
+        assert self.code == 1
+        assert self.stderr.startswith("walyoff: "), self.stderr
+        assert self.stderr.count("\n") == 1, self.stderr
+        return self.stderr
+
+
+Walyoff = Callable[..., Result]
+
+
+@pytest.fixture
+def walyoff(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Walyoff:
+    """Run a command in this process: what fails before a device is opened is quick so."""
+    monkeypatch.delenv("WALYOFF_HOME", raising=False)
+
+    def call(*arguments: str, **env: str) -> Result:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+def test_help_answers_at_once_as_a_process() -> None:
+    times = []
+    for _ in range(3):
+        begun = time.monotonic()
+        result = subprocess.run(
+            [*WALYOFF, "--help"], capture_output=True, timeout=BOUND_S, check=True
+        )
+        times.append(time.monotonic() - begun)
+    for command in ("init", "create", "invite", "join", "send", "listen", "log", "records"):
+        assert command in result.stdout.decode()
+    # Alone on the machine it is 0.15 s; the best of three is not disturbed by others.
+    assert min(times) < 0.6, times
+
+
+def test_version(walyoff: Walyoff) -> None:
+    assert walyoff("--version") == Result(0, "walyoff, version 0.1.0\n", "")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, walyoff.cli as c; c.run(['--help'])\n"
+        "heavy = {'cryptography', 'walyoff.node', 'cffi', 'nacl', 'asyncio'}\n"
+        "heavy &= set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=BOUND_S, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["create"],
+        ["send", "a", "b", "c"],
+        ["send", "a", "b", "--file", __file__],
+        ["listen", "--cursor", "a", "--since", "1"],
+        ["listen", "--count", "0"],
+        ["log", "--last", "many"],
+        ["invite", "--lifetime", "0"],
+        ["join"],
+        ["--passphrase-file", "/nowhere/at/all", "status"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(
+    arguments: list[str], tmp_path: Path, walyoff: Walyoff
+) -> None:
+    result = walyoff(*arguments, WALYOFF_HOME=str(tmp_path / "home"))
+    assert result.code == 2
+    assert "Error: " in result.stderr
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "members", "log", "records", "listen", "invite"])
+def test_without_a_device_it_says_how_to_make_one(
+    command: str, tmp_path: Path, walyoff: Walyoff
+) -> None:
+    result = walyoff("--home", str(tmp_path / "none"), command)
+    assert "walyoff init" in result.one_line()
+    assert not (tmp_path / "none").exists()
+
+
+def test_home_comes_from_the_environment_or_xdg(tmp_path: Path, walyoff: Walyoff) -> None:
+    chosen, data = str(tmp_path / "chosen"), str(tmp_path / "data")
+    result = walyoff("status", WALYOFF_HOME=chosen, XDG_DATA_HOME=data)
+    assert f" {chosen}:" in result.one_line()
+    result = walyoff("status", WALYOFF_HOME="", XDG_DATA_HOME=data)
+    assert f" {data}/walyoff:" in result.one_line()
+    result = walyoff("status", XDG_DATA_HOME="relative", HOME=str(tmp_path))
+    assert f" {tmp_path}/.local/share/walyoff:" in result.one_line()
+
+
+@pytest.mark.parametrize("data", [b"", b"\nsecond line\n", b"\xff\xfe\n"])
+def test_a_bad_passphrase_file_is_told_without_its_content(
+    data: bytes, tmp_path: Path, walyoff: Walyoff
+) -> None:
+    file = tmp_path / "passphrase"
+    file.write_bytes(data)
+    result = walyoff("init", "--home", str(tmp_path / "h"), "--passphrase-file", str(file))
+    assert str(file) in result.one_line()
+
+
+def test_terminals_never_get_control_characters() -> None:
+    hostile = "a\x1b[2Jb\x07\x9b1m\u202ec\u2028d\x00e\x7f"
+    shown = escape_text(hostile)
+    assert shown.isprintable()
+    assert shown == "a\\x1b[2Jb\\x07\\x9b1m\\u202ec\\u2028d\\x00e\\x7f"
+    assert escape_line("two\nlines") == "two\\nlines"
+    # A second line is indented, so it cannot look like the line of another message.
+    assert escape_text("one\n12:00:00  you  fake\n", "    ") == "one\n    12:00:00  you  fake"
+    assert escape_text("grüße 👩‍🚀 日本") == "grüße 👩‍🚀 日本"
+    assert dump({"a": hostile}).isascii()
+    assert json.loads(dump({"a": hostile})) == {"a": hostile}
+
+
+def test_bytes_in_json_say_how_they_are_encoded() -> None:
+    assert encode_content("grün".encode()) == {"content": "grün", "encoding": "utf-8"}
+    assert encode_content(b"\xff\x00") == {"content": "/wA=", "encoding": "base64"}
+    assert encode_content(None) == {"content": None, "encoding": None}
+
+
+def test_since_is_a_position_an_age_or_a_time() -> None:
+    from walyoff.cli.listening import parse_since
+
+    now = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    assert parse_since("17", now) == 17
+    assert parse_since("90m", now) == now - timedelta(minutes=90)
+    assert parse_since("3d", now) == now - timedelta(days=3)
+    assert parse_since("2026-11-22T08:00+01:00", now) == datetime(2026, 11, 22, 7, tzinfo=UTC)
+    for wrong in ("", "yesterday", "-5", "999999999d", "9" * 30, "2026-99-01", "١٧"):
+        with pytest.raises(click.UsageError):
+            parse_since(wrong, now)

@@ -1,0 +1,268 @@
+"""Two devices through the command line only: what a person with two terminals does."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pty
+import select
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli_processes import WALYOFF, failure, gone, objects, running, walyoff
+
+
+@dataclass
+class Pair:
+    """Two devices in one channel."""
+
+    alice: Path
+    bob: Path
+    alice_did: str
+    bob_did: str
+    channel: str
+    used: str
+
+
+def home(path: Path) -> tuple[str, str]:
+    return "--home", str(path)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Made by init, create, invite and join; which is the first test of them."""
+    base = tmp_path_factory.mktemp("cli")
+    alice, bob = base / "alice", base / "bob"
+    (made,) = objects("init", *home(alice))
+    assert made["home"] == str(alice)
+    assert made["did"].startswith("did:walytisidentities:")
+    assert made["channels"] == 0
+    (created,) = objects("create", "family", *home(alice))
+    assert created["name"] == "family"
+    assert created["me"] == made["did"]
+    assert created["members"] == 1
+
+    (welcome,) = objects("send", "family", "welcome", *home(alice))
+    assert welcome["others"] == 0
+    assert welcome["anchored"] is True
+
+    with running("invite", "--json", *home(alice)) as inviting:
+        invited = inviting.json()
+        assert invited["channel"] == created["channel"]
+        assert time.time() < invited["expires"] <= time.time() + 24 * 3600
+        # By stdin, so that no other user of the machine sees the secret.
+        (joined,) = objects("join", "-", *home(bob), stdin=invited["invitation"].encode())
+        told = inviting.json()
+        assert told["joined"] == joined["me"]
+        code, rest, errors = inviting.end()
+    assert (code, rest, errors) == (0, "", "")
+    assert joined["channel"] == created["channel"]
+    assert joined["name"] == "family"
+    assert joined["members"] == 2
+    # The history is handed over before either command ends.
+    assert joined["messages"] == 1
+    assert gone(base) == []
+    return Pair(
+        alice, bob, made["did"], joined["me"], created["channel"], invited["invitation"]
+    )
+
+
+def test_a_message_goes_from_device_to_device(pair: Pair) -> None:
+    with running("listen", "--json", *home(pair.bob)) as listening:
+        assert listening.json()["content"] == "welcome"
+        begun = time.monotonic()
+        (sent,) = objects(
+            "send",
+            "family",
+            "dinner is ready",
+            "-t",
+            "food",
+            "--timeout",
+            "20",
+            *home(pair.alice),
+        )
+        assert time.monotonic() - begun < 20
+        assert sent["received_by"] == [pair.bob_did]
+        assert sent["others"] == 1
+        assert sent["stored"] is True
+        assert sent["anchored"] is True
+        message = listening.json()
+        assert message["id"] == sent["id"]
+        assert message["author"] == pair.alice_did
+        assert message["mine"] is False
+        assert message["content"] == "dinner is ready"
+        assert message["encoding"] == "utf-8"
+        assert message["topics"] == ["food"]
+        assert message["channel"] == pair.channel
+
+        # While it runs, the home has an owner, and nobody else gets in.
+        begun = time.monotonic()
+        text = failure(walyoff("send", "me too", *home(pair.bob)))
+        assert str(pair.bob) in text
+        assert f"process {listening.process.pid}" in text
+        assert "Ctrl-C" in text
+
+        # The other side sees who is there.
+        members = objects("members", *home(pair.alice))
+        assert {m["did"]: (m["me"], m["connected"]) for m in members} == {
+            pair.alice_did: (True, False),
+            pair.bob_did: (False, True),
+        }
+        (status,) = objects("status", *home(pair.alice))
+        assert status["did"] == pair.alice_did
+        assert [c["name"] for c in status["channels"]] == ["family"]
+        assert [p["did"] for p in status["channels"][0]["peers"]] == [pair.bob_did]
+
+        code, _, errors = listening.end(signal.SIGINT)
+    assert code == 130
+    assert errors == ""
+    assert gone(pair.bob) == []
+
+    # No lock is left: the next command opens the home.
+    log = objects("log", *home(pair.bob))
+    assert [m["content"] for m in log] == ["welcome", "dinner is ready"]
+    (mine,) = objects("log", "family", "--last", "1", *home(pair.alice))
+    assert mine["mine"] is True
+    assert mine["anchored"] is True
+
+    # Both devices say the same of the message, to the commitment.
+    theirs, ours = (objects("records", *home(h)) for h in (pair.alice, pair.bob))
+    assert len(ours) == len(theirs) == 2
+    for our, their in zip(ours, theirs, strict=True):
+        assert len(bytes.fromhex(our["commitment"])) == 32
+        for name in ("id", "author", "seq", "time", "topics", "size", "commitment"):
+            assert our[name] == their[name]
+        assert "content" not in our
+
+
+def test_bytes_and_cursors_are_exact(pair: Pair, tmp_path: Path) -> None:
+    raw = bytes(range(256))
+    file = tmp_path / "raw"
+    file.write_bytes(raw)
+    (sent,) = objects("send", "family", "--file", str(file), "--no-wait", *home(pair.alice))
+    assert sent["size"] == 256
+    assert sent["received_by"] == []
+    text = b"two\nlines, and a \x1b[31mcolour\n"
+    objects("send", "-", "--no-wait", *home(pair.alice), stdin=text)
+
+    # A cursor goes on where it stopped, without a message lost or repeated.
+    before = len(objects("log", "--all", *home(pair.alice))) - 2
+    listen = ("listen", "--cursor", "test", *home(pair.alice), "--timeout", "20", "--count")
+    first = objects(*listen, str(before + 1))
+    second = objects(*listen, "1")
+    assert base64.b64decode(first[-1]["content"]) == raw
+    assert first[-1]["encoding"] == "base64"
+    assert second[0]["content"].encode() == text
+    assert second[0]["position"] == first[-1]["position"] + 1
+
+    # For people, control characters are shown and not obeyed.
+    shown = walyoff("log", "--last", "2", *home(pair.alice)).stdout.decode()
+    assert "(256 bytes, not text: --json shows them)" in shown
+    assert "two\n" in shown
+    assert "  lines, and a \\x1b[31mcolour" in shown
+    assert "\x1b" not in shown
+
+    # What does not come in time is a failure that says how far it got.
+    late = walyoff(*listen[:-3], "--timeout", "0.5", "--count", "3")
+    assert "0 of 3 messages" in failure(late)
+
+
+def test_bad_invitations_say_what_to_do(pair: Pair, tmp_path: Path) -> None:
+    new = home(tmp_path / "carol")
+    mistyped = ("b" if pair.used[0] != "b" else "c") + pair.used[1:]
+    text = failure(walyoff("join", mistyped, *new))
+    assert "mistyped" in text
+    assert mistyped not in text
+
+    result = walyoff("invite", "--no-wait", "--lifetime", "1", "--json", *home(pair.alice))
+    expired = json.loads(result.stdout)["invitation"]
+    time.sleep(1.1)
+    assert "expired" in failure(walyoff("join", expired, *new))
+
+    assert "running" in failure(walyoff("join", pair.used, *new)), "nobody is there"
+    with running("listen", "--json", *home(pair.alice)) as listening:
+        listening.json()
+        assert "used" in failure(walyoff("join", pair.used, *new))
+        code, _, _ = listening.end(signal.SIGTERM)
+    assert code == 143
+    assert gone(pair.alice) == []
+
+
+def test_names_of_channels_are_checked(pair: Pair) -> None:
+    text = failure(walyoff("log", "famly", *home(pair.alice)))
+    assert "famly" in text
+    assert "family" in text
+    assert "exists" in failure(walyoff("create", "family", *home(pair.alice)))
+
+
+def test_a_signal_while_it_opens_leaves_nothing(pair: Pair) -> None:
+    for pause in (0.3, 0.9):
+        with running("status", *home(pair.bob)) as command:
+            time.sleep(pause)
+            code, _, errors = command.end(signal.SIGINT)
+        assert code == 130
+        assert errors == ""
+        assert gone(pair.bob) == []
+    objects("log", *home(pair.bob))
+
+
+def test_on_a_terminal_what_is_typed_is_sent(pair: Pair) -> None:
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(WALYOFF[0], [*WALYOFF, "listen", *home(pair.alice)])
+    try:
+        screen = read_until(terminal, "what you type is sent")
+        os.write(terminal, "schöne Grüße\n".encode())
+        screen += read_until(terminal, "you      schöne Grüße")
+        assert "Traceback" not in screen
+        # Ctrl-D: the end of what is typed.
+        os.write(terminal, b"\x04")
+        assert wait_for_end(process) == 0
+    finally:
+        os.close(terminal)
+    assert gone(pair.alice) == []
+    (last,) = objects("log", "--last", "1", *home(pair.alice))
+    assert last["content"] == "schöne Grüße"
+    assert last["mine"] is True
+
+
+def wait_for_end(process: int, timeout: float = 20) -> int:
+    """The exit code of a process, which is killed if it does not end."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    raise AssertionError("it did not end")
+
+
+def read_until(descriptor: int, text: str, timeout: float = 30) -> str:
+    """What a terminal shows, up to a text."""
+    seen = b""
+    deadline = time.monotonic() + timeout
+    while text.encode() not in seen:
+        ready, _, _ = select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))
+        assert ready, seen.decode(errors="replace")
+        seen += os.read(descriptor, 4096)
+    return seen.decode(errors="replace")
+
+
+def test_a_passphrase_is_needed_ever_after(tmp_path: Path) -> None:
+    file, wrong = tmp_path / "right", tmp_path / "wrong"
+    file.write_text("correct horse\nsecond line\n")
+    wrong.write_text("battery staple\n")
+    where = home(tmp_path / "dave")
+    made: list[dict[str, Any]] = objects("init", *where, "--passphrase-file", str(file))
+    text = failure(walyoff("status", *where, "--passphrase-file", str(wrong)))
+    assert "wrong passphrase" in text
+    assert "battery" not in text
+    assert objects("init", *where, "--passphrase-file", str(file)) == made
