@@ -39,7 +39,7 @@ from walyoff.engine.facts import (
     Verdict,
     Write,
 )
-from walyoff.records import HASH_SIZE, Batch, Seen, chain_start, device_id
+from walyoff.records import HASH_SIZE, MAX_CONTENT, Batch, Seen, chain_start, device_id
 
 #: A request without an answer for so long is given to another peer.
 REQUEST_TIMEOUT = 5.0
@@ -57,7 +57,7 @@ MAX_FETCHING_BYTES = 4 * 1024 * 1024
 #: Requests for batches in flight per peer: fewer than the questions that a peer queues.
 MAX_RANGES = 16
 #: A peer gets so much longer for what it was asked for: bytes per second of a slow link.
-SLOW_LINK = 128 * 1024
+SLOW_LINK = 512 * 1024
 #: A peer that said it has not got a content is not asked again before, unless it says it has.
 GONE_FOR = 60.0
 #: Devices that one peer may speak of: bounds what a liar makes us remember.
@@ -195,6 +195,8 @@ class Reconciler:
         if author not in self.forked:
             self.forked.add(author)
             self._end_range(author)
+            # A queue may wait for the request that ended.
+            self._wake_at(0.0)
             self._orders.append(Report(Reason.FORK, author, detail))
 
     def content(self, record_id: bytes, content: StoredContent, peer: str, now: float) -> None:
@@ -335,17 +337,7 @@ class Reconciler:
         if self._wake is None or now < self._wake:
             return
         self._wake = None
-        for author, pending in list(self._ranges.items()):
-            if self._ranges.get(author) is not pending:
-                continue
-            if pending.until <= now:
-                if pending.peer is not None:
-                    self.range_failed(pending.peer, author, Reason.TIMEOUT, now)
-                else:
-                    del self._ranges[author]
-                    self._plan_author(author, now, grace=False)
-            else:
-                self._wake_at(pending.until)
+        self._tick_ranges(now)
         timed_out: dict[str, None] = {}
         for record in self.open.values():
             if record.peer is None:
@@ -357,8 +349,22 @@ class Reconciler:
                 self._wake_at(record.until)
         for peer in timed_out:
             self.fault(peer, Reason.TIMEOUT, "contents")
+        for state in self.peers.values():
+            self._plan_queued(state, now)
         self._release(now)
         self._plan_contents(now)
+
+    def _tick_ranges(self, now: float) -> None:
+        for author, pending in list(self._ranges.items()):
+            if self._ranges.get(author) is not pending:
+                continue
+            if pending.until > now:
+                self._wake_at(pending.until)
+            elif pending.peer is not None:
+                self.range_failed(pending.peer, author, Reason.TIMEOUT, now)
+            else:
+                del self._ranges[author]
+                self._plan_author(author, now, grace=False)
 
     # ---------------------------------------------------------------- receiving
 
@@ -536,7 +542,7 @@ class Reconciler:
         state.put_off[author] = (failures + 1, now + self._pause(failures))
 
     def _pause(self, failures: int) -> float:
-        pause = min(RETRY_FIRST * 2 ** min(failures, 10), RETRY_LAST)
+        pause = min(RETRY_FIRST * 2.0 ** min(failures, 10), RETRY_LAST)
         return pause * (0.5 + self._random.random())
 
     def _is_pushing(self, author: str, ahead: Iterable[str]) -> bool:
@@ -561,7 +567,7 @@ class Reconciler:
             state = self.peers[peer]
             asks.setdefault(peer, []).append(record.record_id)
             state.fetching += 1
-            state.bytes += record.size
+            state.bytes += _weight(record)
             record.peer = peer
             record.until = now + REQUEST_TIMEOUT + state.bytes / SLOW_LINK
             self._wake_at(record.until)
@@ -592,7 +598,7 @@ class Reconciler:
     def _unassign(self, record: OpenRecord) -> None:
         if record.peer is not None and (state := self.peers.get(record.peer)):
             state.fetching -= 1
-            state.bytes -= record.size
+            state.bytes -= _weight(record)
         record.peer = None
 
     def _release_fetch(self, record: OpenRecord, now: float, *, soon: bool = False) -> None:
@@ -608,3 +614,8 @@ class Reconciler:
     def _wake_at(self, when: float) -> None:
         if self._wake is None or when < self._wake:
             self._wake = when
+
+
+def _weight(record: OpenRecord) -> int:
+    """What a content counts in flight: its author may claim any size."""
+    return min(record.size, MAX_CONTENT)

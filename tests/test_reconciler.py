@@ -1,0 +1,188 @@
+"""The reconciler alone: facts in any order, lies, crashes, and mutants that must be caught."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.reconciler_model import ReconcilerMachine
+from walyoff.abc import StoredContent
+from walyoff.engine.facts import OpenRecord, PeerState, Reason, Verdict, Write
+from walyoff.engine.reconciler import Reconciler
+from walyoff.records import Batch
+
+
+def test_any_order_of_facts_keeps_the_log_right_and_settles() -> None:
+    run_state_machine_as_test(
+        ReconcilerMachine, settings=settings(max_examples=120, stateful_step_count=40)
+    )
+
+
+class NeverTimesOut(Reconciler):
+    """Forgets requests that are not answered."""
+
+    def _plan_contents(self, now: float) -> None:
+        super()._plan_contents(now)
+        for record in self.open.values():
+            if record.peer is not None:
+                record.until = math.inf
+
+
+class LosesTheTimer(Reconciler):
+    """A tick for one thing forgets when the others are due."""
+
+    def tick(self, now: float) -> None:
+        super().tick(now)
+        self._wake = None
+
+
+class DoesNotWaitForPredecessors(Reconciler):
+    def _release_batch(self, pending: Any, ready: list[bytes], late: float, now: float) -> bool:
+        return super()._release_batch(pending, ready, now, now)
+
+
+class DoesNotWaitForQuestions(Reconciler):
+    def _dependencies_met(self, batch: Batch) -> bool:
+        return True
+
+
+class AcceptsAnyPredecessor(Reconciler):
+    def fork(self, author: str, detail: str) -> None:
+        """Nothing is wrong with it."""
+
+
+class AcceptsGaps(Reconciler):
+    def batch(
+        self,
+        batch: Batch,
+        signature: bytes,
+        contents: Sequence[StoredContent | None],
+        peer: str | None,
+        now: float,
+    ) -> Verdict:
+        verdict = super().batch(batch, signature, contents, peer, now)
+        if verdict is Verdict.GAP:
+            self._extend(batch, signature, contents, now)
+        return verdict
+
+
+class IgnoresGone(Reconciler):
+    def content_failed(
+        self, record_ids: Iterable[bytes], peer: str, reason: str, now: float
+    ) -> None:
+        super().content_failed(record_ids, peer, reason, now)
+        if state := self.peers.get(peer):
+            state.gone.clear()
+
+
+class DeliversWhatComes(Reconciler):
+    """A content is delivered when it comes, and again when it is its turn."""
+
+    def content(self, record_id: bytes, content: StoredContent, peer: str, now: float) -> None:
+        known = record_id in self.open
+        super().content(record_id, content, peer, now)
+        if known:
+            self._orders.append(Write(None, None, (), (record_id,)))
+
+
+class ForgetsLateOnes(Reconciler):
+    def content(self, record_id: bytes, content: StoredContent, peer: str, now: float) -> None:
+        if record := self.open.get(record_id):
+            record.late = False
+        super().content(record_id, content, peer, now)
+
+
+class WaitsForEver(Reconciler):
+    """One missing content holds up everything after it."""
+
+    def _release_batch(self, pending: Any, ready: list[bytes], late: float, now: float) -> bool:
+        return super()._release_batch(pending, ready, math.inf, now)
+
+
+class KeepsAskingTheDeparted(Reconciler):
+    def peer_left(self, peer: str, now: float) -> None:
+        self.peers.pop(peer, None)
+
+
+class MiscountsRequests(Reconciler):
+    def _settle(self, record: OpenRecord) -> None:
+        record.peer = None
+        super()._settle(record)
+
+
+class ForgetsAcrossRestarts(Reconciler):
+    def restore_open(self, records: Iterable[OpenRecord]) -> None:
+        super().restore_open(list(records)[1:])
+
+
+class DisbelievesTheSlow(Reconciler):
+    """One timeout, and a peer is never asked for that device again."""
+
+    def range_failed(self, peer: str, author: str, reason: str, now: float) -> None:
+        if state := self.peers.get(peer):
+            state.heads.pop(author, None)
+        super().range_failed(peer, author, reason, now)
+
+
+class BelievesClaimsWithoutPause(Reconciler):
+    """A peer that gives nothing is asked again in the same moment, and again."""
+
+    def _put_off(self, state: PeerState, author: str, now: float) -> None:
+        """Why wait?"""
+
+
+class TakesStrangersForHolders(Reconciler):
+    """Asks peers for what they do not claim to hold, and believes no gaps."""
+
+    def content_failed(
+        self, record_ids: Iterable[bytes], peer: str, reason: str, now: float
+    ) -> None:
+        if reason == Reason.WRONG_CONTENT:
+            super().content_failed(record_ids, peer, reason, now)
+            return
+        for record_id in record_ids:
+            if record := self.open.get(record_id):
+                self._release_fetch(record, now, soon=True)
+        self._plan_contents(now)
+
+
+MUTANTS = [
+    NeverTimesOut,
+    LosesTheTimer,
+    DoesNotWaitForPredecessors,
+    DoesNotWaitForQuestions,
+    AcceptsAnyPredecessor,
+    AcceptsGaps,
+    IgnoresGone,
+    DeliversWhatComes,
+    ForgetsLateOnes,
+    WaitsForEver,
+    KeepsAskingTheDeparted,
+    MiscountsRequests,
+    ForgetsAcrossRestarts,
+    DisbelievesTheSlow,
+    BelievesClaimsWithoutPause,
+    TakesStrangersForHolders,
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_reconciler_that_is_wrong_in_one_thing_is_caught(mutant: type[Reconciler]) -> None:
+    machine = type(f"{mutant.__name__}Machine", (ReconcilerMachine,), {"make": mutant})
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - any failure catches it
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=250,
+                stateful_step_count=40,
+                phases=[Phase.generate],
+                derandomize=True,
+                database=None,
+                report_multiple_bugs=False,
+            ),
+        )
