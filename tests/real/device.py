@@ -16,13 +16,11 @@ from typing import Any
 
 import anyio
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import attacks
-import recording
-import wire
+# Started as a script, but a part of the tests.
+sys.path.append(str(Path(__file__).parents[2]))
 
 import walyoff
+from tests.real import attacks, recording, wire
 
 
 class Commands:

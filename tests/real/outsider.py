@@ -12,12 +12,13 @@ from typing import Any
 
 import anyio
 
-sys.path.insert(0, str(Path(__file__).parent))
+# Started as a script, but a part of the tests.
+sys.path.append(str(Path(__file__).parents[2]))
 
-import wire
-
-from walyoff.walytis.process import Child, open_child
 from walyoff_transports.ipfs import PROTOCOL
+
+from tests.real import wire
+from walyoff.walytis.process import Child, open_child
 
 
 async def do(child: Child, what: str, args: dict[str, Any]) -> Any:

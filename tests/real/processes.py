@@ -227,7 +227,8 @@ class World:
             process.kill()
         # The children notice within a moment, and may write until then.
         time.sleep(0.6)
-        shutil.rmtree(self.root, ignore_errors=True)
+        if "WALYOFF_TESTS_KEEP" not in os.environ:
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def begin(self, name: str, *options: str) -> Device:
         """Start a device without waiting for it."""
