@@ -236,7 +236,7 @@ def test_a_source_distribution_holds_what_is_needed_to_build_and_to_test(dist: P
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    needed = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile",
+    needed = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", ".ci/run",
               "tests/conftest.py", "docs/design.md", "docs/protocol.md",
               "transports/walyoff_transports/py.typed",
               "codecs/walyoff_codecs/py.typed"}  # fmt: skip
