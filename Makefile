@@ -7,6 +7,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Optional parts to install: libp2p needs a C compiler and the headers of GMP.
+EXTRAS ?= dev
 TESTS ?= tests
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
@@ -44,7 +46,7 @@ $(STAMP): pyproject.toml
 		{ echo "walyoff needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV), a minute or so the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
 
 clean:
