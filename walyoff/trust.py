@@ -49,7 +49,7 @@ class Trust:
     def __init__(self, *, channel: str, identity: Identity, store: Store) -> None:
         self.channel = channel
         self.identity = identity
-        self._store = store
+        self.store = store
         self._trusted: dict[bytes, Trusted] = {}
 
     def is_member(self, did: str) -> bool:
@@ -63,15 +63,15 @@ class Trust:
     async def load(self, certificate_id: bytes) -> Trusted | None:
         """A certificate that was ever checked."""
         found = self._trusted.get(certificate_id)
-        if found is None and (value := await self._store.get(self._key(certificate_id))):
+        if found is None and (value := await self.store.get(self._key(certificate_id))):
             found = self._remember(value)
         return found
 
     async def all_encoded(self) -> list[bytes]:
         """Every certificate that was ever checked, signed, for a new member."""
         encoded = []
-        for key in await self._store.keys(f"certificate/{self.channel}/"):
-            if value := await self._store.get(key):
+        for key in await self.store.keys(f"certificate/{self.channel}/"):
+            if value := await self.store.get(key):
                 encoded.append(value)
         return encoded
 
@@ -96,7 +96,7 @@ class Trust:
             raise NotAMemberError(f"{certificate.member} is not a member of {self.channel}")
         await self.identity.verify(certificate.member, certificate.body(), signed.signature)
         trusted = self._remember(data)
-        await self._store.put({self._key(certificate.certificate_id): data})
+        await self.store.put({self._key(certificate.certificate_id): data})
         return trusted
 
     def _remember(self, data: bytes) -> Trusted:

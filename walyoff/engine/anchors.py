@@ -43,6 +43,9 @@ class AnchorKeeper:
         #: The first block whose epoch is not known yet; read again when epochs come.
         self._unopened: int | None = None
         self._work = anyio.Event()
+        #: Blocks of ours in this run; the event is set when the next one is on the ledger.
+        self.blocks_written = 0
+        self.written = anyio.Event()
         self._reading = anyio.CancelScope()
 
     def wake(self) -> None:
@@ -106,6 +109,9 @@ class AnchorKeeper:
             engine.anchoring.failed(engine.runtime.now())
             return
         engine.anchoring.written(engine.runtime.now())
+        self.blocks_written += 1
+        written, self.written = self.written, anyio.Event()
+        written.set()
         engine.anchored([(batch_id, block.ref) for batch_id in chosen])
 
     # --------------------------------------------------------------------- reading
@@ -149,12 +155,19 @@ class AnchorKeeper:
     async def _take(self, anchor: Anchor, block: Block) -> None:
         engine = self._engine
         for data in anchor.certificates:
-            await engine.trust.add(data)
+            try:
+                await engine.trust.add(data)
+            except (RemoteProtocolError, NotAMemberError, CipherError) as error:
+                # Its own batches are refused below; those of others are not to blame.
+                self._refuse(getattr(error, "reason", Reason.NO_CERTIFICATE), block, str(error))
         for body, signature in anchor.batches:
             batch_id = batch_hash(body)
             if not await self._is_held(batch_id):
                 try:
-                    if await engine.inbox.offer(body, signature, None, None) is None:
+                    batch = await engine.inbox.offer(
+                        body, signature, None, None, anchor=block.ref
+                    )
+                    if batch is None:
                         continue
                 except RemoteProtocolError as error:
                     # One bad batch in a block delays no other.

@@ -32,6 +32,7 @@ from walyoff.engine.facts import (
     Report,
     Write,
 )
+from walyoff.engine.forks import Forks
 from walyoff.engine.inbox import Inbox
 from walyoff.engine.link import LinkState
 from walyoff.engine.outbox import Outbox
@@ -130,7 +131,11 @@ class Engine:
         self._on_epochs = on_epochs
         self.outbox = Outbox(self)
         self.inbox = Inbox(self)
+        self.forks = Forks(self)
+        #: Own batches whose signature is not stored yet, and their last sequence number.
+        self._unsigned: dict[bytes, int] = {}
         self._commit = _Commit()
+        self._committing: anyio.Event | None = None
         self._recent: OrderedDict[int, Delivered] = OrderedDict()
         self._recent_bytes = 0
         #: Batches accepted lately, which the store may not show yet.
@@ -190,6 +195,7 @@ class Engine:
             size = len(batch.body) + len(batch.signature or b"")
             self.anchoring.add(batch.batch_id, size, own=batch.author == self.me, now=now)
         self.reconciler.restore_open(await self._open_records())
+        await self.forks.restore()
 
     async def _open_records(self) -> list[OpenRecord]:
         found: list[OpenRecord] = []
@@ -241,6 +247,13 @@ class Engine:
             case Report():
                 self.report(order)
 
+    async def settled(self) -> None:
+        """Wait until what was ordered up to now is in the store."""
+        begun = self._committing
+        await self.dispatch().wait()
+        if begun is not None:
+            await begun.wait()
+
     def _stage(self, write: Write) -> None:
         commit = self._commit
         held = dict(write.contents)
@@ -278,6 +291,7 @@ class Engine:
             if not self._commit:
                 continue
             commit, self._commit = self._commit, _Commit()
+            self._committing = commit.done
             try:
                 top = await self.store.write(
                     batches=commit.batches,
@@ -307,14 +321,27 @@ class Engine:
                 self._remember(position, message)
         self.top = top
         for batch in commit.batches:
-            self.durable[batch.author] = batch.first_seq + len(batch.record_ids) - 1
+            if batch.author != self.me or batch.signature is not None:
+                self.durable[batch.author] = batch.first_seq + len(batch.record_ids) - 1
+        self.reconciler.landed(record_id for record_id, _ in commit.contents)
         commit.done.set()
+        self._announce_own(commit)
         announce = [a for a in commit.changed if a != self.me]
         if announce and self.links:
             data = frames.encode(frames.HaveVector(tuple(self.have(a) for a in announce)))
             for link in self.links.values():
                 link.link.send(data)
         self.notify()
+
+    def _announce_own(self, commit: _Commit) -> None:
+        """Own batches can be asked for once they are signed: tell those who were not pushed."""
+        for batch_id, _ in commit.signatures:
+            seq = self._unsigned.pop(batch_id, 0)
+            self.durable[self.me] = max(seq, self.durable.get(self.me, 0))
+        if commit.signatures:
+            for link in self.links.values():
+                if link.pushed < self.durable[self.me]:
+                    link.send(frames.HaveVector((self.have(self.me),)))
 
     def _remember(self, position: int, message: Delivered) -> None:
         self._recent[position] = Delivered(
@@ -335,9 +362,10 @@ class Engine:
             self.credentials.sign_key.sign, signed_message(batch_id)
         )
 
-    def signed(self, batch_id: bytes, signature: bytes) -> None:
+    def signed(self, batch: Batch, signature: bytes) -> None:
         """An own batch has its signature: store it, with whatever is written next."""
-        self._commit.signatures.append((batch_id, signature))
+        self._unsigned[batch.batch_id] = batch.last_seq
+        self._commit.signatures.append((batch.batch_id, signature))
         self._commit_work.set()
 
     def await_anchor(self, batch_id: bytes, size: int, *, own: bool) -> None:
@@ -387,7 +415,7 @@ class Engine:
 
     def have(self, author: str) -> frames.Have:
         """What is durably held of one device."""
-        gaps = self.reconciler.gaps(author) if self.reconciler.open else []
+        gaps = self.reconciler.gaps(author)
         return frames.Have(author, self.durable.get(author, 0), tuple(gaps[: frames.MAX_GAPS]))
 
     def vector(self) -> tuple[frames.Have, ...]:

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 from walyoff.abc import StoredContent
 from walyoff.engine.facts import Reason, Verdict
 from walyoff.errors import CipherError, RemoteProtocolError
-from walyoff.records import Batch, commit, decode_batch, signed_message
+from walyoff.records import Batch, batch_hash, commit, decode_batch, signed_message
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
     from walyoff.engine.link import LinkState
 
-#: Batches whose predecessors are missing, kept until they come.
+#: Batches whose predecessors are missing, kept until they come: in all and per author, so
+#: that one who skips numbers keeps no other's out.
 MAX_WAITING_BATCHES = 512
+MAX_WAITING_PER_AUTHOR = 64
 
 
 class Inbox:
@@ -28,8 +30,8 @@ class Inbox:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        #: (author, first sequence number) to (body, signature).
-        self._waiting: dict[tuple[str, int], tuple[bytes, bytes]] = {}
+        #: Author to first sequence number to (body, signature, anchor block).
+        self._waiting: dict[str, dict[int, tuple[bytes, bytes, str | None]]] = {}
 
     async def offer(
         self,
@@ -37,10 +39,13 @@ class Inbox:
         signature: bytes,
         contents: Sequence[tuple[bytes, bytes] | None] | None,
         link: LinkState | None,
+        *,
+        anchor: str | None = None,
     ) -> Batch | None:
         """Verify a batch from a link or from the ledger (None) and give it to the reconciler.
 
-        Returns the batch if it is (or was) accepted.
+        `anchor` is the block that anchors it, if it comes from the ledger. Returns the batch
+        if it is (or was) accepted.
 
         Raises:
             RemoteProtocolError: it is malformed, of another channel, by somebody who is not
@@ -54,17 +59,36 @@ class Inbox:
         verdict = engine.reconciler.batch(batch, signature, held, peer, now)
         match verdict:
             case Verdict.ACCEPTED:
-                if link is not None:
+                if anchor is None:
                     engine.await_anchor(batch.batch_id, len(body) + len(signature), own=False)
+                else:
+                    engine.anchored([(batch.batch_id, anchor)])
             case Verdict.DUPLICATE:
-                await self._compare(batch)
+                if not await self._is_held(batch, signature):
+                    verdict = Verdict.FORK
+            case Verdict.FORK:
+                await self._find_fork(batch, signature)
             case Verdict.GAP:
-                if len(self._waiting) < MAX_WAITING_BATCHES:
-                    self._waiting[batch.author, batch.first_seq] = (body, signature)
+                await self._keep(batch, signature, anchor)
         engine.dispatch()
         if verdict is Verdict.ACCEPTED:
             await self._offer_next(batch)
         return batch if verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE) else None
+
+    async def _keep(self, batch: Batch, signature: bytes, anchor: str | None) -> None:
+        """Its predecessors are missing: keep it for when they come."""
+        waiting = self._waiting.setdefault(batch.author, {})
+        known = waiting.get(batch.first_seq)
+        if known is not None:
+            if known[0] == batch.body:
+                waiting[batch.first_seq] = (batch.body, signature, anchor or known[2])
+            else:
+                await self._engine.forks.convict((known[0], known[1]), (batch.body, signature))
+        elif (
+            len(waiting) < MAX_WAITING_PER_AUTHOR
+            and sum(map(len, self._waiting.values())) < MAX_WAITING_BATCHES
+        ):
+            waiting[batch.first_seq] = (batch.body, signature, anchor)
 
     async def _verify(self, body: bytes, signature: bytes) -> Batch:
         engine, trust = self._engine, self._engine.trust
@@ -92,9 +116,14 @@ class Inbox:
 
     async def _offer_next(self, batch: Batch) -> None:
         """A predecessor came: offer again what waited for it."""
-        waiting = self._waiting.pop((batch.author, batch.last_seq + 1), None)
-        if waiting is not None:
-            await self.offer(*waiting, None, None)
+        waiting = self._waiting.get(batch.author, {})
+        for first_seq in sorted(seq for seq in waiting if seq <= batch.last_seq + 1):
+            # Those that came meanwhile by another way are compared, and anchored.
+            body, signature, anchor = waiting.pop(first_seq)
+            if await self.offer(body, signature, None, None, anchor=anchor) and anchor:
+                self._engine.anchored([(batch_hash(body), anchor)])
+        if not waiting:
+            self._waiting.pop(batch.author, None)
 
     def _check_contents(
         self,
@@ -119,13 +148,29 @@ class Inbox:
                     self._engine.reconciler.fault(peer, Reason.WRONG_CONTENT, batch.author)
         return held
 
-    async def _compare(self, batch: Batch) -> None:
+    async def _is_held(self, batch: Batch, signature: bytes) -> bool:
         """A batch for known sequence numbers: the same, or a contradiction?"""
         engine = self._engine
         if engine.accepted(batch.batch_id):
-            return
-        if await engine.store.batch(batch.batch_id) is None:
-            engine.reconciler.fork(batch.author, f"two batches at {batch.first_seq}")
+            return True
+        if await engine.store.batch(batch.batch_id) is not None:
+            return True
+        await self._find_fork(batch, signature)
+        return False
+
+    async def _find_fork(self, batch: Batch, signature: bytes) -> None:
+        """A batch that does not fit: find the held one that it contradicts."""
+        engine = self._engine
+        await engine.settled()
+        before = max(batch.first_seq - 1, 1)
+        for held in await engine.store.batches(batch.author, before, batch.last_seq):
+            if held.signature is not None and await engine.forks.convict(
+                (held.body, held.signature), (batch.body, signature)
+            ):
+                return
+        # It begins a chain in a way that no chain begins, and so contradicts itself.
+        if not await engine.forks.convict((batch.body, signature), (batch.body, signature)):
+            engine.reconciler.fork(batch.author, f"two chains meet at {batch.first_seq}")
 
     def content(self, record_id: bytes, salt: bytes, data: bytes, peer: str) -> None:
         """A content from a link: taken if it is wanted and matches its commitment."""

@@ -31,6 +31,8 @@ log = logging.getLogger("walyoff.engine")
 MAX_QUESTIONS = 64
 #: Answers wait while a link has more than this unsent.
 ANSWER_BACKLOG = 4 * 1024 * 1024
+#: New blocks are named to the other side after this: by then most know them already.
+ANNOUNCE_AFTER = 2.0
 #: Block files of one frame, by size.
 FILES_BYTES = 4 * 1024 * 1024
 
@@ -103,6 +105,8 @@ class LinkServer:
             async with send, receive, background_tasks() as tasks:
                 tasks.start_soon(self._answer_all, receive)
                 tasks.start_soon(self.announce_chains)
+                tasks.start_soon(self._announce_growth)
+                await engine.forks.show_all(self._state)
                 async for frame in self._session.frames():
                     await self._receive(frame, send)
         finally:
@@ -119,6 +123,17 @@ class LinkServer:
                 log.warning("leaves of %s are not available: %s", name, error)
                 continue
             self._state.send(frames.ChainHave(name, tuple(leaves[: frames.MAX_REFS]), count))
+
+    async def _announce_growth(self) -> None:
+        """Say so when this device wrote blocks: the ledger's own announcements may be lost."""
+        anchors = self._engine.anchors
+        named = anchors.blocks_written
+        while True:
+            while named == anchors.blocks_written:
+                await anchors.written.wait()
+            await anyio.sleep(ANNOUNCE_AFTER)
+            named = anchors.blocks_written
+            await self.announce_chains()
 
     # --------------------------------------------------------------------- reading
 
@@ -146,6 +161,8 @@ class LinkServer:
             case frames.CertificateFrame(data):
                 await self._certificate(data)
             case frames.Hello(addresses, vector):
+                if name in engine.reconciler.peers:
+                    raise RemoteProtocolError("a second greeting")
                 self.peer_addresses = addresses
                 self._vector(vector)
                 engine.reconciler.peer_joined(
@@ -176,8 +193,12 @@ class LinkServer:
         try:
             batch = await engine.inbox.offer(body, signature, contents, self._state)
         except RemoteProtocolError as error:
-            author = decode_batch(body).author
+            batch = decode_batch(body)
+            author = batch.author
             name = self._state.link.name
+            if error.reason == Reason.NO_CERTIFICATE:
+                # It was refused when it came, perhaps before we knew of a new member.
+                self._state.send(frames.WantCertificate(batch.certificate_id))
             engine.reconciler.range_failed(name, author, error.reason, engine.runtime.now())
             engine.dispatch()
             return
@@ -230,7 +251,7 @@ class LinkServer:
                 await self._send_contents(record_ids)
             case frames.WantCertificate(certificate_id):
                 if trusted := await self._engine.trust.load(certificate_id):
-                    self._state.certify(trusted.encoded, certificate_id)
+                    self._state.send(frames.CertificateFrame(trusted.encoded))
             case frames.ChainHave(name, leaves, _):
                 self._leaves[name] = leaves
                 await self._compare(name)

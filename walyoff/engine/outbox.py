@@ -83,7 +83,6 @@ class Outbox:
         self._engine.check()
         size = sum(len(item.content) for item in items)
         while self._bytes and self._bytes + size > MAX_OUTBOX_BYTES:
-            self._room = anyio.Event()
             await self._room.wait()
             self._engine.check()
         sending = _Sending(items, size, len(items))
@@ -109,7 +108,12 @@ class Outbox:
             sending.done.set()
         self._waiting.clear()
         self._begun.clear()
-        self._room.set()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        # Everybody who waits for room waits for the same event.
+        room, self._room = self._room, anyio.Event()
+        room.set()
 
     def _take(self) -> list[Outgoing]:
         """As much as one batch holds. One call of `send` may span several batches."""
@@ -144,8 +148,8 @@ class Outbox:
         for sending in finished:
             self._bytes -= sending.size
             sending.done.set()
-        self._room.set()
-        engine.signed(batch.batch_id, signature)
+        self._make_room()
+        engine.signed(batch, signature)
         self._push(batch, signature, contents)
 
     def _make(self, items: list[Outgoing]) -> tuple[Batch, list[StoredContent]]:
@@ -176,12 +180,14 @@ class Outbox:
         return batch, contents
 
     def _push(self, batch: Batch, signature: bytes, contents: list[StoredContent]) -> None:
-        """Give a new batch to every link that holds everything before it; tell the others."""
+        """Give a new batch to every link that holds everything before it.
+
+        The others are told when the signature is stored: before, they could not get it.
+        """
         engine = self._engine
         data: bytes | None = None
         for link in engine.links.values():
             if link.pushed != batch.first_seq - 1 or link.link.backlog > MAX_LINK_BACKLOG:
-                link.send(frames.HaveVector((engine.have(engine.me),)))
                 continue
             if data is None:
                 data = frames.encode(batch_frame(batch.body, signature, contents))

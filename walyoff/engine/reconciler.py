@@ -99,6 +99,8 @@ class Reconciler:
         self.open: dict[bytes, OpenRecord] = {}
         #: Authors who contradicted themselves: nothing more is accepted from them.
         self.forked: set[str] = set()
+        #: Contents on their way to the store: still gaps for others.
+        self._landing: dict[bytes, tuple[str, int]] = {}
         self._devices = {device_id(author): author for author in self.heads}
         self._pending: dict[str, deque[_Pending]] = {}
         self._undelivered: set[bytes] = set()
@@ -138,7 +140,14 @@ class Reconciler:
 
     def gaps(self, author: str) -> list[int]:
         """The sequence numbers of a device whose contents are not held."""
-        return sorted(r.seq for r in self.open.values() if r.author == author)
+        found = [r.seq for r in self.open.values() if r.author == author]
+        found += [seq for name, seq in self._landing.values() if name == author]
+        return sorted(found)
+
+    def landed(self, record_ids: Iterable[bytes]) -> None:
+        """Contents are durable now."""
+        for record_id in record_ids:
+            self._landing.pop(record_id, None)
 
     # -------------------------------------------------------------------- facts
 
@@ -205,6 +214,7 @@ class Reconciler:
         if record is None:
             return
         self._settle(record)
+        self._landing[record_id] = (record.author, record.seq)
         late = (record_id,) if record.late else ()
         self._orders.append(Write(None, None, ((record_id, content),), late, record.author))
         if not late:
@@ -475,6 +485,9 @@ class Reconciler:
             if seen.batch_id in self._undelivered:
                 return False
             author = self._devices.get(seen.device)
+            if author in self.forked:
+                # Nothing more of it is coming.
+                continue
             head = self.heads.get(author) if author else None
             if head is None or head.seq < seen.last_seq:
                 return not self.peers
