@@ -151,7 +151,13 @@ class Session:
         """
         data, self._leftover = self._leftover, b""
         while True:
-            for payload in self._channel.feed(data):
+            try:
+                payloads = self._channel.feed(data)
+            except RemoteProtocolError:
+                # Its keys are gone with it: there is nothing left to say goodbye with.
+                self._shut()
+                raise
+            for payload in payloads:
                 frame = frames.decode(payload)
                 if isinstance(frame, frames.Ping):
                     self.send_frame(frames.Pong(frame.nonce))
