@@ -36,6 +36,7 @@ from walyoff.messages import (
 from walyoff.platform import Foundation
 from walyoff.records import KIND_MESSAGE, Record, check_content, check_topics
 from walyoff.session.handshake import HandshakeContext
+from walyoff.tasks import background_tasks
 from walyoff.trust import Credentials, Trust, make_credentials
 from walyoff.wire import pack, unpack
 
@@ -341,8 +342,9 @@ class Channel:
         )
         self._servers[session.name] = server
         try:
-            async with session.run():
+            async with session.run(), background_tasks() as tasks:
                 self._engine.notify()
+                tasks.start_soon(self._note_addresses, session.did, server)
                 await server.run()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             log.info("session with %s ended", session.did)
@@ -350,10 +352,16 @@ class Channel:
             self._sessions.pop(session.name, None)
             self._servers.pop(session.name, None)
             self._engine.notify()
-            if server.peer_addresses:
-                await self._device.remember_addresses(
-                    self.did, session.did, server.peer_addresses
-                )
+
+    async def _note_addresses(self, did: str, server: LinkServer) -> None:
+        """Keep what a device says of where it is, as soon as it says so.
+
+        Not when the session ends: a device that is killed in its first session would know
+        nobody when it comes back.
+        """
+        while not server.peer_addresses:
+            await self._engine.changed()
+        await self._device.remember_addresses(self.did, did, server.peer_addresses)
 
     def _choose(self, session: Session) -> Session | None:
         """Of two sessions with one device, the one to give up; both sides choose alike."""
