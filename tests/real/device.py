@@ -89,14 +89,18 @@ class Commands:
             if message.content == content:
                 return
 
-    async def consume(self, cursor: str, count: int) -> list[tuple[str, int, bytes | None]]:
-        """The next messages of a cursor; the last of them is not committed."""
+    async def consume(self, cursor: str, until: bytes) -> list[tuple[str, int, bytes | None]]:
+        """The next messages of a cursor up to a content; the last is not committed."""
         got: list[tuple[str, int, bytes | None]] = []
         async for message in self.channel.messages(cursor=cursor):
             got.append((message.author, message.seq, message.content))
-            if len(got) == count:
+            if message.content == until:
                 break
         return got
+
+    async def addresses(self) -> dict[str, list[str]]:
+        """What it will know of the others when it comes back."""
+        return await self.device.address_book(self.channel.did)
 
     async def status(self) -> dict[str, Any]:
         return self.channel.status()
