@@ -178,6 +178,7 @@ def test_bad_invitations_say_what_to_do(pair: Pair, tmp_path: Path) -> None:
     mistyped = ("b" if pair.used[0] != "b" else "c") + pair.used[1:]
     text = failure(walyoff("join", mistyped, *new))
     assert "mistyped" in text
+    assert not (tmp_path / "carol").exists()
     assert mistyped not in text
 
     result = walyoff("invite", "--no-wait", "--lifetime", "1", "--json", *home(pair.alice))
@@ -194,11 +195,10 @@ def test_bad_invitations_say_what_to_do(pair: Pair, tmp_path: Path) -> None:
     assert gone(pair.alice) == []
 
 
-def test_names_of_channels_are_checked(pair: Pair) -> None:
+def test_a_name_that_is_not_there_lists_those_that_are(pair: Pair) -> None:
     text = failure(walyoff("log", "famly", *home(pair.alice)))
     assert "famly" in text
     assert "family" in text
-    assert "exists" in failure(walyoff("create", "family", *home(pair.alice)))
 
 
 def test_a_signal_while_it_opens_leaves_nothing(pair: Pair) -> None:
@@ -207,7 +207,7 @@ def test_a_signal_while_it_opens_leaves_nothing(pair: Pair) -> None:
             time.sleep(pause)
             code, _, errors = command.end(signal.SIGINT)
         assert code == 130
-        assert errors == ""
+        assert errors.strip() == ""
         assert gone(pair.bob) == []
     objects("log", *home(pair.bob))
 

@@ -56,6 +56,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, WalyoffError | Failure):
         advice = next((text for kind, text in _ADVICE if isinstance(error, kind)), "")
         text = str(error)
+        # "problem: what to do" is how our errors are written that say it themselves.
         return escape_line(f"{text}; {advice}" if advice and ": " not in text else text)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""

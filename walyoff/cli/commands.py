@@ -5,6 +5,8 @@ Nothing heavy is imported here: `walyoff --help` answers at once.
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 
 import click
@@ -19,6 +21,8 @@ SEND_WAIT_S = 5.0
 LIFETIME_S = 24 * 3600.0
 STATUS_WAIT_S = 2.0
 LAST = 20
+#: An invitation has at most 2,048 characters, and people add spaces and line ends.
+MAX_INVITATION = 8192
 
 _settings = click.make_pass_decorator(Settings, ensure=True)
 _channel = click.argument("channel", required=False)
@@ -95,6 +99,12 @@ def join(settings: Settings, invitation: str, name: str | None) -> None:
 
     Other users of this machine can see the arguments of commands, but not stdin.
     """
+    from walyoff.invitations import parse  # noqa: PLC0415  (only this command needs it)
+
+    if invitation == "-":
+        invitation = sys.stdin.read(MAX_INVITATION)
+    # What is mistyped or expired is told at once, and no home is made for it.
+    parse(invitation, now=time.time())
     start(settings, "devices", "join", make=True, invitation=invitation, name=name)
 
 

@@ -19,7 +19,7 @@ from walyoff.cli.output import dump
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 EVERY_S = 0.1
 #: A step that takes longer is mentioned where nothing can move.
-LONG_S = 2.0
+LONG_S = 5.0
 _ERASE = "\r\x1b[2K"
 
 

@@ -10,7 +10,6 @@ from walyoff.channel import Channel
 from walyoff.cli.choosing import choose, others
 from walyoff.cli.console import Console
 from walyoff.cli.output import escape_line, member_json, short
-from walyoff.cli.reading import read_stdin
 from walyoff.cli.runtime import Failure
 from walyoff.node import Device
 
@@ -20,8 +19,6 @@ LOOK_EVERY_S = 0.2
 #: so long for the history to stop growing.
 HAND_OVER_S = 8.0
 SETTLED_S = 1.0
-#: An invitation has at most 2,048 characters, and people add spaces and line ends.
-MAX_INVITATION = 8192
 
 
 async def init(console: Console, device: Device) -> None:
@@ -104,11 +101,8 @@ async def _gone(channel: Channel, did: str) -> None:
 
 async def join(console: Console, device: Device, *, invitation: str, name: str | None) -> None:
     """Join a channel, and take over its history while the inviter is there."""
-    if invitation == "-":
-        data = await read_stdin(MAX_INVITATION)
-        invitation = data.decode("ascii", "replace")
     with console.step("joining"):
-        channel = await device.join(invitation.strip(), name=name)
+        channel = await device.join(invitation, name=name)
     with console.step("taking over the history"), anyio.move_on_after(HAND_OVER_S):
         await channel.wait_peer()
         await _settled(channel)

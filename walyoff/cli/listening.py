@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import re
+import select
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -31,7 +32,7 @@ _AGE = re.compile(r"(\d{1,9})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 #: Positions are SQLite integers.
 _MAX_DIGITS = 18
-#: How often it is looked who came and went.
+#: How often it is looked who came and went, here and at the other end of a pipe.
 LOOK_EVERY_S = 0.5
 #: A terminal hands over at most 4,096 bytes of a line.
 _CHUNK = 4096
@@ -79,6 +80,7 @@ async def listen(
             if not console.json and _is_chat():
                 tasks.start_soon(_chat, console, channel, tasks.cancel_scope)
                 tasks.start_soon(_presence, console, channel)
+            tasks.start_soon(_watch_reader)
             await follower.run(count)
             tasks.cancel_scope.cancel()
     if deadline.cancelled_caught and count is not None and follower.shown < count:
@@ -122,6 +124,20 @@ class _Follower:
         """Asking for the next message commits the last one; the next one is not taken."""
         with anyio.move_on_after(0, shield=True):
             await anext(self._stream, None)
+
+
+async def _watch_reader() -> None:
+    """Notice that nobody reads our output any more (`| head -1`) before there is any.
+
+    Raises:
+        BrokenPipeError: when it is so.
+    """
+    poll = select.poll()
+    # Without events asked for, only errors are told.
+    poll.register(sys.stdout.fileno(), 0)
+    while not any(what & (select.POLLERR | select.POLLNVAL) for _, what in poll.poll(0)):
+        await anyio.sleep(LOOK_EVERY_S)
+    raise BrokenPipeError
 
 
 def _is_chat() -> bool:
