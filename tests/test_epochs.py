@@ -173,6 +173,16 @@ def test_padding_that_is_none_is_refused(padding: bytes) -> None:
         open_anchor(EPOCH, sealed(None, padding=padding))
 
 
+def test_the_padding_is_zeros_and_the_size_is_exact() -> None:
+    """Otherwise one anchor would have many plaintexts, and room for a hidden message."""
+    plain = pack(anchored())
+    size = len(plain).to_bytes(4, "big")
+    assert open_anchor(EPOCH, sealed(None, padding=size + plain + bytes(9))).batches
+    for wrong in (size + plain + b"\0x", (len(plain) + 5).to_bytes(4, "big") + plain):
+        with pytest.raises(RemoteProtocolError, match="padding"):
+            open_anchor(EPOCH, sealed(None, padding=wrong))
+
+
 def outside(**other: Any) -> bytes:
     fields = {"version": 1, "epoch": b"e" * 8, "salt": SALT, "ciphertext": bytes(32)} | other
     return pack(list(fields.values()))

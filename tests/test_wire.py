@@ -139,6 +139,15 @@ def test_a_large_structure_of_small_parts_is_refused_before_it_fills_the_memory(
     assert refusal(nested, 64 << 20) == "too-large"
 
 
+@pytest.mark.parametrize("empty", [[], {}], ids=repr)
+def test_the_number_of_arrays_and_maps_is_bounded_however_little_is_in_them(empty: Any) -> None:
+    filler = bytes(wire.COUNTED_SIZE)
+    # The outer array is one of them, and so is the one inside it.
+    most = pack([filler, [empty] * (wire.MAX_CONTAINERS - 2)])
+    assert len(unpack(most, 1 << 24)[1]) == wire.MAX_CONTAINERS - 2
+    assert refusal(pack([filler, [empty] * (wire.MAX_CONTAINERS - 1)]), 1 << 24) == "too-large"
+
+
 def test_the_largest_honest_vector_stays_within_the_count() -> None:
     vector = [[f"did:walytis:{n:040d}", 1 << 40, [7] * 256] for n in range(4096)]
     data = pack([1, vector])
