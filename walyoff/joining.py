@@ -9,7 +9,7 @@ anything else happens, so a join that breaks can be tried again by the same devi
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -72,7 +72,7 @@ async def request_join(device: Device, text: str) -> Granted:
             files = await device.platform.device_files(did)
             session.send_frame(frames.JoinRequest(did, tuple(files)))
             try:
-                answer = await _next(session.frames())
+                answer = await _next(session)
             except anyio.BrokenResourceError:
                 answer = None
     if answer is None:
@@ -156,14 +156,14 @@ async def grant_join(
     """The inviter's side: serve one join session."""
     with anyio.move_on_after(JOIN_TIMEOUT):
         async with session.run():
-            request = await _next(session.frames())
+            request = await _next(session)
             if not isinstance(request, frames.JoinRequest) or request.did != session.did:
                 raise RemoteProtocolError("a join session begins with a join request")
             answer = await _decide(device, channel, issued, request, session)
             session.send_frame(answer)
             # The joiner ends the session when it has the answer.
             try:
-                await _next(session.frames())
+                await _next(session)
             except (anyio.BrokenResourceError, RemoteProtocolError):
                 log.debug("the joiner left without saying goodbye")
 
@@ -202,6 +202,7 @@ async def _decide(
     )
 
 
-async def _next(incoming: AsyncIterator[frames.Frame]) -> frames.Frame | None:
+async def _next(session: Session) -> frames.Frame | None:
     """The next frame, or None if the other side ended the session."""
-    return await anext(incoming, None)
+    async with aclosing(session.frames()) as incoming:
+        return await anext(incoming, None)

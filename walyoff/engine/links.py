@@ -8,7 +8,8 @@ that breaks the protocol ends the link and is blamed on the other side.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -57,7 +58,7 @@ class SessionLink(Protocol):
     def link(self) -> Link:
         """The sending side."""
 
-    def frames(self) -> AsyncIterator[frames.Frame]:
+    def frames(self) -> AsyncGenerator[frames.Frame, None]:
         """Incoming frames until the other side ends the session cleanly.
 
         Raises:
@@ -107,8 +108,9 @@ class LinkServer:
                 tasks.start_soon(self.announce_chains)
                 tasks.start_soon(self._announce_growth)
                 await engine.forks.show_all(self._state)
-                async for frame in self._session.frames():
-                    await self._receive(frame, send)
+                async with aclosing(self._session.frames()) as incoming:
+                    async for frame in incoming:
+                        await self._receive(frame, send)
         finally:
             engine.links.pop(link.name, None)
             engine.reconciler.peer_left(link.name, engine.runtime.now())

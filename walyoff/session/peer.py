@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -142,8 +142,8 @@ class Session:
             with anyio.CancelScope(shield=True):
                 await anyio.aclose_forcefully(self._stream)
 
-    async def frames(self) -> AsyncIterator[frames.Frame]:
-        """Incoming frames until the other side ends the session.
+    async def frames(self) -> AsyncGenerator[frames.Frame, None]:
+        """Incoming frames until the other side ends the session. Close it when done with it.
 
         Raises:
             RemoteProtocolError: a record or a frame breaks the protocol.
