@@ -107,6 +107,8 @@ class Channel:
         self._reports: deque[Report] = deque(maxlen=MAX_REPORTS)
         self._sessions: dict[str, Session] = {}
         self._servers: dict[str, LinkServer] = {}
+        #: Totals of sessions that have ended, so that counters never fall.
+        self._ended: Counter[str] = Counter()
         self._started = device.runtime.now()
 
     def __repr__(self) -> str:
@@ -264,14 +266,21 @@ class Channel:
         }
 
     def statistics(self) -> dict[str, float]:
-        """Counters since the channel was opened."""
+        """Counters since the channel was opened, and the sizes of now."""
         sessions = list(self._sessions.values())
+        ended = self._ended
         return {
             "uptime_s": self._device.runtime.now() - self._started,
             "messages": self._engine.top,
+            "unanchored": len(self._engine.anchoring.waiting),
+            "missing": len(self._engine.reconciler.open),
+            "members": len(self.members()),
+            "peers": len(self.peers()),
             "sessions": len(sessions),
-            "bytes_sent": sum(s.bytes_sent for s in sessions),
-            "bytes_received": sum(s.bytes_received for s in sessions),
+            "sessions_total": ended["sessions"] + len(sessions),
+            "backlog": sum(s.backlog for s in sessions),
+            "bytes_sent": ended["sent"] + sum(s.bytes_sent for s in sessions),
+            "bytes_received": ended["received"] + sum(s.bytes_received for s in sessions),
             **{f"fault_{k}": v for k, v in Counter(self._engine.reports).items()},
         }
 
@@ -351,6 +360,9 @@ class Channel:
         finally:
             self._sessions.pop(session.name, None)
             self._servers.pop(session.name, None)
+            self._ended.update(
+                sessions=1, sent=session.bytes_sent, received=session.bytes_received
+            )
             self._engine.notify()
 
     async def _note_addresses(self, did: str, server: LinkServer) -> None:

@@ -86,7 +86,11 @@ class Device:
         self._started = runtime.now()
 
     def __repr__(self) -> str:
-        return f"<Device {self.home.name} [{len(self._channels)} channels]>"
+        peers = {did for channel in self._channels.values() for did in channel.peers()}
+        return (
+            f"<Device {self.home.name} [{len(self._channels)} channels, {len(peers)} peers | "
+            f"{', '.join(sorted(self._transports)) or 'no transport'}]>"
+        )
 
     # ---------------------------------------------------------------------- public
 
