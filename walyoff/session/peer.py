@@ -82,6 +82,7 @@ class Session:
         self._queue: deque[bytes] = deque()
         self._work = anyio.Event()
         self._drained = anyio.Event()
+        self._opened = self._runtime.now()
         self._heard = self._runtime.now()
         self._keyed = self._runtime.now()
         self._closed = False
@@ -93,6 +94,22 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.name} {self.role} [{self.backlog} bytes to send]>"
+
+    def statistics(self) -> dict[str, float]:
+        """Counters since the session was established; times in seconds."""
+        sent, received = self._channel.sent, self._channel.received
+        now = self._runtime.now()
+        return {
+            "age_s": now - self._opened,
+            "silent_s": now - self._heard,
+            "bytes_sent": self.bytes_sent,
+            "bytes_received": self.bytes_received,
+            "records_sent": sent.records,
+            "records_received": received.records,
+            "rekeys": sent.rekeys + received.rekeys,
+            "backlog": self.backlog,
+            "pings": self._pings,
+        }
 
     @property
     def link(self) -> Session:
