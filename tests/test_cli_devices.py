@@ -195,6 +195,16 @@ def test_bad_invitations_say_what_to_do(pair: Pair, tmp_path: Path) -> None:
     assert gone(pair.alice) == []
 
 
+def test_it_ends_when_nobody_reads_any_more(pair: Pair) -> None:
+    with running("listen", "--json", *home(pair.alice)) as listening:
+        listening.json()
+        assert listening.process.stdout is not None
+        assert listening.process.stderr is not None
+        listening.process.stdout.close()
+        assert listening.process.wait(timeout=20) == 0
+        assert listening.process.stderr.read() == b""
+
+
 def test_a_name_that_is_not_there_lists_those_that_are(pair: Pair) -> None:
     text = failure(walyoff("log", "famly", *home(pair.alice)))
     assert "famly" in text

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import click
 
 from walyoff.cli.commands import cli
+from walyoff.cli.console import ReaderGone
 from walyoff.cli.output import escape_line
 from walyoff.cli.runtime import Failure, Interrupted
 from walyoff.errors import (
@@ -76,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         return SIGNALLED + error.signum
     except (KeyboardInterrupt, click.Abort):
         return SIGNALLED + signal.SIGINT
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         # Whoever read our output has seen enough (`| head`). Nothing more can be written,
         # and Python would complain when it flushes at the end.
         with contextlib.suppress(OSError):

@@ -23,6 +23,10 @@ LONG_S = 5.0
 _ERASE = "\r\x1b[2K"
 
 
+class ReaderGone(Exception):  # noqa: N818  (not a failure: they have seen enough)
+    """Whoever read our output has closed it, as `| head` does."""
+
+
 class Console:
     """Prints for one command. `run` draws the progress, in a task of its own."""
 
@@ -35,12 +39,19 @@ class Console:
         self._work = anyio.Event()
 
     def result(self, value: Mapping[str, Any], text: str | None) -> None:
-        """Print a result, at once: as JSON, or the text (None: nothing) for people."""
+        """Print a result, at once: as JSON, or the text (None: nothing) for people.
+
+        Raises:
+            ReaderGone: nobody reads it any more.
+        """
         line = dump(value) if self.json else text
         if line is not None:
             self._erase()
-            click.echo(line)
-            sys.stdout.flush()
+            try:
+                click.echo(line)
+                sys.stdout.flush()
+            except BrokenPipeError as error:
+                raise ReaderGone from error
 
     def note(self, text: str) -> None:
         """Tell people what is going on. Not for machines."""

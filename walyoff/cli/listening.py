@@ -19,7 +19,7 @@ import click
 
 from walyoff.channel import Channel
 from walyoff.cli.choosing import choose, others
-from walyoff.cli.console import Console
+from walyoff.cli.console import Console, ReaderGone
 from walyoff.cli.output import escape_line, message_json, message_text, short
 from walyoff.cli.reading import wait_for_input
 from walyoff.cli.runtime import Failure
@@ -130,14 +130,15 @@ async def _watch_reader() -> None:
     """Notice that nobody reads our output any more (`| head -1`) before there is any.
 
     Raises:
-        BrokenPipeError: when it is so.
+        ReaderGone: when it is so.
     """
     poll = select.poll()
     # Without events asked for, only errors are told.
     poll.register(sys.stdout.fileno(), 0)
-    while not any(what & (select.POLLERR | select.POLLNVAL) for _, what in poll.poll(0)):
+    gone = select.POLLERR | select.POLLNVAL
+    while not any(what & gone for _, what in poll.poll(0)):  # noqa: ASYNC110  (no event)
         await anyio.sleep(LOOK_EVERY_S)
-    raise BrokenPipeError
+    raise ReaderGone
 
 
 def _is_chat() -> bool:

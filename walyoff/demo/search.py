@@ -41,6 +41,9 @@ class SeenBlock:
     kind: str
     #: True if it is an anchor and its content looks like noise.
     sealed: bool
+    #: The end of the peer id that the block claims as its writer. Walytis writes it in clear:
+    #: it names an IPFS node, not a member.
+    node: str
 
 
 @dataclass(slots=True)
@@ -105,7 +108,7 @@ def search(
                 block = _look_at_block(data, place, names, findings)
                 if block is not None and block.cid not in seen:
                     seen.add(block.cid)
-                    findings.blocks.append(_describe(block, chain))
+                    findings.blocks.append(_describe(block, chain, data))
     findings.blocks.sort(key=lambda block: block.time)
     return findings
 
@@ -124,7 +127,7 @@ def _look_at_block(
     return block
 
 
-def _describe(block: BlockFile, chain: str) -> SeenBlock:
+def _describe(block: BlockFile, chain: str, data: bytes) -> SeenBlock:
     anchor = ANCHOR_TOPIC in block.topics
     kind = "anchor" if anchor else "birth" if GENESIS_TOPIC in block.topics else "identity"
     return SeenBlock(
@@ -135,6 +138,8 @@ def _describe(block: BlockFile, chain: str) -> SeenBlock:
         time=_iso(block.created),
         kind=kind,
         sealed=anchor and is_noise(block.content),
+        # The second field of a block file, which was decoded before.
+        node=data.split(b"\0\0", 2)[1].decode("ascii", "replace")[-SHORT:],
     )
 
 

@@ -25,13 +25,16 @@ class Transcript:
 
     def say(self, who: str, what: str) -> None:
         """One line."""
-        if not self.console.json:
-            self.console.result({}, f"{self.elapsed:6.2f} s  {who:<{_WIDTH}} {what}")
+        self._print(f"{self.elapsed:6.2f} s  {who:<{_WIDTH}} {what}")
 
     def blank(self) -> None:
         """An empty line."""
+        self._print("")
+
+    def _print(self, line: str) -> None:
+        # With --json there is one object, at the end.
         if not self.console.json:
-            self.console.result({}, "")
+            self.console.result({}, line)
 
     def arrow(self, sender: str, receiver: str, text: str, latency_ms: float) -> None:
         """A message that arrived."""
@@ -43,7 +46,7 @@ class Transcript:
         born = len(findings.blocks) - len(told)
         self.say("outside", f"sees {len(findings.blocks)} blocks, {born} of them births:")
         for block in told:
-            self.console.result({}, " " * 10 + _line(block))
+            self._print(" " * 10 + _line(block))
 
     def verdict(self, findings: Findings) -> None:
         """What the search found."""
@@ -53,12 +56,18 @@ class Transcript:
             f"{findings.searched_blocks} of them blocks"
         )
         if not findings.found:
-            self.say("outside", f"searched {where}: no content, topic, name or author")
+            self.say("outside", f"searched {where}:")
+            self._print(
+                " " * 10 + "no content, no topic, no channel name; no author's DID in anchors"
+            )
+            self._print(
+                " " * 10 + "what anybody may know: that a node wrote, when, and about how much"
+            )
         for place, what in findings.found:
             self.say("outside", f"FOUND {what} in {place}")
 
 
 def _line(block: SeenBlock) -> str:
     topics = " ".join(short(t) if len(t) > SHORT_DID * 5 else t for t in block.topics)
-    state = "sealed" if block.sealed else "public: members and keys"
+    state = f"sealed, by node …{block.node}" if block.sealed else "public: members and keys"
     return f"…{block.id}  {block.time[11:23]}  {block.size:>6} B  {topics:<38} {state}"
