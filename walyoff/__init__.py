@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from walyoff.channel import Channel
+    from walyoff.engine.facts import Reason, Report
     from walyoff.errors import (
         ChildError,
         CipherError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "walyoff.channel": ("Channel",),
+    "walyoff.engine.facts": ("Reason", "Report"),
     "walyoff.errors": (
         "ChildError",
         "CipherError",
@@ -71,8 +73,10 @@ __all__ = [
     "MessageStream",
     "NotAMemberError",
     "PayloadTooLargeError",
+    "Reason",
     "Receipt",
     "RemoteProtocolError",
+    "Report",
     "StoreError",
     "TransportError",
     "UnknownSuiteError",

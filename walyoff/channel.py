@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.abc import ObjectReceiveStream
 from blake3 import blake3
 
 from walyoff.abc import Member, Store
@@ -18,6 +19,7 @@ from walyoff.engine.links import LinkServer
 from walyoff.engine.outbox import Outgoing
 from walyoff.epochs import Epoch, decode_epochs, encode_epochs
 from walyoff.errors import LocalProtocolError
+from walyoff.fanout import Fanout
 from walyoff.invitations import (
     DEFAULT_LIFETIME_S,
     MAX_LIFETIME_S,
@@ -105,6 +107,7 @@ class Channel:
         self._foundation = foundation
         self._engine = engine
         self._reports: deque[Report] = deque(maxlen=MAX_REPORTS)
+        self._faults: Fanout[Report] = Fanout(MAX_REPORTS)
         self._sessions: dict[str, Session] = {}
         self._servers: dict[str, LinkServer] = {}
         #: Totals of sessions that have ended, so that counters never fall.
@@ -288,6 +291,14 @@ class Channel:
         """The latest faults of peers and authors, oldest first."""
         return list(self._reports)
 
+    def faults(self) -> AbstractAsyncContextManager[ObjectReceiveStream[Report]]:
+        """Faults as they happen: who contradicted itself, sent what does not hold, and so on.
+
+        A slow consumer loses the oldest. Reasons are the constants of `Reason`; the proof of
+        a contradiction (`Reason.FORK`) is kept in the store.
+        """
+        return self._faults.subscribe("faults")
+
     def peers(self) -> list[str]:
         """The DIDs of the devices that this one has a session with now."""
         return sorted({session.did for session in self._sessions.values()})
@@ -331,8 +342,9 @@ class Channel:
         return list(self._servers.values())
 
     def note(self, report: Report) -> None:
-        """Keep a fault for `reports`."""
+        """Keep a fault for `reports`, and tell those who listen to `faults`."""
         self._reports.append(report)
+        self._faults.publish("faults", report)
 
     async def serve(self, session: Session) -> None:
         """Serve an established session of this channel until it ends."""
