@@ -82,7 +82,8 @@ class Device:
         self._closers: dict[str, anyio.CancelScope] = {}
         self._invitations: dict[str, Issued] = {}
         self.invitation_lock = anyio.Lock()
-        self._handshakes = anyio.CapacityLimiter(MAX_HANDSHAKES)
+        #: Those who are in a handshake with us, the oldest first.
+        self._handshakes: dict[anyio.CancelScope, None] = {}
         self._started = runtime.now()
 
     def __repr__(self) -> str:
@@ -218,7 +219,7 @@ class Device:
         return {
             "uptime_s": self.runtime.now() - self._started,
             "channels": len(self._channels),
-            "handshakes": self._handshakes.borrowed_tokens,
+            "handshakes": len(self._handshakes),
         }
 
     # -------------------------------------------------------------------- channels
@@ -360,13 +361,17 @@ class Device:
         async with transport.listen() as streams, background_tasks() as tasks:
             task_status.started()
             async for stream in streams:
-                if self._handshakes.available_tokens < 1:
-                    # More at once is a flood: the newest are dropped, the honest try again.
-                    await anyio.aclose_forcefully(stream)
-                    continue
-                tasks.start_soon(self._accept, stream)
+                if len(self._handshakes) >= MAX_HANDSHAKES:
+                    # The oldest makes room: an honest one takes milliseconds, so streams
+                    # that say nothing cannot keep the others out.
+                    oldest = next(iter(self._handshakes))
+                    del self._handshakes[oldest]
+                    oldest.cancel()
+                scope = anyio.CancelScope()
+                self._handshakes[scope] = None
+                tasks.start_soon(self._accept, stream, scope)
 
-    async def _accept(self, stream: ByteStream) -> None:
+    async def _accept(self, stream: ByteStream, scope: anyio.CancelScope) -> None:
         chosen: list[Channel | Issued] = []
 
         def find(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
@@ -377,14 +382,21 @@ class Device:
                 await self.judge(chosen[0])(presented)
 
         try:
-            async with self._handshakes:
-                session = await answer(
-                    stream,
-                    find_tag=find,
-                    suites=self.suites(),
-                    judge=decide,
-                    runtime=self.runtime,
-                )
+            session: Session | None = None
+            try:
+                with scope:
+                    session = await answer(
+                        stream,
+                        find_tag=find,
+                        suites=self.suites(),
+                        judge=decide,
+                        runtime=self.runtime,
+                    )
+            finally:
+                self._handshakes.pop(scope, None)
+            if session is None:
+                log.info("a handshake that took long made room for another one")
+                return
             await self._serve(session, chosen[0])
         except RemoteProtocolError as error:
             log.warning("a peer was refused: %s (%s)", error, error.reason)
