@@ -117,7 +117,7 @@ def test_an_invitation_of_a_device_that_does_not_run_can_be_used_later(world: Wo
 def test_a_join_that_broke_at_the_joiner_succeeds_when_it_is_tried_again(
     world: World, inviter: Device
 ) -> None:
-    for number, delay in enumerate((0.02, 0.15, 0.3, 0.45, 0.6)):
+    for number, delay in enumerate((0.05, 0.25, 0.4)):
         name = f"broken{number}"
         device = world.start(name)
         invitation = inviter.call("invite")

@@ -92,7 +92,7 @@ def test_no_file_of_a_device_has_content_or_topics_in_clear(
 ) -> None:
     world, _ = after
     searched = 0
-    kinds = set()
+    kinds: set[str] = set()
     for path in world.root.rglob("*"):
         if path.is_file() and not path.is_symlink():
             data = path.read_bytes()
