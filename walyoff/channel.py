@@ -303,6 +303,14 @@ class Channel:
         """The DIDs of the devices that this one has a session with now."""
         return sorted({session.did for session in self._sessions.values()})
 
+    async def changed(self) -> None:
+        """Wait until something changes: messages, members, peers, anchors, confirmations.
+
+        Raises:
+            anyio.ClosedResourceError: the channel was closed.
+        """
+        await self._engine.changed()
+
     async def wait_peer(self, did: str | None = None) -> str:
         """Wait for a session with a device (any, without a DID); returns its DID."""
         while True:

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -55,6 +56,8 @@ DEFAULT_SUITE = "hybrid-1"
 #: Handshakes in progress at a time: each costs milliseconds of signatures and some memory.
 MAX_HANDSHAKES = 32
 MAX_ADDRESSES = 16
+#: Bytes of the temporary folder's path that leave room for a socket's name below it.
+MAX_RUN_DIR = 50
 
 
 class Device:
@@ -485,6 +488,7 @@ async def open_device(
     home: str | os.PathLike[str],
     *,
     transports: Sequence[str] | Mapping[str, TransportFactory] = ("ipfs",),
+    listen: Sequence[str] | None = None,
     passphrase: str | None = None,
     suite: str = DEFAULT_SUITE,
     platform: PlatformFactory | None = None,
@@ -493,9 +497,11 @@ async def open_device(
 ) -> AsyncIterator[Device]:
     """Open the device that lives in a home folder, which is made if it is not there.
 
-    `transports` names installed transports, or maps names to factories. `passphrase` protects
-    the home's key; the same one is needed ever after. `suite` is for keys that this device
-    makes from now on. `platform`, `store` and `runtime` are for simulations.
+    `transports` names installed transports, or maps names to factories. `listen` are the IP
+    addresses of this machine at which others reach it (0.0.0.0 is all of them); they are kept
+    for later starts, and it is 127.0.0.1 alone until something else was said. `passphrase`
+    protects the home's key; the same one is needed ever after. `suite` is for keys that this
+    device makes from now on. `platform`, `store` and `runtime` are for simulations.
 
     Raises:
         HomeInUseError: another process has it open.
@@ -511,8 +517,10 @@ async def open_device(
         opened_store = await stack.enter_async_context(
             (store or _sqlite_store)(path, passphrase)
         )
-        base = await stack.enter_async_context((platform or _walytis_platform)(path))
-        run_dir = Path(tempfile.mkdtemp(prefix="walyoff-"))
+        base = await stack.enter_async_context(
+            (platform or partial(_walytis_platform, listen=listen))(path)
+        )
+        run_dir = _make_run_dir()
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
         opened: dict[str, Transport] = {}
         for name, factory in transports.items():
@@ -539,13 +547,24 @@ async def open_device(
         yield device
 
 
+def _make_run_dir() -> Path:
+    """A private folder for sockets, whose paths may have no more than 107 bytes."""
+    folder = tempfile.gettempdir()
+    if len(folder.encode()) > MAX_RUN_DIR and os.access("/tmp", os.W_OK):  # noqa: S108
+        # mkdtemp makes it for this user alone, so the shared place is safe.
+        folder = "/tmp"  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix="walyoff-", dir=folder))
+
+
 def _sqlite_store(home: Path, passphrase: str | None) -> AbstractAsyncContextManager[Store]:
     from walyoff.stores import open_store  # noqa: PLC0415 - imported when it is needed
 
     return open_store(home, passphrase=passphrase)
 
 
-def _walytis_platform(home: Path) -> AbstractAsyncContextManager[Platform]:
+def _walytis_platform(
+    home: Path, listen: Sequence[str] | None
+) -> AbstractAsyncContextManager[Platform]:
     from walyoff.walytis.platform import open_platform  # noqa: PLC0415 - as above
 
-    return open_platform(home)
+    return open_platform(home, listen)

@@ -10,6 +10,7 @@ https://github.com/ipfs/kubo/blob/master/docs/config.md.
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from walyoff.errors import StoreError
+from walyoff.errors import LocalProtocolError, StoreError
 
 #: The fs-repo version of Kubo 0.22.
 REPO_VERSION = "14"
@@ -49,7 +50,8 @@ _TCP_PORT = re.compile(r"/tcp/(\d{1,5})(?=/|$)")
 def ensure_repo(repo: Path, listen: Sequence[str] | None = None) -> None:
     """Make the repository if it is not there, and set what must hold at every start.
 
-    `listen` are the swarm's multiaddrs; None keeps those of the last start.
+    `listen` are the swarm's multiaddrs; None keeps those of the last start. An address that
+    asks for any port keeps the port that its host had.
 
     Raises:
         StoreError: the folder or its config cannot be read or written.
@@ -60,7 +62,8 @@ def ensure_repo(repo: Path, listen: Sequence[str] | None = None) -> None:
             config = read_config(repo)
         else:
             config = {"Identity": new_identity()}
-        swarm = list(listen or _old_listen(config) or DEFAULT_LISTEN)
+        old = _old_listen(config) or DEFAULT_LISTEN
+        swarm = _with_old_ports(listen, old) if listen else list(old)
         config = {**_profile(swarm), "Identity": config.get("Identity")}
         # The config goes last: a repository without one is simply made again.
         _write(repo / "version", f"{REPO_VERSION}\n")
@@ -68,6 +71,22 @@ def ensure_repo(repo: Path, listen: Sequence[str] | None = None) -> None:
         write_config(repo, config)
     except OSError as error:
         raise StoreError(f"the IPFS repository cannot be written: {error.strerror}") from error
+
+
+def _with_old_ports(listen: Sequence[str], old: Sequence[str]) -> list[str]:
+    known = {_TCP_PORT.sub("/tcp/0", address): address for address in old}
+    return [known.get(address, address) for address in listen]
+
+
+def multiaddr(host: str) -> str:
+    """The listen address for an IP address, on any port. Raises LocalProtocolError."""
+    try:
+        parsed = ipaddress.ip_address(host)
+    except ValueError:
+        raise LocalProtocolError(
+            f"{host!r} is no IP address to listen on: try 127.0.0.1, or 0.0.0.0 for all"
+        ) from None
+    return f"/ip{parsed.version}/{parsed}/tcp/0"
 
 
 def keep_ports(repo: Path, addresses: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ class Settings:
 
     home_option: Path | None = None
     passphrase_file: Path | None = None
+    listen: tuple[str, ...] = ()
     verbosity: int = 0
     json: bool = False
 
@@ -47,7 +48,7 @@ def _set(
     name: str,
 ) -> Callable[[click.Context, click.Parameter, object], None]:
     def callback(context: click.Context, _: click.Parameter, value: object) -> None:
-        if value is not None and value is not False and value != 0:
+        if value:
             setattr(context.ensure_object(Settings), name, value)
 
     return callback
@@ -70,6 +71,14 @@ def common(function: F) -> F:
             expose_value=False,
             callback=_set("passphrase_file"),
             help="A file whose first line protects the home's key.",
+        ),
+        click.option(
+            "--listen",
+            multiple=True,
+            metavar="IP",
+            expose_value=False,
+            callback=_set("listen"),
+            help="An address of this machine to be reached at, kept for later [127.0.0.1].",
         ),
         click.option(
             "--home",

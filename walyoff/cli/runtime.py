@@ -169,7 +169,9 @@ async def _with_device(
             from walyoff.node import open_device  # noqa: PLC0415  (heavy)
 
             action = getattr(importlib.import_module(f"walyoff.cli.{module}"), function)
-            device = await stack.enter_async_context(open_device(home, passphrase=passphrase))
+            device = await stack.enter_async_context(
+                open_device(home, passphrase=passphrase, listen=settings.listen)
+            )
         # The device holds a task group, from which an error would come out in a group.
         try:
             await action(console, device, **arguments)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from walyoff.abc import IpfsNode
+from walyoff.child.repo import ensure_repo, multiaddr
 from walyoff.errors import ChildError, LocalProtocolError
 from walyoff.platform import Foundation, Platform
 from walyoff.walytis.identity import WalytisIdentity, decode_grant
@@ -152,8 +153,19 @@ class _IdentityChains:
 
 
 @asynccontextmanager
-async def open_platform(home: Path) -> AsyncIterator[Platform]:
-    """The platform of a home: its child process lives as long as the context."""
+async def open_platform(
+    home: Path, listen: Sequence[str] | None = None
+) -> AsyncIterator[Platform]:
+    """The platform of a home: its child process lives as long as the context.
+
+    `listen` are IP addresses for the node; None keeps those of the last start (127.0.0.1 at
+    first).
+
+    Raises:
+        LocalProtocolError: one is no IP address.
+    """
+    if listen:
+        ensure_repo(home / "ipfs", [multiaddr(host) for host in listen])
     async with open_child(home) as child:
         yield WalytisPlatform(child)
 
