@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
 
 import anyio
 import pytest
@@ -22,7 +23,7 @@ async def cancelled_after(seconds: float, act: Callable[[], Awaitable[object]]) 
     return scope.cancelled_caught
 
 
-async def now_or_never(act: Callable[[], Awaitable[object]]) -> None:
+async def now_or_never(act: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Begin something, let the others run, cancel it."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(act)
@@ -83,7 +84,7 @@ async def test_cancelled_at_any_step_through_history_takes_nothing() -> None:
         (a,) = g.channels
         await a.send_many([b"%d" % n for n in range(600)])
         stream = a.messages(cursor="app")
-        found = []
+        found: list[bytes | None] = []
         while len(found) < 600:
             with anyio.CancelScope() as scope:
                 if len(found) % 3 == 0:

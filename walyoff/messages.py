@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Entries read from the store at a time: bounds memory and spares round trips.
 PAGE = 256
+#: And about so many bytes, going by the sizes of the page before; the first one is short.
+PAGE_BYTES = 8 * 1024 * 1024
+FIRST_PAGE = 16
 #: In a long history a cursor is stored so often; a kill repeats what came since.
 CURSOR_EVERY_S = 0.05
 
@@ -123,6 +126,7 @@ class MessageStream(AsyncIterator[Message]):
         self._live = live
         self._buffer: deque[Delivered] = deque()
         self._reader = LogReader(engine)
+        self._limit = FIRST_PAGE
         self._begun = cursor is None
         self._given = 0
         self._due = 0.0
@@ -156,9 +160,21 @@ class MessageStream(AsyncIterator[Message]):
         """The next entries, from memory if they are new, else from the store."""
         engine = self._engine
         recent: list[Delivered] = []
-        while len(recent) < PAGE and (item := engine.recent(self._position + 1 + len(recent))):
+        size = 0
+        while (
+            len(recent) < PAGE
+            and size < PAGE_BYTES
+            and (item := engine.recent(self._position + 1 + len(recent)))
+        ):
             recent.append(item)
-        return recent or await self._reader.page(after=self._position, limit=PAGE)
+            size += item.size
+        if recent:
+            return recent
+        page = await self._reader.page(after=self._position, limit=self._limit)
+        size = sum(item.size for item in page)
+        if page:
+            self._limit = max(1, min(PAGE, len(page) * PAGE_BYTES // size))
+        return page
 
     async def _commit(self) -> None:
         if self._cursor is None:

@@ -41,6 +41,13 @@ class Liar:
         """From now on this device lies."""
         channel.engine.links = _LyingLinks(channel.engine, self)
 
+    def corrupt_now(self, channel: Channel) -> None:
+        """The same for a device that has links already."""
+        known = dict(channel.engine.links)
+        self.corrupt(channel)
+        for name, state in known.items():
+            channel.engine.links[name] = state
+
     def told(  # noqa: PLR0911 - one return for each lie
         self, engine: Engine, to: str, data: bytes, old: list[bytes]
     ) -> list[bytes]:

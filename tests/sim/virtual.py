@@ -70,8 +70,9 @@ async def group(count: int, link: Link = LAN, *, seed: int = 1) -> AsyncIterator
         for device in devices[1:]:
             channels.append(await device.join(await first.invite()))
         for channel in channels:
-            while len(channel.peers()) < count - 1:
-                await anyio.sleep(0.1)
+            for device in devices:
+                if channel.me != await device.did():
+                    await channel.wait_peer(await device.did())
         yield Group(world, devices, channels)
 
 

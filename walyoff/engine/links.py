@@ -34,6 +34,9 @@ MAX_QUESTIONS = 64
 ANSWER_BACKLOG = 4 * 1024 * 1024
 #: New blocks are named to the other side after this: by then most know them already.
 ANNOUNCE_AFTER = 2.0
+#: Authors who are not members as far as we know, that one peer may speak of: it may know of
+#: a new member before us, but not of many.
+MAX_STRANGERS = 64
 #: Block files of one frame, by size.
 FILES_BYTES = 4 * 1024 * 1024
 
@@ -88,6 +91,7 @@ class LinkServer:
         self._chains = chains
         #: The tips of the other side's chains, as it named them last.
         self._leaves: dict[str, tuple[str, ...]] = {}
+        self._strangers: set[str] = set()
         #: What the other side said of itself.
         self.peer_addresses: tuple[str, ...] = ()
 
@@ -149,6 +153,7 @@ class LinkServer:
             case frames.BatchFrame(body, signature, contents):
                 await self._batch(body, signature, contents)
             case frames.HaveVector(vector):
+                vector = self._admit(vector)
                 self._vector(vector)
                 engine.reconciler.peer_has(name, _as_vector(vector), now)
                 engine.dispatch()
@@ -166,6 +171,7 @@ class LinkServer:
                 if name in engine.reconciler.peers:
                     raise RemoteProtocolError("a second greeting")
                 self.peer_addresses = addresses
+                vector = self._admit(vector)
                 self._vector(vector)
                 engine.reconciler.peer_joined(
                     name, self._state.link.did, _as_vector(vector), now
@@ -212,6 +218,22 @@ class LinkServer:
         confirmed = self._engine.confirmed.setdefault(self._state.link.did, {})
         if confirmed.get(author, (0, frozenset()))[0] < seq:
             confirmed[author] = (seq, confirmed.get(author, (0, frozenset()))[1])
+
+    def _admit(self, vector: tuple[frames.Have, ...]) -> tuple[frames.Have, ...]:
+        """Without the authors that nobody heard of: they would cost memory and requests."""
+        engine = self._engine
+        unknown = {have.author for have in vector if have.author not in engine.durable}
+        if not unknown:
+            return vector
+        unknown -= {member.did for member in engine.trust.identity.membership.members}
+        for have in vector:
+            if have.author in unknown and len(self._strangers) < MAX_STRANGERS:
+                self._strangers.add(have.author)
+        return tuple(
+            have
+            for have in vector
+            if have.author not in unknown or have.author in self._strangers
+        )
 
     def _vector(self, vector: tuple[frames.Have, ...]) -> None:
         engine = self._engine

@@ -76,14 +76,15 @@ class _Pipe:
         self._changed = anyio.Event()
 
     def wake(self) -> None:
-        self._changed.set()
+        # Its sender and its receiver may both wait.
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
 
     def end(self) -> None:
         self._ended = True
         self.wake()
 
     async def _wait(self, until: float = math.inf) -> None:
-        self._changed = anyio.Event()
         with anyio.move_on_after(max(until - anyio.current_time(), 0.0)):
             await self._changed.wait()
 
