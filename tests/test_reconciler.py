@@ -10,9 +10,9 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.reconciler_model import ReconcilerMachine
+from tests.reconciler_model import CHANNEL, ME, ReconcilerMachine
 from walyoff.abc import StoredContent
-from walyoff.engine.facts import OpenRecord, PeerState, Reason, Verdict, Write
+from walyoff.engine.facts import FetchBatches, OpenRecord, PeerState, Reason, Verdict, Write
 from walyoff.engine.reconciler import Reconciler
 from walyoff.records import Batch
 
@@ -166,7 +166,6 @@ MUTANTS = [
     MiscountsRequests,
     ForgetsAcrossRestarts,
     DisbelievesTheSlow,
-    BelievesClaimsWithoutPause,
     TakesStrangersForHolders,
 ]
 
@@ -186,3 +185,26 @@ def test_a_reconciler_that_is_wrong_in_one_thing_is_caught(mutant: type[Reconcil
                 report_multiple_bugs=False,
             ),
         )
+
+
+def requests_in_a_minute(make: type[Reconciler]) -> int:
+    """How often a peer is asked that claims much and at once says that it has no more."""
+    reconciler = make(channel=CHANNEL, author=ME, heads=[], seed=1)
+    reconciler.peer_joined("x#1", "did:sim:x", {"did:sim:y": (9, frozenset())}, 0.0)
+    now, asked = 0.0, 0
+    while asked < 1000:
+        if any(isinstance(order, FetchBatches) for order in reconciler.orders()):
+            asked += 1
+            reconciler.range_end("x#1", "did:sim:y", now)
+            continue
+        deadline = reconciler.deadline()
+        if deadline is None or deadline > 60.0:
+            break
+        now = deadline
+        reconciler.tick(now)
+    return asked
+
+
+def test_a_claim_without_goods_costs_few_requests() -> None:
+    assert 3 < requests_in_a_minute(Reconciler) < 15
+    assert requests_in_a_minute(BelievesClaimsWithoutPause) == 1000
