@@ -22,7 +22,7 @@ from walyoff.errors import RemoteProtocolError, WalyoffError
 from walyoff.frames import MAX_ADDRESS_CHARS, MAX_ADDRESSES
 from walyoff.records import MAX_DID_CHARS
 from walyoff.runtime import Runtime
-from walyoff.wire import expect_array, expect_int, expect_str, pack, unpack
+from walyoff.wire import expect_array, expect_int, expect_name, expect_version, pack, unpack
 
 if TYPE_CHECKING:
     from walyoff.channel import Channel
@@ -176,14 +176,13 @@ def decode_presence(presence: bytes, now_ms: int) -> tuple[str, list[str]]:
     version, member, time_ms, addresses = expect_array(
         unpack(presence, MAX_PRESENCE), 4, "presence"
     )
-    if version != VERSION:
-        raise RemoteProtocolError("presence of another version", reason="version")
-    age = now_ms - expect_int(time_ms, "time")
-    if age > MAX_AGE_MS:
-        raise RemoteProtocolError("presence is too old", reason="stale")
+    expect_version(version, "presence", VERSION)
+    # One from the future would never grow old.
+    if abs(now_ms - expect_int(time_ms, "time")) > MAX_AGE_MS:
+        raise RemoteProtocolError("presence of another time", reason="stale")
     if not isinstance(addresses, list) or len(addresses) > MAX_ADDRESSES:
         raise RemoteProtocolError("presence with malformed addresses")
     return (
-        expect_str(member, "member", limit=MAX_DID_CHARS),
-        [expect_str(a, "address", limit=MAX_ADDRESS_CHARS) for a in addresses],
+        expect_name(member, "member", limit=MAX_DID_CHARS),
+        [expect_name(a, "address", limit=MAX_ADDRESS_CHARS) for a in addresses],
     )

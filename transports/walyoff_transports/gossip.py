@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from walyoff.errors import RemoteProtocolError
-from walyoff.wire import expect_array, expect_bytes, expect_int, pack, unpack
+from walyoff.wire import expect_array, expect_bytes, expect_int, expect_version, pack, unpack
 
 VERSION = 1
 _DATA, _ACKS = 0, 1
@@ -89,8 +89,9 @@ def encode_acks(acks: Iterable[Ack]) -> bytes:
 def decode(envelope: bytes) -> Data | tuple[Ack, ...]:
     """What came over a topic. Raises RemoteProtocolError for anything else."""
     value = unpack(envelope, _MAX_ENVELOPE)
-    if not isinstance(value, list) or len(value) < 2 or value[0] != VERSION:
-        raise RemoteProtocolError("not a broadcast of this version", reason="version")
+    if not isinstance(value, list) or len(value) < 2:
+        raise RemoteProtocolError("not a broadcast")
+    expect_version(value[0], "broadcast", VERSION)
     if type(value[1]) is int and value[1] == _DATA:
         _, _, instance, seq, payload = expect_array(value, 5, "broadcast")
         return Data(
