@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from walyoff.testing.memory import MemoryDisk, MemoryStore, open_memory_store
     from walyoff.testing.network import LINKS, Link, SimNetwork, SimTransport
     from walyoff.testing.stores import StoreConformance
-    from walyoff.testing.transports import TransportConformance, temporary_hosts
+    from walyoff.testing.transport_base import temporary_hosts
+    from walyoff.testing.transports import TransportConformance
     from walyoff.testing.virtual import DeadlockError, SimRuntime, VirtualTimeLoop
     from walyoff.testing.world import SimLedger, SimWorld
 
@@ -31,6 +32,7 @@ _HOMES = {
     "virtual": ("DeadlockError", "SimRuntime", "VirtualTimeLoop"),
     "world": ("SimLedger", "SimWorld"),
 }
+_PARTS = {"transports": ("transport_base", "transport_streams", "transport_broadcasts")}
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -59,9 +61,11 @@ def __getattr__(name: str) -> object:
     if home is None:
         raise AttributeError(f"module 'walyoff.testing' has no attribute {name!r}")
     module = f"walyoff.testing.{home}"
-    if "pytest" in sys.modules and module not in sys.modules:
+    if "pytest" in sys.modules:
         # So that a failed check says what was on both sides of its `==`.
-        sys.modules["pytest"].register_assert_rewrite(module)
+        names = [f"walyoff.testing.{part}" for part in (home, *_PARTS.get(home, ()))]
+        fresh = [part for part in names if part not in sys.modules]
+        sys.modules["pytest"].register_assert_rewrite(*fresh)
     value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
