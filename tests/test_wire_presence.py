@@ -43,7 +43,8 @@ def test_a_changed_byte_gives_a_presence_or_the_one_error(data: Any) -> None:
         [1, ALICE, -1, []], [1, ALICE, NOW_MS, "ipfs"], [1, ALICE, NOW_MS, ["a"] * 17],
         [1, ALICE, NOW_MS, ["a" * 257]], [1, ALICE, NOW_MS, [b"a"]],
         [1, ALICE, NOW_MS - MAX_AGE_MS - 1, []], [1, ALICE, NOW_MS + MAX_AGE_MS + 1, []],
-        [True, ALICE, NOW_MS, []], [1, "a\x1b", NOW_MS, []], [1, b"x" * MAX_PRESENCE, NOW_MS, []],
+        [True, ALICE, NOW_MS, []], [1, "a\x1b", NOW_MS, []],
+        [1, b"x" * MAX_PRESENCE, NOW_MS, []],
     ],
 )  # fmt: skip
 def test_a_presence_that_breaks_a_rule_is_refused(value: Any) -> None:
