@@ -31,7 +31,9 @@ from walyoff.errors import LocalProtocolError, TransportError
 from walyoff.tasks import background_tasks
 from walyoff.testing.transport_base import (
     ENDED,
+    drain,
     echo_all,
+    receive_exactly,
     temporary_hosts,
 )
 from walyoff.testing.transport_broadcasts import BroadcastChecks
@@ -190,4 +192,4 @@ class TransportConformance(StreamChecks, BroadcastChecks):
         return len(os.listdir(_FDS))
 
 
-__all__ = ["TransportConformance", "temporary_hosts"]
+__all__ = ["ENDED", "TransportConformance", "drain", "receive_exactly", "temporary_hosts"]
