@@ -177,7 +177,7 @@ def test_a_reconciler_that_is_wrong_in_one_thing_is_caught(mutant: type[Reconcil
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=250,
+                max_examples=1000,
                 stateful_step_count=40,
                 phases=[Phase.generate],
                 derandomize=True,
