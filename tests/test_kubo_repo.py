@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from walyoff.child import repo
-from walyoff.child.kubo import Kubo, KuboError, socket_multiaddr
+from walyoff.child.kubo import socket_multiaddr
 from walyoff.errors import LocalProtocolError, StoreError
 from walyoff.walytis.link import child_environment
 
@@ -171,8 +171,18 @@ def test_a_socket_path_that_is_too_long_is_refused() -> None:
 
 
 def test_a_node_that_was_not_started_answers_no_call(tmp_path: Path) -> None:
-    kubo = Kubo(tmp_path)
-    with pytest.raises(KuboError, match="not running"):
-        kubo.peers()
-    kubo.stop()
-    assert list(tmp_path.iterdir()) == []
+    # In a process of its own: the library opens a log where the process stands.
+    script = (
+        "from pathlib import Path\n"
+        "from walyoff.child.kubo import Kubo, KuboError\n"
+        "kubo = Kubo(Path('repo'))\n"
+        "try:\n    kubo.peers()\n"
+        "except KuboError as error:\n    print(error)\n"
+        "kubo.stop()\n"
+        "print(Path('repo').exists())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "not running" in done.stdout
+    assert done.stdout.endswith("False\n")

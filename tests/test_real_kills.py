@@ -114,7 +114,7 @@ def test_a_peer_that_stands_still_is_noticed_and_taken_up_again(world: World) ->
     with stopped(b.pid):
         began = time.monotonic()
         a.call("send", content=b"meanwhile")
-        # 12 s of silence, looked at every 2 s; the rest is for a busy machine.
+        # 10 s of silence, looked at every 2 s; the rest is for a busy machine.
         eventually(lambda: not peers(a), 17)
         print(f"silence noticed after {time.monotonic() - began:.1f} s")
     b.call("wait_content", contents=[b"meanwhile"], limit=45)

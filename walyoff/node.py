@@ -10,6 +10,7 @@ import hmac
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -520,7 +521,7 @@ async def open_device(
         base = await stack.enter_async_context(
             (platform or partial(_walytis_platform, listen=listen))(path)
         )
-        run_dir = _make_run_dir()
+        run_dir = _make_run_dir(path)
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
         opened: dict[str, Transport] = {}
         for name, factory in transports.items():
@@ -547,13 +548,26 @@ async def open_device(
         yield device
 
 
-def _make_run_dir() -> Path:
-    """A private folder for sockets, whose paths may have no more than 107 bytes."""
+def _make_run_dir(home: Path) -> Path:
+    """A private folder for sockets, whose paths may have no more than 107 bytes.
+
+    Its name belongs to the home, so what a killed process left there goes at the next start.
+    """
     folder = tempfile.gettempdir()
     if len(folder.encode()) > MAX_RUN_DIR and os.access("/tmp", os.W_OK):  # noqa: S108
-        # mkdtemp makes it for this user alone, so the shared place is safe.
-        folder = "/tmp"  # noqa: S108
-    return Path(tempfile.mkdtemp(prefix="walyoff-", dir=folder))
+        folder = "/tmp"  # noqa: S108 - see below: it is ours, or it is not used
+    name = blake3(str(home.resolve()).encode()).hexdigest(8)
+    run_dir = Path(folder) / f"walyoff-{name}"
+    try:
+        run_dir.mkdir(mode=0o700)
+    except FileExistsError:
+        found = run_dir.lstat()
+        # Others may write to the folder above: only one that is ours alone is taken over.
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return Path(tempfile.mkdtemp(prefix="walyoff-", dir=folder))
+        shutil.rmtree(run_dir)
+        run_dir.mkdir(mode=0o700)
+    return run_dir
 
 
 def _sqlite_store(home: Path, passphrase: str | None) -> AbstractAsyncContextManager[Store]:

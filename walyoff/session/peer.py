@@ -37,7 +37,7 @@ from walyoff.tasks import background_tasks
 HANDSHAKE_TIMEOUT = 10.0
 #: After so long without a word the other side is asked; after the second it is given up.
 PING_AFTER = 4.0
-DEAD_AFTER = 12.0
+DEAD_AFTER = 10.0
 #: Clean ends wait no longer than this for the last bytes to leave.
 CLOSE_TIMEOUT = 1.0
 #: Keys older than this are replaced, in seconds.
