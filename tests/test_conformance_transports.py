@@ -41,23 +41,6 @@ class TestSimTransport(TransportConformance):
         async with network.transport("a") as a, network.transport("b") as b:
             yield a, b
 
-    # What walyoff.testing.network does not keep yet; fixing it needs nothing here.
-    @pytest.mark.xfail(strict=False, reason="SimStream: data taken, then a checkpoint")
-    async def test_a_cancelled_receive_loses_nothing(self) -> None:
-        await super().test_a_cancelled_receive_loses_nothing()
-
-    @pytest.mark.xfail(strict=False, reason="SimTransport: waiting streams are left open")
-    async def test_streams_that_nobody_accepts_any_more_end(self) -> None:
-        await super().test_streams_that_nobody_accepts_any_more_end()
-
-    @pytest.mark.xfail(strict=False, reason="SimTransport: a slow consumer loses the newest")
-    async def test_a_consumer_that_does_not_keep_up_loses_the_oldest(self) -> None:
-        await super().test_a_consumer_that_does_not_keep_up_loses_the_oldest()
-
-    @pytest.mark.xfail(strict=False, reason="SimTransport: ends when a consumer closes early")
-    async def test_a_consumer_that_closes_early_harms_nobody(self) -> None:
-        await super().test_a_consumer_that_closes_early_harms_nobody()
-
 
 class Right(SimTransport):
     """What the wrong ones below differ from in one thing."""

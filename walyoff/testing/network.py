@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 from anyio.abc import ByteStream, ObjectReceiveStream
-from anyio.streams.memory import MemoryObjectSendStream
+from anyio.lowlevel import cancel_shielded_checkpoint
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from walyoff.abc import Broadcast, TransportHost
 from walyoff.errors import LocalProtocolError, PayloadTooLargeError, TransportError
+from walyoff.fanout import Fanout
 
 #: Bytes in flight in one direction of a stream before its sender waits.
 WINDOW = 1024 * 1024
@@ -115,7 +117,8 @@ class _Pipe:
                     data = data[:max_bytes]
                 self._size -= len(data)
                 self.wake()
-                await anyio.lowlevel.checkpoint()
+                # What was taken is given: it was too late for a cancellation.
+                await cancel_shielded_checkpoint()
                 return data
             if self._ended and not self._flying:
                 raise anyio.EndOfStream
@@ -289,8 +292,8 @@ class SimTransport:
     def __init__(self, network: SimNetwork, name: str) -> None:
         self._network = network
         self._device = name
-        self._subscribers: dict[str, list[MemoryObjectSendStream[Broadcast]]] = {}
-        self._accepting: MemoryObjectSendStream[ByteStream] | None = None
+        self._heard: Fanout[Broadcast] = Fanout(BACKLOG)
+        self._accepting: MemoryObjectSendStream[SimStream] | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
 
     async def __aenter__(self) -> SimTransport:
@@ -337,28 +340,18 @@ class SimTransport:
         self._network._broadcast(self._device, topic, payload)
 
     def _arrive(self, delay: float, topic: str, broadcast: Broadcast) -> None:
-        if self._tasks is not None and self._subscribers.get(topic):
+        if self._tasks is not None and self._heard.count(topic):
             self._tasks.start_soon(self._deliver, delay, topic, broadcast)
 
     async def _deliver(self, delay: float, topic: str, broadcast: Broadcast) -> None:
         await anyio.sleep(delay)
-        for subscriber in self._subscribers.get(topic, ()):
-            try:
-                subscriber.send_nowait(broadcast)
-            except anyio.WouldBlock:
-                continue
+        self._heard.publish(topic, broadcast)
 
-    @asynccontextmanager
-    async def subscribe(self, topic: str) -> AsyncIterator[ObjectReceiveStream[Broadcast]]:
+    def subscribe(
+        self, topic: str
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Broadcast]]:
         """See `walyoff.abc.Transport`."""
-        send, receive = anyio.create_memory_object_stream[Broadcast](BACKLOG)
-        subscribers = self._subscribers.setdefault(topic, [])
-        subscribers.append(send)
-        with send, receive:
-            try:
-                yield receive
-            finally:
-                subscribers.remove(send)
+        return self._heard.subscribe(topic)
 
     async def connect(self, address: str) -> ByteStream:
         """See `walyoff.abc.Transport`."""
@@ -382,10 +375,22 @@ class SimTransport:
         """See `walyoff.abc.Transport`."""
         if self._accepting is not None:
             raise TransportError("this transport listens already")
-        send, receive = anyio.create_memory_object_stream[ByteStream](BACKLOG)
+        send, receive = anyio.create_memory_object_stream[SimStream](BACKLOG)
         self._accepting = send
         with send, receive:
             try:
                 yield receive
             finally:
                 self._accepting = None
+                # Nobody will accept these any more: their openers shall not wait for it.
+                for stream in _waiting(receive):
+                    stream.cut()
+
+
+def _waiting(receive: MemoryObjectReceiveStream[SimStream]) -> Iterator[SimStream]:
+    """What waits in a stream."""
+    while True:
+        try:
+            yield receive.receive_nowait()
+        except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+            return
