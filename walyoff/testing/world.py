@@ -6,6 +6,7 @@ the very `open_device` that applications use, in virtual time if the event loop 
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,9 +17,15 @@ from anyio.abc import ObjectReceiveStream
 from blake3 import blake3
 
 from walyoff.abc import Block, IpfsNode, Member, Membership
-from walyoff.errors import LocalProtocolError, NotAMemberError, RemoteProtocolError
+from walyoff.errors import (
+    LocalProtocolError,
+    NotAMemberError,
+    PayloadTooLargeError,
+    RemoteProtocolError,
+)
 from walyoff.node import Device, open_device
 from walyoff.platform import Foundation, Platform
+from walyoff.tasks import background_tasks
 from walyoff.testing.memory import MemoryDisk, MemoryStore, open_memory_store
 from walyoff.testing.network import LAN, Link, SimNetwork
 from walyoff.testing.virtual import SimRuntime
@@ -61,6 +68,11 @@ class SimChain:
         """See `walyoff.engine.links.Chain`."""
         await anyio.lowlevel.checkpoint()
         return sorted(set(self.blocks) - self._children), len(self.blocks)
+
+    async def wanted(self, theirs: Sequence[str]) -> list[str] | None:
+        """See `walyoff.engine.links.Chain`."""
+        own, _ = await self.leaves()
+        return own if set(theirs) - set(own) else None
 
     async def export(self, known: Sequence[str]) -> list[bytes]:
         """See `walyoff.engine.links.Chain`."""
@@ -105,6 +117,8 @@ class SimLedger:
         """See `walyoff.abc.Ledger`."""
         if not payload:
             raise LocalProtocolError("a block's payload is not empty")
+        if len(payload) > MAX_PAYLOAD:
+            raise PayloadTooLargeError(len(payload), MAX_PAYLOAD, "block payload")
         await anyio.sleep(self._delay_s)
         ref = self._chain.append(payload)
         return Block(ref=ref, position=len(self._chain.order), payload=payload)
@@ -113,10 +127,11 @@ class SimLedger:
     async def blocks(self, after: int = 0) -> AsyncIterator[ObjectReceiveStream[Block]]:
         """See `walyoff.abc.Ledger`."""
         send, receive = anyio.create_memory_object_stream[Block](_WAITING)
-        async with anyio.create_task_group() as tasks:
 
-            async def follow() -> None:
-                position = after
+        async def follow() -> None:
+            position = after
+            # A reader that closes its stream early wants no more.
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
                 while True:
                     while position < len(self._chain.order):
                         ref = self._chain.order[position]
@@ -125,10 +140,10 @@ class SimLedger:
                         await send.send(Block(ref=ref, position=position, payload=payload))
                     await self._chain.changed.wait()
 
-            with send, receive:
+        with send, receive:
+            async with background_tasks() as tasks:
                 tasks.start_soon(follow)
                 yield receive
-                tasks.cancel_scope.cancel()
 
 
 class SimIdentity:
