@@ -14,27 +14,24 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import anyio
-from anyio.abc import ByteStream, ObjectReceiveStream, TaskGroup, TaskStatus
+from anyio.abc import ByteStream, ObjectReceiveStream, TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from walyoff.abc import Broadcast, IpfsNode, Transport, TransportHost
-from walyoff.errors import LocalProtocolError, PayloadTooLargeError, TransportError
+from walyoff.errors import LocalProtocolError, TransportError
 from walyoff.sockets import UnixListener, connect_unix
 from walyoff.tasks import background_tasks
 from walyoff_transports.gossip import MAX_PAYLOAD
-from walyoff_transports.topic import Topic
+from walyoff_transports.topics import Topics
 
 _log = logging.getLogger(__name__)
 
 NAME = "ipfs"
 PROTOCOL = "/x/walyoff/1"
-TOPIC_PREFIX = "walyoff/1/"
-#: Characters of a topic, without the prefix.
-MAX_TOPIC = 256
 #: Seconds for `connect`, all in all.
 CONNECT_TIME = 10.0
 #: Forwards to peers that are kept; one that is closed leaves its streams alive.
@@ -43,8 +40,6 @@ MAX_FORWARDS = 64
 BACKLOG = 1_024
 #: Streams that wait to be accepted; more are closed at once.
 MAX_WAITING = 128
-#: Topics that are kept open although nobody uses them at the moment.
-MAX_IDLE_TOPICS = 64
 #: `sun_path` without its NUL, in bytes.
 MAX_SOCKET_PATH = 107
 #: As `walyoff.abc.Transport.addresses` promises.
@@ -71,8 +66,7 @@ class IpfsTransport:
         self._listening = False
         self._forwards: OrderedDict[str, str] = OrderedDict()
         self._forward_lock = anyio.Lock()
-        self._topics: dict[str, Topic] = {}
-        self._topic_lock = anyio.Lock()
+        self._topics = Topics(ipfs, tasks)
 
     def __repr__(self) -> str:
         state = "listening" if self._listening else "not listening"
@@ -217,56 +211,18 @@ class IpfsTransport:
             LocalProtocolError: the topic is empty or too long.
             TransportError: it could not be handed on.
         """
-        if len(payload) > MAX_PAYLOAD:
-            raise PayloadTooLargeError(len(payload), MAX_PAYLOAD, "broadcast")
-        async with self._use(topic) as opened:
-            await opened.send(bytes(payload))
+        await self._topics.broadcast(topic, payload)
 
-    @asynccontextmanager
-    async def subscribe(self, topic: str) -> AsyncIterator[ObjectReceiveStream[Broadcast]]:
+    def subscribe(
+        self, topic: str
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Broadcast]]:
         """Receive other devices' broadcasts; a slow consumer loses the oldest of 256.
 
         Raises:
             LocalProtocolError: the topic is empty or too long.
             TransportError: the subscription could not be made.
         """
-        async with self._use(topic) as opened, opened.fanout.subscribe("") as stream:
-            yield stream
-
-    @asynccontextmanager
-    async def _use(self, name: str) -> AsyncIterator[Topic]:
-        if not 0 < len(name) <= MAX_TOPIC or "\0" in name:
-            raise LocalProtocolError(f"a topic has 1 to {MAX_TOPIC} characters and no NUL")
-        async with self._topic_lock:
-            topic = self._topics.get(name)
-            if topic is None or topic.closed:
-                self._leave_idle_topics()
-                topic = Topic(self._ipfs, TOPIC_PREFIX + name)
-                await self._tasks.start(self._run_topic, topic)
-                self._topics[name] = topic
-            topic.users += 1
-        try:
-            yield topic
-        finally:
-            topic.release()
-
-    async def _run_topic(self, topic: Topic, *, task_status: TaskStatus[None]) -> None:
-        try:
-            await topic.run(task_status=task_status)
-        except TransportError as error:
-            if not topic.started:
-                raise
-            _log.info("a topic ended: %s", error)
-        finally:
-            for name, known in list(self._topics.items()):
-                if known is topic:
-                    del self._topics[name]
-
-    def _leave_idle_topics(self) -> None:
-        idle = [topic for topic in self._topics.values() if topic.users == 0]
-        idle.sort(key=lambda topic: topic.last_used)
-        for topic in idle[: max(0, len(idle) - MAX_IDLE_TOPICS + 1)]:
-            topic.close()
+        return self._topics.subscribe(topic)
 
     async def _release(self) -> None:
         for peer_id in list(self._forwards):

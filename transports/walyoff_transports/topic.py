@@ -1,4 +1,4 @@
-"""One pubsub topic of the IPFS transport: publishes, acknowledges, repeats, hands out."""
+"""One pubsub topic of a transport: publishes, acknowledges, repeats, hands out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import logging
 import math
 import secrets
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import ObjectReceiveStream, TaskStatus
 
-from walyoff.abc import Broadcast, IpfsNode
+from walyoff.abc import Broadcast
 from walyoff.errors import RemoteProtocolError, TransportError
 from walyoff.fanout import Fanout
 from walyoff.tasks import background_tasks
@@ -44,11 +46,26 @@ BUFFER = 256
 IDLE_TIME = 60.0
 
 
+class Pubsub(Protocol):
+    """What a topic needs of a node: a part of `walyoff.abc.IpfsNode`."""
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Publish once on pubsub, without any promise. Raises TransportError."""
+
+    def subscribe(
+        self, topic: str
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Broadcast]]:
+        """Receive pubsub messages, own ones included, oldest dropped when slow."""
+
+    async def topic_peers(self, topic: str) -> list[str]:
+        """The peer ids that the node sees on a topic."""
+
+
 class Topic:
     """A topic for as long as `run` runs."""
 
-    def __init__(self, ipfs: IpfsNode, name: str) -> None:
-        self._ipfs = ipfs
+    def __init__(self, pubsub: Pubsub, name: str) -> None:
+        self._pubsub = pubsub
         self._name = name
         self._fanout: Fanout[Broadcast] = Fanout(BUFFER)
         self._received = Received()
@@ -101,7 +118,7 @@ class Topic:
         try:
             with self._scope:
                 async with (
-                    self._ipfs.subscribe(self._name) as stream,
+                    self._pubsub.subscribe(self._name) as stream,
                     background_tasks() as tasks,
                 ):
                     tasks.start_soon(self._keep_time)
@@ -127,7 +144,7 @@ class Topic:
             raise TransportError("the node is gone")
         seq, envelope = self._window.add(payload, anyio.current_time())
         try:
-            await self._ipfs.publish(self._name, envelope)
+            await self._pubsub.publish(self._name, envelope)
         except BaseException:
             self._window.withdraw(seq)
             self._room.set()
@@ -179,7 +196,7 @@ class Topic:
         # A failure here is a loss like any other.
         with contextlib.suppress(TransportError):
             for envelope in envelopes:
-                await self._ipfs.publish(self._name, envelope)
+                await self._pubsub.publish(self._name, envelope)
 
     async def _keep_time(self) -> None:
         while True:
@@ -207,7 +224,7 @@ class Topic:
 
     async def _look_for_peers(self, now: float) -> None:
         try:
-            peers = await self._ipfs.topic_peers(self._name)
+            peers = await self._pubsub.topic_peers(self._name)
         except TransportError:
             peers = []
         self._window.set_peers(peers, now)

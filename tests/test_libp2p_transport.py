@@ -1,0 +1,27 @@
+"""The libp2p transport passes the shipped suite, on both event loops."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from walyoff_transports.libp2p import open_transport
+
+from tests.libp2p_support import needs_libp2p
+from walyoff.abc import Transport
+from walyoff.testing import TransportConformance
+from walyoff.testing.transports import temporary_hosts
+
+pytestmark = needs_libp2p
+
+
+class TestLibp2pTransport(TransportConformance):
+    unreachable = (
+        "libp2p:/ip4/127.0.0.1/tcp/9/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
+    )
+
+    @asynccontextmanager
+    async def open_transports(self) -> AsyncIterator[tuple[Transport, Transport]]:
+        with temporary_hosts(2) as (one, two):
+            async with open_transport(one) as a, open_transport(two) as b:
+                yield a, b

@@ -1,0 +1,278 @@
+"""The libp2p transport: py-libp2p in this process, for devices that want no IPFS for content.
+
+It speaks with other devices on it, and with devices on the IPFS transport, whose Kubo nodes
+are libp2p nodes too: the same stream protocol, the same topics, the same envelopes. TCP,
+Noise and yamux; py-libp2p runs on a trio loop in a thread of its own (`libp2p_loop`), and
+what it gets wrong is put right in `libp2p_guard`. It is an optional extra: this module
+imports it when a transport is opened.
+
+Streams are carried over socket pairs, so for the application they are sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.abc import ByteStream, ObjectReceiveStream, TaskGroup, TaskStatus
+from anyio.streams.memory import MemoryObjectSendStream
+
+from walyoff.abc import Broadcast, Transport, TransportFactory, TransportHost
+from walyoff.errors import LocalProtocolError, TransportError
+from walyoff.sockets import SocketStream
+from walyoff.tasks import background_tasks
+from walyoff_transports.gossip import MAX_PAYLOAD
+from walyoff_transports.libp2p_pubsub import HostedPubsub
+from walyoff_transports.topics import Topics
+
+if TYPE_CHECKING:
+    from walyoff_transports.libp2p_loop import Hosted
+    from walyoff_transports.libp2p_node import Node
+
+_log = logging.getLogger(__name__)
+
+NAME = "libp2p"
+#: Streams that wait to be accepted; more are closed at once.
+MAX_WAITING = 128
+#: As `walyoff.abc.Transport.addresses` promises.
+MAX_ADDRESSES, MAX_ADDRESS = 16, 256
+#: Seconds for `connect`, all in all.
+CONNECT_TIME = 12.0
+#: Seconds before a loop that crashed is started again, from the first to the last.
+RESTART_FIRST, RESTART_LAST = 0.1, 10.0
+
+# A device on the IPFS transport gives the addresses of its node, which this one reaches.
+_ADDRESS = re.compile(
+    r"(?:libp2p|ipfs):((?:/[A-Za-z0-9.:_\-]+)+/p2p/([A-Za-z0-9]{20,100}))", re.A
+)
+
+
+def parse_address(address: str) -> tuple[str, str]:
+    """The (multiaddr, peer id) of an address. Raises LocalProtocolError."""
+    found = _ADDRESS.fullmatch(address) if len(address) <= MAX_ADDRESS else None
+    if found is None:
+        raise LocalProtocolError("the address is not a libp2p: multiaddr with a peer id")
+    return found.group(1), found.group(2)
+
+
+#: Takes the socket of an incoming stream.
+Accept = Callable[[socket.socket], None]
+#: Runs a host in a thread while the context is open.
+HostOpener = Callable[[Accept], AbstractAsyncContextManager["Hosted[Node]"]]
+
+
+class Libp2pTransport:
+    """`walyoff.abc.Transport` on py-libp2p; made by `open_transport`."""
+
+    #: Addresses of these transports are reached as well.
+    bridges: Sequence[str] = ("ipfs",)
+
+    def __init__(self, tasks: TaskGroup) -> None:
+        self._hosted: Hosted[Node] | None = None
+        self._accepting: MemoryObjectSendStream[ByteStream] | None = None
+        self._pubsub = HostedPubsub(self.running)
+        self._topics = Topics(self._pubsub, tasks)
+        self._addresses: tuple[str, ...] = ()
+        #: How many times the host was started.
+        self.generation = 0
+
+    def __repr__(self) -> str:
+        state = "listening" if self._accepting else "not listening"
+        peer = self._hosted.value.peer_id if self._hosted else "not running"
+        return f"<Libp2pTransport {peer} [{state} | {len(self._topics)} topics]>"
+
+    @property
+    def name(self) -> str:
+        """ "libp2p"."""
+        return NAME
+
+    @property
+    def max_broadcast(self) -> int:
+        """The largest broadcast payload, in bytes."""
+        return MAX_PAYLOAD
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """`libp2p:MULTIADDR/p2p/PEER_ID` for each address of the host, at most 16."""
+        found = [f"{NAME}:{address}" for address in self._addresses]
+        return [a for a in found if len(a) <= MAX_ADDRESS and a.isascii()][:MAX_ADDRESSES]
+
+    def running(self) -> Hosted[Node]:
+        """The host that runs now. Raises TransportError when there is none."""
+        if self._hosted is None:
+            raise TransportError("libp2p is not running now")
+        return self._hosted
+
+    # --------------------------------------------------------------------- streams
+
+    async def connect(self, address: str) -> ByteStream:
+        """Open a stream to the device at an address, within 12 seconds.
+
+        Addresses of the IPFS transport are understood too.
+
+        Raises:
+            LocalProtocolError: the address is not one of this transport's.
+            TransportError: nobody could be reached there, or it does not listen.
+        """
+        multiaddr, peer_id = parse_address(address)
+        hosted = self.running()
+        near, far = socket.socketpair()
+        try:
+            with anyio.fail_after(CONNECT_TIME):
+                await hosted.thread.call(hosted.value.open, multiaddr, peer_id, far)
+        except TimeoutError as error:
+            near.close()
+            raise TransportError(f"no connection within {CONNECT_TIME:g} s") from error
+        except BaseException:
+            # The other side of the pair notices, whenever it is ready.
+            near.close()
+            raise
+        return SocketStream(near)
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[ObjectReceiveStream[ByteStream]]:
+        """Accept streams while the context is open; at most 128 wait, more are refused.
+
+        Raises:
+            TransportError: this transport listens already.
+        """
+        if self._accepting is not None:
+            raise TransportError("this transport is listening already")
+        send, receive = anyio.create_memory_object_stream[ByteStream](MAX_WAITING)
+        self._accepting = send
+        with send, receive:
+            try:
+                await self._tell_listening(on=True)
+                yield receive
+            finally:
+                self._accepting = None
+                with anyio.CancelScope(shield=True):
+                    await self._tell_listening(on=False)
+                    while receive.statistics().current_buffer_used:
+                        await anyio.aclose_forcefully(receive.receive_nowait())
+
+    async def _tell_listening(self, *, on: bool) -> None:
+        # When it is not running, it is told as soon as it runs.
+        with contextlib.suppress(TransportError):
+            hosted = self.running()
+            await hosted.thread.call(hosted.value.listen, on)
+
+    def accept(self, sock: socket.socket) -> None:
+        """Take the socket of an incoming stream."""
+        if self._accepting is not None:
+            stream = SocketStream(sock)
+            with contextlib.suppress(
+                anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError
+            ):
+                self._accepting.send_nowait(stream)
+                return
+        sock.close()
+
+    # ------------------------------------------------------------------ broadcasts
+
+    async def broadcast(self, topic: str, payload: bytes) -> None:
+        """Publish, and repeat in the background what peers did not acknowledge.
+
+        Waits while 16 messages on the topic are in flight: that is the back-pressure.
+
+        Raises:
+            PayloadTooLargeError: it is larger than `max_broadcast`.
+            LocalProtocolError: the topic is empty or too long.
+            TransportError: it could not be handed on.
+        """
+        await self._topics.broadcast(topic, payload)
+
+    def subscribe(
+        self, topic: str
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Broadcast]]:
+        """Receive other devices' broadcasts; a slow consumer loses the oldest of 256.
+
+        Raises:
+            LocalProtocolError: the topic is empty or too long.
+            TransportError: the subscription could not be made.
+        """
+        return self._topics.subscribe(topic)
+
+    # ------------------------------------------------------------------- life cycle
+
+    async def keep(self, open_host: HostOpener, *, task_status: TaskStatus[None]) -> None:
+        """Keep a host running until cancelled; one that crashed is replaced.
+
+        Raises:
+            TransportError: the first one did not start.
+        """
+        pause = RESTART_FIRST
+        while True:
+            began = anyio.current_time()
+            try:
+                async with open_host(self.accept) as hosted:
+                    await self._serve(hosted, task_status)
+            except TransportError as error:
+                if not self.generation:
+                    raise
+                _log.warning("libp2p does not start: %s", error)
+            if anyio.current_time() - began > RESTART_LAST:
+                pause = RESTART_FIRST
+            await anyio.sleep(pause)
+            pause = min(pause * 2, RESTART_LAST)
+
+    async def _serve(self, hosted: Hosted[Node], task_status: TaskStatus[None]) -> None:
+        self._hosted = hosted
+        self._addresses = hosted.value.addresses
+        try:
+            if self._accepting is not None:
+                await self._tell_listening(on=True)
+            self.generation += 1
+            if self.generation == 1:
+                task_status.started()
+            await hosted.thread.ended.wait()
+            _log.warning("libp2p ended, and is started again: %r", hosted.thread.error)
+        finally:
+            self._hosted = None
+            self._pubsub.end_all()
+
+
+def libp2p_transport(bind: str = "127.0.0.1", port: int = 0) -> TransportFactory:
+    """A factory of libp2p transports that listen on one numeric address.
+
+    Port 0 takes the port of the last time if it is free, else another.
+    """
+
+    @asynccontextmanager
+    async def opener(host: TransportHost) -> AsyncIterator[Transport]:
+        # A second of importing, which the event loop does not have.
+        node = await anyio.to_thread.run_sync(_load_node)
+        settings = node.Settings(state_dir=host.state_dir, host=bind, port=port)
+
+        def open_host(accept: Accept) -> AbstractAsyncContextManager[Hosted[Node]]:
+            hosted: AbstractAsyncContextManager[Hosted[Node]]
+            hosted = node.node_in_thread(settings, accept)
+            return hosted
+
+        async with background_tasks() as tasks:
+            transport = Libp2pTransport(tasks)
+            await tasks.start(transport.keep, open_host)
+            yield transport
+
+    return opener
+
+
+def _load_node() -> ModuleType:
+    try:
+        from walyoff_transports import libp2p_node  # noqa: PLC0415 - optional, and slow
+    except ImportError as error:
+        raise TransportError(
+            f"the libp2p transport needs an extra: pip install 'walyoff[libp2p]' ({error})"
+        ) from error
+    return libp2p_node
+
+
+#: The `libp2p` entry point of `walyoff.transports`.
+open_transport = libp2p_transport()

@@ -1,0 +1,404 @@
+"""A libp2p host, as the transport uses it; everything here runs on the trio loop.
+
+TCP, Noise and yamux, gossipsub, and no discovery of its own. Connections are dialled by this
+module, over all addresses that are known of a peer, at most one dial for a peer at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+from libp2p import new_host
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.peer.id import ID
+from libp2p.protocol_muxer.exceptions import MultiselectClientError
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from multiaddr import Multiaddr
+
+from walyoff.errors import TransportError
+from walyoff_transports.libp2p_carry import carry
+from walyoff_transports.libp2p_guard import (
+    guard_connections,
+    guard_pubsub,
+    guard_streams,
+    run_service,
+    silence_logging,
+)
+from walyoff_transports.libp2p_loop import Hosted, TrioThread, trio_thread
+
+PROTOCOL = "/x/walyoff/1"
+#: The newest that Kubo of 2023 speaks, and the one before.
+GOSSIP_PROTOCOLS = ("/meshsub/1.1.0", "/meshsub/1.0.0")
+#: Seconds for one address, and for a stream on a connection that is there.
+DIAL_TIME, STREAM_TIME = 3.0, 5.0
+#: Connections at a time, and those to one peer: one for each side that may dial.
+MAX_CONNECTIONS, MAX_PEER_CONNECTIONS = 300, 3
+#: Seconds for the host to close.
+CLOSE_TIME = 4.0
+#: Peers whose addresses are remembered, and addresses of each.
+MAX_KNOWN, MAX_KNOWN_ADDRESSES = 512, 8
+SEED_SIZE = 32
+#: Numbers only: a name would have to be looked up, which tells others whom we want to reach.
+_DIALLED = re.compile(r"/ip[46]/[0-9a-fA-F:.]+/tcp/[0-9]+/p2p/[A-Za-z0-9]+", re.A)
+#: What comes from pubsub: the sender's peer id, which is signed, and the data.
+Sink = Callable[[str, bytes], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a node begins."""
+
+    state_dir: Path
+    #: The numeric address to listen on, and the port; 0 for the one of the last time.
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
+class Node:
+    """A running host. Get one from `run_node`; all methods are for the trio loop."""
+
+    def __init__(
+        self,
+        host: Any,
+        pubsub: Any,
+        nursery: trio.Nursery,
+        accept: Callable[[socket.socket], None],
+    ) -> None:
+        self._host = host
+        self._swarm = host.get_network()
+        self._pubsub = pubsub
+        self._nursery = nursery
+        self._accept = accept
+        self._dials: dict[str, trio.Lock] = {}
+        self._known: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
+        self._sinks: dict[str, Sink] = {}
+        pubsub.notify_subscriptions = self._deliver
+        #: Read by the application's thread as well: set once.
+        self.peer_id: str = host.get_id().to_base58()
+        self.addresses: tuple[str, ...] = ()
+
+    def connections(self) -> int:
+        """How many connections there are."""
+        return len(self._swarm.get_connections())
+
+    # --------------------------------------------------------------------- streams
+
+    async def listen(self, on: bool) -> None:
+        """Take streams of the protocol from now on, or refuse them."""
+        if on:
+            self._host.set_stream_handler(PROTOCOL, self._take)
+        else:
+            self._host.remove_stream_handler(PROTOCOL)
+
+    async def _take(self, stream: Any) -> None:
+        near, far = socket.socketpair()
+        self._accept(near)
+        await carry(stream, far)
+
+    async def open(self, address: str, peer_id: str, sock: socket.socket) -> None:
+        """Open a stream to a peer and carry it to the socket, which is ours in any case.
+
+        Raises:
+            TransportError: the peer was not reached, or does not listen.
+        """
+        try:
+            stream = await self._open(address, peer_id)
+        except BaseException:
+            sock.close()
+            raise
+        self._nursery.start_soon(carry, stream, sock)
+
+    async def _open(self, address: str, peer_id: str) -> Any:
+        connected = self._connection(peer_id)
+        if connected is not None:
+            with contextlib.suppress(TransportError):
+                return await _new_stream(self._host, connected)
+            # Perhaps it is dead and nobody noticed yet: a fresh one tells.
+            if not connected.is_closed and self._connection(peer_id) is connected:
+                await connected.close()
+        return await _new_stream(self._host, await self.connect(address, peer_id))
+
+    def _connection(self, peer_id: str) -> Any:
+        for conn in self._swarm.get_connections(ID.from_base58(peer_id)):
+            if not conn.is_closed and not conn.muxed_conn.event_shutting_down.is_set():
+                return conn
+        return None
+
+    async def connect(self, address: str, peer_id: str) -> Any:
+        """A connection to a peer: the one that there is, or a new one to any known address.
+
+        Raises:
+            TransportError: none of its addresses answered as that peer.
+        """
+        if peer_id == self.peer_id:
+            raise TransportError("the address is this device's own")
+        lock = self._dials.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:
+                if (connected := self._connection(peer_id)) is not None:
+                    return connected
+                return await self._dial(peer_id, self._remember(peer_id, address))
+        finally:
+            if not lock.locked() and self._dials.get(peer_id) is lock:
+                del self._dials[peer_id]
+
+    def _remember(self, peer_id: str, address: str) -> list[str]:
+        known = self._known.setdefault(peer_id, OrderedDict())
+        known[address] = None
+        known.move_to_end(address)
+        if len(known) > MAX_KNOWN_ADDRESSES:
+            known.popitem(last=False)
+        self._known.move_to_end(peer_id)
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+        return list(reversed(known))
+
+    async def _dial(self, peer_id: str, addresses: list[str]) -> Any:
+        problem: Exception | None = None
+        for address in addresses:
+            if not _DIALLED.fullmatch(address):
+                problem = problem or ValueError("it is not IP and TCP")
+                continue
+            try:
+                with trio.fail_after(DIAL_TIME):
+                    return await self._swarm.dial_addr(
+                        Multiaddr(address), ID.from_base58(peer_id)
+                    )
+            except (BaseLibp2pError, OSError, ValueError, trio.TooSlowError) as error:
+                problem = error
+        raise TransportError(f"the peer was not reached: {problem}") from problem
+
+    # ---------------------------------------------------------------------- pubsub
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Publish once, without any promise. Raises TransportError."""
+        try:
+            await self._pubsub.publish(topic, payload)
+        except BaseLibp2pError as error:
+            raise TransportError(f"it was not published: {error}") from error
+
+    async def subscribe(self, topic: str, sink: Sink) -> None:
+        """Give what comes on a topic to a sink, own messages included."""
+        self._sinks[topic] = sink
+        await self._pubsub.subscribe(topic)
+
+    async def unsubscribe(self, topic: str) -> None:
+        """End a subscription. Idempotent."""
+        if self._sinks.pop(topic, None) is not None:
+            await self._pubsub.unsubscribe(topic)
+
+    async def topic_peers(self, topic: str) -> list[str]:
+        """The peer ids that are subscribed to a topic and connected."""
+        return [peer.to_base58() for peer in self._pubsub.peer_topics.get(topic, ())]
+
+    def _deliver(self, message: Any) -> None:
+        for topic in message.topicIDs:
+            if sink := self._sinks.get(topic):
+                sink(ID(message.from_id).to_base58(), bytes(message.data))
+
+
+async def _new_stream(host: Any, conn: Any) -> Any:
+    stream = None
+    try:
+        with trio.fail_after(STREAM_TIME):
+            stream = await conn.new_stream()
+            await host.multiselect_client.select_one_of(
+                [PROTOCOL], MultiselectCommunicator(stream), int(STREAM_TIME)
+            )
+    except (BaseLibp2pError, MultiselectClientError, OSError, trio.TooSlowError) as error:
+        if stream is not None:
+            await stream.reset()
+        raise TransportError(f"no stream could be opened: {error!r}") from error
+    stream.set_protocol(PROTOCOL)
+    return stream
+
+
+# ----------------------------------------------------------------------------- the host
+
+
+def node_in_thread(
+    settings: Settings, accept: Callable[[socket.socket], None]
+) -> AbstractAsyncContextManager[Hosted[Node]]:
+    """Run a host on a trio loop in a thread while the context is open.
+
+    `accept` is called in the application's loop with the sockets of incoming streams.
+
+    Raises:
+        TransportError: the host did not start.
+    """
+
+    async def main(thread: TrioThread, ready: Callable[[Node], None]) -> None:
+        def hand_over(sock: socket.socket) -> None:
+            if not thread.post(lambda: accept(sock)):
+                sock.close()
+
+        async with run_node(settings, hand_over) as node:
+            ready(node)
+            await thread.asked_to_end()
+
+    return trio_thread(main)
+
+
+@asynccontextmanager
+async def run_node(
+    settings: Settings, accept: Callable[[socket.socket], None]
+) -> AsyncIterator[Node]:
+    """Run a host while the context is open; `accept` gets the sockets of incoming streams.
+
+    Raises:
+        TransportError: it cannot listen.
+        OSError: the state folder cannot be used.
+    """
+    silence_logging()
+    host = _make_host(settings)
+    router = GossipSub(
+        protocols=GOSSIP_PROTOCOLS,
+        degree=6,
+        degree_low=4,
+        degree_high=12,
+        heartbeat_interval=1,
+        adaptive_gossip_enabled=False,
+        # Ten messages a second, own ones included; ours is in `libp2p_guard`.
+        spam_protection_enabled=False,
+        # It wants three networks, and there may be one.
+        eclipse_protection_enabled=False,
+    )
+    pubsub = Pubsub(host, router, strict_signing=True)
+    guard_pubsub(pubsub, time.time_ns())
+    swarm = host.get_network()
+    async with trio.open_nursery() as nursery, run_service(swarm):
+        node = Node(host, pubsub, nursery, accept)
+        try:
+            await _listen(swarm, settings)
+            async with run_service(pubsub), run_service(router):
+                node.addresses = _addresses(host)
+                yield node
+        finally:
+            # Before its service stops, or the listening sockets stay.
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIME):
+                await host.close()
+            # It has a thread of its own, which would stay.
+            pubsub.seen_messages.stop()
+            nursery.cancel_scope.cancel()
+
+
+def _make_host(settings: Settings) -> Any:
+    keys = create_new_key_pair(_seed(settings.state_dir / "key"))
+    host = new_host(
+        key_pair=keys,
+        muxer_preference="YAMUX",
+        sec_opt={
+            NOISE: NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
+        },
+        negotiate_timeout=int(STREAM_TIME),
+        connection_config=ConnectionConfig(
+            max_connections=MAX_CONNECTIONS,
+            max_connections_per_peer=MAX_PEER_CONNECTIONS,
+            min_connections=0,
+            inbound_upgrade_timeout=STREAM_TIME,
+            outbound_upgrade_timeout=STREAM_TIME,
+        ),
+        disable_identify_address_discovery=True,
+    )
+    swarm = host.get_network()
+    swarm.retry_config = RetryConfig(max_retries=0)
+    # Its limits are for public nodes: connections of one address a second, and such.
+    swarm.set_resource_manager(None)
+    # It would dial whomever it has heard of.
+    swarm._schedule_auto_connect = lambda: None
+    swarm.auto_connector.run_background_task = _nothing
+    # What others say of themselves is not needed here; and it runs in system tasks, where a
+    # failure would end the whole loop.
+    host._schedule_identify = lambda *_args, **_options: None
+    guard_connections(swarm)
+    guard_streams(swarm)
+    return host
+
+
+async def _nothing(*_: Any) -> None:
+    """In the place of what is not wanted."""
+
+
+def _seed(path: Path) -> bytes:
+    """The key of this device on this transport, made the first time."""
+    with contextlib.suppress(FileNotFoundError):
+        seed = path.read_bytes()
+        if len(seed) == SEED_SIZE:
+            return seed
+    seed = os.urandom(SEED_SIZE)
+    _write(path, seed)
+    return seed
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_suffix(".new")
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+async def _listen(swarm: Any, settings: Settings) -> None:
+    remembered = settings.state_dir / "port"
+    ports = [settings.port or _old_port(remembered)]
+    if not settings.port and ports[0]:
+        ports.append(0)
+    for port in ports:
+        # Upstream listens with SO_REUSEPORT, by which two devices would share a port.
+        if port and not _is_free(settings.host, port):
+            continue
+        kind = "ip6" if ":" in settings.host else "ip4"
+        if await swarm.listen(Multiaddr(f"/{kind}/{settings.host}/tcp/{port}")):
+            (listener,) = swarm.listeners.values()
+            taken = listener.get_addrs()[0].value_for_protocol("tcp")
+            _write(remembered, str(taken).encode())
+            return
+    raise TransportError(f"libp2p cannot listen on {settings.host} port {ports[0]}")
+
+
+def _old_port(path: Path) -> int:
+    try:
+        port = int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+    return port if 0 < port < 65536 else 0
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # Without this, a port of connections that ended a moment ago counts as taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def _addresses(host: Any) -> tuple[str, ...]:
+    peer = host.get_id().to_base58()
+    found = (str(address) for address in host.get_addrs())
+    return tuple(a if "/p2p/" in a else f"{a}/p2p/{peer}" for a in found)
