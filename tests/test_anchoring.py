@@ -38,7 +38,7 @@ def test_dear_blocks_are_written_seldom() -> None:
     assert anchoring.take(1.0)
     anchoring.add(batch(2), 100, own=True, now=1.5)
     # It took two seconds, so the ledger rests for three times as long.
-    anchoring.written(3.0)
+    anchoring.written([batch(1)], 3.0)
     assert anchoring.deadline() == 3.0 + 2.0 * (DUTY - 1)
     assert anchoring.take(8.9) == ()
     assert anchoring.take(9.0) == (batch(2),)
@@ -55,6 +55,16 @@ def test_others_batches_are_left_to_their_authors_for_a_while() -> None:
         firsts.add(due)
     # Not all members write it in the same moment.
     assert len(firsts) == 20
+
+
+def test_what_did_not_fit_or_was_put_off_stays_and_delays_nothing() -> None:
+    anchoring = Anchoring(seed=1)
+    for n in range(3):
+        anchoring.add(batch(n), 100, own=True, now=0.0)
+    assert anchoring.take(1.0) == (batch(0), batch(1), batch(2))
+    anchoring.put_off(batch(1), 1.0)
+    anchoring.written([batch(0)], 1.0)
+    assert anchoring.take(1.0) == (batch(1), batch(2))
 
 
 def test_what_is_anchored_is_not_written_again() -> None:
@@ -96,5 +106,5 @@ def test_blocks_are_bounded_and_everything_is_written_once(sizes: list[int], own
         assert sum(sizes[int.from_bytes(b, "big")] for b in chosen) <= MAX_BLOCK_BYTES
         written += chosen
         now += 0.1
-        anchoring.written(now)
+        anchoring.written(chosen, now)
     assert sorted(written) == [batch(n) for n in range(len(sizes))]

@@ -200,6 +200,9 @@ class _LyingLink:
     def backlog(self) -> int:
         return self._link.backlog
 
+    def close(self) -> None:
+        self._link.close()
+
     def send(self, data: bytes) -> None:
         for told in self._liar.told(self._engine, self._link.did, data, self._old):
             self._link.send(told)

@@ -8,6 +8,7 @@ and everything that waits goes into the next one. No I/O, no clock, no randomnes
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 #: A lone batch waits so long for company.
@@ -73,9 +74,19 @@ class Anchoring:
         self._started = now
         return self._writing
 
-    def written(self, now: float) -> None:
-        """The block that `take` gave is on the ledger."""
-        for batch_id in self._writing:
+    def put_off(self, batch_id: bytes, now: float) -> None:
+        """A batch that `take` gave cannot be written yet; the others are not to wait for it."""
+        if waiting := self.waiting.get(batch_id):
+            waiting.due = now + DELAY
+
+    def forget(self) -> None:
+        """Begin anew, but for the pace."""
+        self.waiting.clear()
+        self._writing = ()
+
+    def written(self, batch_ids: Iterable[bytes], now: float) -> None:
+        """A block with these of the batches that `take` gave is on the ledger."""
+        for batch_id in batch_ids:
             self.waiting.pop(batch_id, None)
         self._writing = ()
         self._failures = 0

@@ -15,14 +15,34 @@ import anyio
 
 from walyoff.abc import Block, Ledger
 from walyoff.engine.facts import Reason, Report
-from walyoff.epochs import SALT_SIZE, Anchor, Epoch, open_anchor, seal_anchor
-from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError, WalyoffError
+from walyoff.epochs import (
+    MAX_ANCHOR,
+    MAX_ANCHOR_PARTS,
+    SALT_SIZE,
+    Anchor,
+    Epoch,
+    open_anchor,
+    seal_anchor,
+)
+from walyoff.errors import (
+    CipherError,
+    NotAMemberError,
+    RemoteProtocolError,
+    StoreError,
+    WalyoffError,
+)
 from walyoff.records import batch_hash, decode_batch
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
 
 log = logging.getLogger("walyoff.engine")
+
+#: After a failure of the store the ledger is read again, in seconds.
+READ_AGAIN = 2.0
+#: Bytes of a block besides its parts, and of a part besides its bytes, rounded up.
+_ANCHOR_OVERHEAD = 4096
+_PART_OVERHEAD = 16
 
 
 class AnchorKeeper:
@@ -37,6 +57,8 @@ class AnchorKeeper:
         on_position: Callable[[int], None],
     ) -> None:
         self.position = position
+        #: Up to here everything that was read is in the store.
+        self.committed = position
         self._engine = engine
         self._ledger = ledger
         self._on_position = on_position
@@ -83,24 +105,15 @@ class AnchorKeeper:
 
     async def _write(self, chosen: tuple[bytes, ...]) -> None:
         engine = self._engine
-        batches: list[tuple[bytes, bytes]] = []
-        certificates: dict[bytes, bytes] = {}
         try:
-            for batch_id in chosen:
-                stored = await engine.store.batch(batch_id)
-                if stored is None or stored.signature is None:
-                    # Its signature is still on its way to the store: next time.
-                    engine.anchoring.failed(engine.runtime.now())
-                    return
-                batches.append((stored.body, stored.signature))
-                certificate_id = decode_batch(stored.body).certificate_id
-                trusted = await engine.trust.load(certificate_id)
-                if trusted is not None:
-                    certificates[certificate_id] = trusted.encoded
+            certificates, batches = await self._gather(chosen)
+            if not batches:
+                engine.anchoring.written((), engine.runtime.now())
+                return
             payload = seal_anchor(
                 self.newest_epoch(),
-                list(certificates.values()),
-                batches,
+                certificates,
+                list(batches.values()),
                 salt=engine.runtime.random_bytes(SALT_SIZE),
             )
             block = await self._ledger.append(payload)
@@ -108,23 +121,63 @@ class AnchorKeeper:
             log.warning("anchoring failed, it is tried again: %s", error)
             engine.anchoring.failed(engine.runtime.now())
             return
-        engine.anchoring.written(engine.runtime.now())
+        engine.anchoring.written(batches, engine.runtime.now())
         self.blocks_written += 1
         written, self.written = self.written, anyio.Event()
         written.set()
-        engine.anchored([(batch_id, block.ref) for batch_id in chosen])
+        engine.anchored([(batch_id, block.ref) for batch_id in batches])
+        await engine.refill_unanchored()
+
+    async def _gather(
+        self, chosen: tuple[bytes, ...]
+    ) -> tuple[list[bytes], dict[bytes, tuple[bytes, bytes]]]:
+        """Of the chosen batches those that are signed and fit a block, with certificates."""
+        engine = self._engine
+        batches: dict[bytes, tuple[bytes, bytes]] = {}
+        certificates: dict[bytes, bytes] = {}
+        room = MAX_ANCHOR - _ANCHOR_OVERHEAD
+        for batch_id in chosen:
+            stored = await engine.store.batch(batch_id)
+            if stored is None or stored.signature is None:
+                # Its signature is still on its way to the store.
+                engine.anchoring.put_off(batch_id, engine.runtime.now())
+                continue
+            certificate_id = decode_batch(stored.body).certificate_id
+            encoded = b""
+            if certificate_id not in certificates and (
+                trusted := await engine.trust.load(certificate_id)
+            ):
+                encoded = trusted.encoded
+            size = len(stored.body) + len(stored.signature) + len(encoded) + _PART_OVERHEAD
+            if size > room or len(certificates) == MAX_ANCHOR_PARTS:
+                # It stays due, and is in the next block.
+                continue
+            room -= size
+            batches[batch_id] = (stored.body, stored.signature)
+            if encoded:
+                certificates[certificate_id] = encoded
+        return list(certificates.values()), batches
 
     # --------------------------------------------------------------------- reading
 
     async def read_loop(self) -> None:
         """Learn of records from the ledger, as far as they did not come from a peer."""
         while True:
-            with anyio.CancelScope() as self._reading:
-                start = self.position if self._unopened is None else self._unopened - 1
-                self._unopened = None
-                async with self._ledger.blocks(start) as blocks:
-                    async for block in blocks:
-                        await self._read(block)
+            try:
+                with anyio.CancelScope() as self._reading:
+                    start = self.position if self._unopened is None else self._unopened - 1
+                    self._unopened = None
+                    async with self._ledger.blocks(start) as blocks:
+                        async for block in blocks:
+                            await self._read(block)
+            except StoreError as error:
+                log.warning("reading the ledger is tried again: %s", error)
+                await anyio.sleep(READ_AGAIN)
+
+    def read_again(self) -> None:
+        """The store failed: read from where it is sure again."""
+        self.position = self.committed
+        self._reading.cancel()
 
     async def _read(self, block: Block) -> None:
         try:

@@ -55,8 +55,15 @@ RECENT_MESSAGES = 4096
 RECENT_BYTES = 16 * 1024 * 1024
 #: One request for batches is answered with about so many bytes.
 RANGE_BYTES = 4 * 1024 * 1024
-#: Records without content, and batches without anchor, that are looked at from the start.
+#: Records without content that are looked at from the start.
 MAX_RESTORED = 100_000
+#: Batches without anchor that are kept in memory; the rest follows when these are anchored.
+MAX_UNANCHORED = 4096
+#: Contents that were taken in and wait for the store; more waits in the links.
+MAX_UNCOMMITTED = 32 * 1024 * 1024
+#: After a failure of the store it is tried again: doubles from the first to the last.
+RECOVER_FIRST = 0.5
+RECOVER_LAST = 30.0
 #: More than one transaction ever holds.
 MAX_ACCEPTED = 8192
 
@@ -71,6 +78,8 @@ class _Commit:
     signatures: list[tuple[bytes, bytes]] = field(default_factory=list)
     anchors: list[tuple[bytes, str]] = field(default_factory=list)
     changed: dict[str, None] = field(default_factory=dict)
+    #: Bytes of contents in it.
+    size: int = 0
     done: anyio.Event = field(default_factory=anyio.Event)
 
     def __bool__(self) -> bool:
@@ -147,6 +156,15 @@ class Engine:
         self._changed = anyio.Event()
         #: Positions that named cursors committed and the store does not have yet.
         self.cursors: dict[str, int] = {}
+        #: Batches that were anchored in this run, while not all that are not are known.
+        self._anchored_lately: OrderedDict[bytes, None] = OrderedDict()
+        #: False while the store has more unanchored batches than are kept in memory.
+        self._all_unanchored_known = True
+        #: Bytes of contents that were taken and are not committed yet.
+        self._uncommitted = 0
+        self._room = anyio.Event()
+        #: Grows when the state was read from the store again after a failure.
+        self.generation = 0
         self._failure: BaseException | None = None
         self._closed = False
 
@@ -169,6 +187,7 @@ class Engine:
                 yield tasks
             finally:
                 self._closed = True
+                self._make_room()
                 self.outbox.close(anyio.ClosedResourceError("the channel is closed"))
                 self.notify()
                 await self.flush_cursors()
@@ -190,33 +209,55 @@ class Engine:
         undelivered = await self.store.undelivered()
         if undelivered:
             self.top = await self.store.write(deliver=[r[2] for r in undelivered])
-        now = self.runtime.now()
-        for batch in await self.store.unanchored(MAX_RESTORED):
-            size = len(batch.body) + len(batch.signature or b"")
-            self.anchoring.add(batch.batch_id, size, own=batch.author == self.me, now=now)
+        await self._restore_unanchored()
         self.reconciler.restore_open(await self._open_records())
         await self.forks.restore()
 
+    async def refill_unanchored(self) -> None:
+        """When those that were in memory are anchored, take the next from the store."""
+        if not self._all_unanchored_known and not self.anchoring.waiting:
+            await self.settled()
+            await self._restore_unanchored()
+
+    async def _restore_unanchored(self) -> None:
+        now = self.runtime.now()
+        batches = await self.store.unanchored(MAX_UNANCHORED)
+        for batch in batches:
+            size = len(batch.body) + len(batch.signature or b"")
+            self.anchoring.add(batch.batch_id, size, own=batch.author == self.me, now=now)
+        self._all_unanchored_known = len(batches) < MAX_UNANCHORED
+
     async def _open_records(self) -> list[OpenRecord]:
         found: list[OpenRecord] = []
-        missing = await self.store.missing(MAX_RESTORED)
-        decoded: dict[bytes, Batch] = {}
-        for author, seq, record_id in missing:
-            for stored in await self.store.batches(author, seq, seq):
-                batch = decoded.get(stored.batch_id) or decode_batch(stored.body)
-                decoded = {stored.batch_id: batch}
-                record = batch.records[seq - batch.first_seq]
-                found.append(
-                    OpenRecord(author, seq, record_id, record.size, record.commitment, 0.0)
-                )
+        batch: Batch | None = None
+        # They come in the order of writing, so a batch's records follow one another.
+        for author, seq, record_id in await self.store.missing(MAX_RESTORED):
+            if (
+                batch is None
+                or batch.author != author
+                or not batch.first_seq <= seq <= batch.last_seq
+            ):
+                stored = await self.store.batches(author, seq, seq)
+                if not stored:
+                    continue
+                batch = decode_batch(stored[0].body)
+            record = batch.records[seq - batch.first_seq]
+            found.append(
+                OpenRecord(author, seq, record_id, record.size, record.commitment, 0.0)
+            )
         return found
 
     def check(self) -> None:
-        """Raise if the channel stopped: why, or that it was closed."""
+        """Raise if nothing can be sent now: the channel is closed, or its store fails."""
+        self._check_open()
+        if self._failure is not None:
+            raise StoreError(
+                f"the store failed and is tried again: {self._failure}"
+            ) from self._failure
+
+    def _check_open(self) -> None:
         if self._closed:
             raise anyio.ClosedResourceError("the channel is closed")
-        if self._failure is not None:
-            raise StoreError("the channel stopped: its store failed") from self._failure
 
     # ------------------------------------------------------------------ committing
 
@@ -254,9 +295,17 @@ class Engine:
         if begun is not None:
             await begun.wait()
 
+    async def room(self) -> None:
+        """Wait while more is taken in than the store can write."""
+        while self._uncommitted > MAX_UNCOMMITTED and not self._closed:
+            await self._room.wait()
+
     def _stage(self, write: Write) -> None:
         commit = self._commit
         held = dict(write.contents)
+        size = sum(len(content.data) for content in held.values())
+        commit.size += size
+        self._uncommitted += size
         if (batch := write.batch) is not None:
             self._accepted[batch.batch_id] = None
             if len(self._accepted) > MAX_ACCEPTED:
@@ -292,6 +341,7 @@ class Engine:
                 continue
             commit, self._commit = self._commit, _Commit()
             self._committing = commit.done
+            position = self.anchors.position
             try:
                 top = await self.store.write(
                     batches=commit.batches,
@@ -301,18 +351,63 @@ class Engine:
                     anchors=commit.anchors,
                 )
             except StoreError as error:
-                self._fail(error, commit)
-                raise
-            self._committed(commit, top)
+                await self._recover(error, commit)
+            else:
+                self.anchors.committed = position
+                self._committed(commit, top)
 
-    def _fail(self, error: BaseException, commit: _Commit) -> None:
-        self._failure = error
-        commit.done.set()
-        self._commit.done.set()
-        self.outbox.close(error)
-        self.notify()
+    async def _recover(self, error: StoreError, commit: _Commit) -> None:
+        """The store wrote nothing: forget what it was to write, and begin again from it.
+
+        Who waits to send gets the error at once, and so does who sends while it lasts. The
+        links are closed, because what was said on them speaks of a state that is not there.
+        """
+        log.error("the store failed, it is tried again: %s", error)
+        pause = RECOVER_FIRST
+        while True:
+            self._failure = error
+            self.generation += 1
+            for lost in (commit, self._commit):
+                lost.done.set()
+            self.outbox.close(error)
+            for link in list(self.links.values()):
+                link.link.close()
+            self.notify()
+            while self.links:
+                # No new one begins before the end of this: see `LinkServer.run`.
+                await self._changed.wait()
+            await anyio.sleep(pause)
+            pause = min(2 * pause, RECOVER_LAST)
+            self._forget()
+            try:
+                await self._restore()
+            except StoreError as again:
+                error = again
+                continue
+            self._failure = None
+            self.anchors.read_again()
+            self.notify()
+            return
+
+    def _forget(self) -> None:
+        """Drop everything that is not in the store."""
+        self._commit = _Commit()
+        self._committing = None
+        self._accepted.clear()
+        self._staged.clear()
+        self._unsigned.clear()
+        self._uncommitted = 0
+        self._make_room()
+        self.inbox = Inbox(self)
+        self.anchoring.forget()
+
+    def _make_room(self) -> None:
+        room, self._room = self._room, anyio.Event()
+        room.set()
 
     def _committed(self, commit: _Commit, top: int) -> None:
+        self._uncommitted -= commit.size
+        self._make_room()
         position = top - len(commit.deliver)
         for record_id in commit.deliver:
             position += 1
@@ -379,7 +474,9 @@ class Engine:
 
     def is_anchored(self, batch_id: bytes) -> bool:
         """False while no known block anchors a batch that is held."""
-        return batch_id not in self.anchoring.waiting
+        if batch_id in self.anchoring.waiting:
+            return False
+        return self._all_unanchored_known or batch_id in self._anchored_lately
 
     async def cursor(self, name: str) -> int:
         """The last position that a named cursor committed."""
@@ -396,6 +493,9 @@ class Engine:
         """Blocks that anchor these batches are on the ledger."""
         for batch_id, _ in anchors:
             self.anchoring.anchored(batch_id)
+            self._anchored_lately[batch_id] = None
+            if len(self._anchored_lately) > MAX_ACCEPTED:
+                self._anchored_lately.popitem(last=False)
         self._commit.anchors.extend(anchors)
         self._commit_work.set()
         self.notify()
@@ -407,9 +507,9 @@ class Engine:
 
     async def changed(self) -> None:
         """Wait for the log to grow, an anchor, or news of what others hold."""
-        self.check()
+        self._check_open()
         await self._changed.wait()
-        self.check()
+        self._check_open()
 
     # ---------------------------------------------------------------------- vector
 

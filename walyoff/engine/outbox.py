@@ -108,6 +108,7 @@ class Outbox:
             sending.done.set()
         self._waiting.clear()
         self._begun.clear()
+        self._bytes = 0
         self._make_room()
 
     def _make_room(self) -> None:
@@ -136,6 +137,7 @@ class Outbox:
 
     async def _send_batch(self) -> None:
         engine = self._engine
+        generation = engine.generation
         batch, contents = self._make(self._take())
         # Known to be unanchored before anybody can see it.
         engine.await_anchor(batch.batch_id, len(batch.body) + _SIGNATURE_BYTES, own=True)
@@ -143,7 +145,9 @@ class Outbox:
         committed = engine.dispatch()
         signature = await engine.sign(batch.batch_id)
         await committed.wait()
-        engine.check()
+        if engine.generation != generation:
+            # The store failed, and who waited was told: this batch never was.
+            return
         finished, self._begun = self._begun, []
         for sending in finished:
             self._bytes -= sending.size

@@ -47,6 +47,8 @@ class MemoryDisk:
     """What survives a crash of a device. `sync_s` is how long a sync takes."""
 
     sync_s: float = 0.001
+    #: While true nothing can be written, as on a full disk.
+    full: bool = False
     values: dict[str, bytes] = field(default_factory=dict)
     channels: dict[str, _Data] = field(default_factory=dict)
     owned: bool = False
@@ -75,9 +77,11 @@ class MemoryStore:
                 self._disk.values[key] = value
 
     async def sync(self) -> None:
-        """Wait for one sync; they follow one another."""
+        """Wait for one sync; they follow one another. Raises StoreError on a full disk."""
         async with self._lock:
             await anyio.sleep(self._disk.sync_s)
+            if self._disk.full:
+                raise StoreError("no space left on the simulated disk")
 
     async def keys(self, prefix: str) -> list[str]:
         """See `walyoff.abc.Store`."""

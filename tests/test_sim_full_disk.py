@@ -1,0 +1,113 @@
+"""A store that cannot write: a clear error at once, nothing half done, and on it goes later."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+
+from walyoff import StoreError
+from walyoff.channel import Channel
+from walyoff.testing.virtual import VirtualTimeLoop
+from walyoff.testing.world import SimWorld
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    anyio.run(scenario, backend_options={"loop_factory": VirtualTimeLoop})
+
+
+async def contents(channel: Channel) -> list[bytes | None]:
+    return [message.content async for message in channel.history()]
+
+
+async def settled(channel: Channel, expected: set[bytes]) -> None:
+    with anyio.fail_after(120):
+        while set(await contents(channel)) != expected:
+            await channel.changed()
+
+
+def test_a_sender_with_a_full_disk_is_told_and_goes_on_when_there_is_room() -> None:
+    async def scenario() -> None:
+        world = SimWorld(3)
+        async with world.device("alice") as alice, world.device("bob") as bob:
+            family = await alice.create_channel("family")
+            theirs = await bob.join(await family.invite())
+            await family.send(b"before")
+            world.disk("alice").full = True
+            for _ in range(5):
+                with pytest.raises(StoreError, match="no space"):
+                    await family.send(b"never was")
+                await anyio.sleep(1)
+            world.disk("alice").full = False
+            with anyio.fail_after(60):
+                while True:
+                    try:
+                        receipt = await family.send(b"after")
+                        break
+                    except StoreError:
+                        await anyio.sleep(1)
+                await receipt.wait_received(by=theirs.me)
+                await receipt.wait_anchored()
+            assert await contents(family) == [b"before", b"after"]
+            assert await contents(theirs) == [b"before", b"after"]
+            assert theirs.status()["forked"] == []
+
+    run(scenario)
+
+
+def test_a_receiver_with_a_full_disk_gets_everything_when_there_is_room() -> None:
+    async def scenario() -> None:
+        world = SimWorld(4)
+        async with world.device("alice") as alice, world.device("bob") as bob:
+            family = await alice.create_channel("family")
+            theirs = await bob.join(await family.invite())
+            sent = set()
+            for n in range(40):
+                world.disk("bob").full = 10 <= n < 30
+                content = b"%d" % n
+                await family.send(content)
+                sent.add(content)
+                await anyio.sleep(0.5)
+            await settled(theirs, sent)
+            assert await contents(theirs) == sorted(sent, key=int)
+            receipt = await theirs.send(b"thanks")
+            await receipt.wait_received(by=family.me)
+
+    run(scenario)
+
+
+def test_both_disks_full_at_times_lose_nothing_that_was_confirmed() -> None:
+    async def scenario() -> None:
+        world = SimWorld(5)
+        async with world.device("alice") as alice, world.device("bob") as bob:
+            family = await alice.create_channel("family")
+            theirs = await bob.join(await family.invite())
+            confirmed: set[bytes] = set()
+
+            async def write(channel: Channel, name: bytes) -> None:
+                for n in range(60):
+                    content = b"%s %d" % (name, n)
+                    try:
+                        await channel.send(content)
+                    except StoreError:
+                        await anyio.sleep(0.3)
+                    else:
+                        confirmed.add(content)
+                    await anyio.sleep(0.2)
+
+            async def fill() -> None:
+                for n in range(12):
+                    await anyio.sleep(1.3)
+                    world.disk(("alice", "bob")[n % 2]).full = n % 4 < 2
+                world.disk("alice").full = world.disk("bob").full = False
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(write, family, b"a")
+                tasks.start_soon(write, theirs, b"b")
+                tasks.start_soon(fill)
+            await settled(family, confirmed)
+            await settled(theirs, confirmed)
+            assert family.status()["forked"] == theirs.status()["forked"] == []
+
+    run(scenario)
