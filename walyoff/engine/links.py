@@ -100,8 +100,10 @@ class LinkServer:
 
         Raises:
             RemoteProtocolError: the other side broke the protocol.
+            StoreError: the store fails now.
         """
         engine, link = self._engine, self._state.link
+        engine.check()
         engine.links[link.name] = self._state
         send, receive = anyio.create_memory_object_stream[frames.Frame](MAX_QUESTIONS)
         try:
@@ -119,6 +121,7 @@ class LinkServer:
             engine.links.pop(link.name, None)
             engine.reconciler.peer_left(link.name, engine.runtime.now())
             engine.dispatch()
+            engine.notify()
 
     async def announce_chains(self) -> None:
         """Say what this device holds of the channel's chains."""
@@ -158,6 +161,7 @@ class LinkServer:
                 engine.reconciler.peer_has(name, _as_vector(vector), now)
                 engine.dispatch()
             case frames.ContentFrame(record_id, salt, data):
+                await engine.room()
                 engine.inbox.content(record_id, salt, data, name)
             case frames.RangeEnd(author, _):
                 engine.reconciler.range_end(name, author, now)
@@ -198,6 +202,7 @@ class LinkServer:
         contents: tuple[tuple[bytes, bytes] | None, ...],
     ) -> None:
         engine = self._engine
+        await engine.room()
         try:
             batch = await engine.inbox.offer(body, signature, contents, self._state)
         except RemoteProtocolError as error:
