@@ -143,18 +143,22 @@ class _Buffer(bytearray):
         super().extend(data)
 
 
-def guard_connections(swarm: Any) -> None:
+def guard_connections(swarm: Any) -> set[Any]:
     """Guard every connection of a swarm from its start; free its place when it ends.
 
     Upstream counts a connection that came in as there until the host ends, and refuses all
-    others after 250.
+    others after 250. Returns the connections, also those that upstream forgets to close when
+    it is cancelled at the wrong moment.
     """
     upgrade = swarm.upgrader.upgrade_connection
     accept = swarm.upgrade_inbound_raw_conn
+    connections: set[Any] = set()
 
     async def upgrade_guarded(conn: Any, peer_id: Any) -> Any:
         muxed = await upgrade(conn, peer_id)
         GuardedYamux.adopt(muxed)
+        connections.difference_update([c for c in connections if c.event_closed.is_set()])
+        connections.add(muxed)
         return muxed
 
     async def accept_until_closed(raw_conn: Any, maddr: Any) -> Any:
@@ -165,6 +169,7 @@ def guard_connections(swarm: Any) -> None:
 
     swarm.upgrader.upgrade_connection = upgrade_guarded
     swarm.upgrade_inbound_raw_conn = accept_until_closed
+    return connections
 
 
 # ------------------------------------------------------------------- handlers and tasks

@@ -269,6 +269,9 @@ async def run_node(
     """
     silence_logging()
     host = _make_host(settings)
+    swarm = host.get_network()
+    connections = guard_connections(swarm)
+    guard_streams(swarm)
     router = GossipSub(
         protocols=GOSSIP_PROTOCOLS,
         degree=6,
@@ -283,7 +286,6 @@ async def run_node(
     )
     pubsub = Pubsub(host, router, strict_signing=True)
     guard_pubsub(pubsub, time.time_ns())
-    swarm = host.get_network()
     async with trio.open_nursery() as nursery, run_service(swarm):
         node = Node(host, pubsub, nursery, accept)
         try:
@@ -295,6 +297,9 @@ async def run_node(
             # Before its service stops, or the listening sockets stay.
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIME):
                 await host.close()
+            for connection in connections:
+                with trio.CancelScope(shield=True), contextlib.suppress(Exception):
+                    await connection.secured_conn.close()
             # It has a thread of its own, which would stay.
             pubsub.seen_messages.stop()
             nursery.cancel_scope.cancel()
@@ -328,8 +333,6 @@ def _make_host(settings: Settings) -> Any:
     # What others say of themselves is not needed here; and it runs in system tasks, where a
     # failure would end the whole loop.
     host._schedule_identify = lambda *_args, **_options: None
-    guard_connections(swarm)
-    guard_streams(swarm)
     return host
 
 
