@@ -18,7 +18,7 @@ from walyoff.engine.facts import Report
 from walyoff.engine.links import LinkServer
 from walyoff.engine.outbox import Outgoing
 from walyoff.epochs import Epoch, decode_epochs, encode_epochs
-from walyoff.errors import LocalProtocolError
+from walyoff.errors import LocalProtocolError, StoreError, WalyoffError
 from walyoff.fanout import Fanout
 from walyoff.invitations import (
     DEFAULT_LIFETIME_S,
@@ -37,9 +37,10 @@ from walyoff.messages import (
 )
 from walyoff.platform import Foundation
 from walyoff.records import KIND_MESSAGE, Record, check_content, check_topics
+from walyoff.runtime import Runtime
 from walyoff.session.handshake import HandshakeContext
 from walyoff.tasks import background_tasks
-from walyoff.trust import Credentials, Trust, make_credentials
+from walyoff.trust import Trust, is_due, make_credentials, sign_leftovers
 from walyoff.wire import pack, unpack
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ SECRET_SIZE = 32
 MAX_REPORTS = 256
 #: How often the place in the ledger is written down, at most; reading again is harmless.
 LEDGER_POSITION_EVERY_S = 1.0
+#: Device keys are renewed in the middle of their months, so an hour more or less is nothing.
+RENEWAL_CHECK_S = 3600.0
+#: A store that failed (a full disk) is tried again so often.
+STORE_RETRY_S = 5.0
 
 
 class ChannelState:
@@ -110,6 +115,8 @@ class Channel:
         self._faults: Fanout[Report] = Fanout(MAX_REPORTS)
         self._sessions: dict[str, Session] = {}
         self._servers: dict[str, LinkServer] = {}
+        #: Where devices said in a session that they are: nobody else can have said it.
+        self.heard_addresses: dict[str, tuple[str, ...]] = {}
         #: Totals of sessions that have ended, so that counters never fall.
         self._ended: Counter[str] = Counter()
         self._started = device.runtime.now()
@@ -207,8 +214,9 @@ class Channel:
 
         With a named `cursor` the stream begins after the last message that a stream of that
         name had committed, in this run or an earlier one, and asking for the next message
-        commits the one before; so each message is seen at least once. `anchored` holds each
-        message back until its metadata is on the ledger.
+        commits the one before; so each message is seen at least once. With `after` too, it
+        begins after whichever is later. `anchored` holds each message back until its metadata
+        is on the ledger.
 
         Messages of one author come in its order, and an answer after its question where
         both are held, unless content came late.
@@ -393,6 +401,7 @@ class Channel:
         """
         while not server.peer_addresses:
             await self._engine.changed()
+        self.heard_addresses[did] = server.peer_addresses
         await self._device.remember_addresses(self.did, did, server.peer_addresses)
 
     def _choose(self, session: Session) -> Session | None:
@@ -427,7 +436,8 @@ async def run_channel(
     """Open a channel and run it while the context is open."""
     did = state.did
     trust = Trust(channel=did, identity=foundation.identity, store=store)
-    credentials: Credentials = await make_credentials(
+    await sign_leftovers(store, did)
+    credentials = await make_credentials(
         channel=did,
         identity=foundation.identity,
         store=store,
@@ -459,11 +469,15 @@ async def run_channel(
         channel = Channel(device=device, state=state, foundation=foundation, engine=engine)
         tasks.start_soon(keeper.run)
         tasks.start_soon(_watch_membership, channel)
+        tasks.start_soon(_renew_credentials, channel, store, suite, device.runtime)
         try:
             yield channel
         finally:
             with anyio.CancelScope(shield=True):
-                await keeper.flush()
+                try:
+                    await keeper.flush()
+                except StoreError as error:
+                    log.warning("new epochs were not stored, others have them: %s", error)
 
 
 async def _watch_membership(channel: Channel) -> None:
@@ -475,6 +489,32 @@ async def _watch_membership(channel: Channel) -> None:
             channel.engine.notify()
             for server in channel.servers():
                 await server.announce_chains()
+
+
+async def _renew_credentials(
+    channel: Channel, store: Store, suite: str, runtime: Runtime
+) -> None:
+    """Give a device that runs for months a new key before its certificate ends."""
+    engine = channel.engine
+    while True:
+        await anyio.sleep(RENEWAL_CHECK_S)
+        now_ms = runtime.wall_ms()
+        if not is_due(engine.credentials.certificate, now_ms):
+            continue
+        try:
+            credentials = await make_credentials(
+                channel=channel.did,
+                identity=channel.foundation.identity,
+                store=store,
+                suite=suite,
+                now_ms=now_ms,
+            )
+            await engine.trust.add(credentials.encoded)
+        except WalyoffError as error:
+            log.warning("the device key was not renewed, it is tried again: %s", error)
+            continue
+        # Batches name their certificate and are signed by it without a pause between.
+        engine.credentials = credentials
 
 
 class _Keeper:
@@ -500,20 +540,28 @@ class _Keeper:
         while True:
             await self._work.wait()
             self._work = anyio.Event()
-            await self.flush()
-            # What was read from the ledger up to here is in the store before its place is:
-            # the batches were queued for the same writer long before.
-            position = self._position
-            if position > stored:
-                await anyio.sleep(LEDGER_POSITION_EVERY_S)
-                key = f"ledger-position/{self._did}"
-                await self._store.put({key: position.to_bytes(8, "big")})
-                stored = position
+            try:
+                await self.flush()
+                # What was read from the ledger up to here is in the store before its place
+                # is: the batches were queued for the same writer long before.
+                position = self._position
+                if position > stored:
+                    await anyio.sleep(LEDGER_POSITION_EVERY_S)
+                    key = f"ledger-position/{self._did}"
+                    await self._store.put({key: position.to_bytes(8, "big")})
+                    stored = position
+            except StoreError as error:
+                log.warning("the store failed, it is tried again: %s", error)
+                await anyio.sleep(STORE_RETRY_S)
+                self._work.set()
 
     async def flush(self) -> None:
-        epochs, self._epochs = self._epochs, None
+        """Write down the epochs. Raises StoreError; they are written the next time."""
+        epochs = self._epochs
         if epochs is not None:
             await save_epochs(self._store, self._did, epochs)
+            if self._epochs is epochs:
+                self._epochs = None
 
 
 async def save_epochs(store: Store, did: str, epochs: Sequence[Epoch]) -> None:

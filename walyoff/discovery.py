@@ -42,6 +42,9 @@ POLITENESS_S = 0.7
 #: Back-off between attempts to reach a member: doubles from the first to the last.
 RETRY_FIRST_S = 0.5
 RETRY_LAST_S = 30.0
+#: Different words about one member's addresses that are kept, and strangers, at most.
+MAX_SAID = 4
+MAX_STRANGERS = 64
 
 
 class Discovery:
@@ -61,8 +64,11 @@ class Discovery:
         self._transports = transports
         self._book = book
         self._dial = dial
-        #: Newest first, per member.
-        self._addresses: dict[str, list[str]] = {}
+        #: What was said of a member's addresses, the newest first. Any member can say it of
+        #: any other, and anybody can repeat it, so one word never replaces all others.
+        self._said: dict[str, list[list[str]]] = {}
+        #: The same of those who are not members as far as we know: we may hear of it later.
+        self._strangers: dict[str, list[str]] = {}
         self._seekers: set[str] = set()
         self._news: dict[str, anyio.Event] = {}
 
@@ -71,6 +77,7 @@ class Discovery:
         async with anyio.create_task_group() as tasks:
             for member, addresses in (await self._book()).items():
                 self._learn(tasks, member, addresses)
+            tasks.start_soon(self._watch_strangers, tasks)
             for transport in self._transports:
                 tasks.start_soon(self._listen, transport, tasks)
                 tasks.start_soon(self._announce, transport)
@@ -106,6 +113,7 @@ class Discovery:
             try:
                 async with transport.subscribe(self._channel.state.topic) as heard:
                     async for broadcast in heard:
+                        pause = RETRY_FIRST_S
                         self._hear(broadcast.payload, tasks)
             except WalyoffError as error:
                 log.info("no broadcasts on %s now: %s", transport.name, error)
@@ -125,17 +133,36 @@ class Discovery:
             except RemoteProtocolError as error:
                 log.warning("a malformed presence was ignored: %s", error)
                 return
-            if member != self._channel.me and self._channel.engine.trust.is_member(member):
+            if self._channel.engine.trust.is_member(member):
                 self._learn(tasks, member, addresses)
+            else:
+                self._strangers.pop(member, None)
+                self._strangers[member] = addresses
+                if len(self._strangers) > MAX_STRANGERS:
+                    del self._strangers[next(iter(self._strangers))]
             return
 
     # ---------------------------------------------------------------------- dialling
 
+    async def _watch_strangers(self, tasks: TaskGroup) -> None:
+        """Take up those who were heard of before the chain said that they are members."""
+        trust = self._channel.engine.trust
+        while True:
+            await self._channel.engine.changed()
+            for member in [name for name in self._strangers if trust.is_member(name)]:
+                self._learn(tasks, member, self._strangers.pop(member))
+
     def _learn(self, tasks: TaskGroup, member: str, addresses: list[str]) -> None:
-        if self._addresses.get(member) != addresses:
-            self._addresses[member] = addresses
-            self._news.setdefault(member, anyio.Event()).set()
-        if member not in self._seekers and member != self._channel.me:
+        if member == self._channel.me:
+            return
+        said = self._said.setdefault(member, [])
+        if addresses in said:
+            said.remove(addresses)
+        said.insert(0, addresses)
+        del said[MAX_SAID:]
+        # It is there, whether it was said before or not: no reason to wait any longer.
+        self._news.setdefault(member, anyio.Event()).set()
+        if member not in self._seekers:
             self._seekers.add(member)
             tasks.start_soon(self._seek, member)
 
@@ -149,21 +176,32 @@ class Discovery:
                 pause = RETRY_FIRST_S
                 await self._channel.engine.changed()
                 continue
+            self._news[member] = anyio.Event()
             if await self._try(member):
                 pause = RETRY_FIRST_S
-            self._news[member] = anyio.Event()
-            with anyio.move_on_after(pause * (0.5 + self._runtime.jitter())):
+            wait = pause * (0.5 + self._runtime.jitter())
+            # Not at once even if there is news: it costs nothing to say so again and again.
+            await anyio.sleep(min(wait, RETRY_FIRST_S))
+            with anyio.move_on_after(max(wait - RETRY_FIRST_S, 0.0)):
                 await self._news[member].wait()
             pause = min(pause * 2, RETRY_LAST_S)
         self._seekers.discard(member)
 
+    def _candidates(self, member: str) -> list[str]:
+        """Where a member may be: the newest word first, and what it said in a session last."""
+        words = [*self._said.get(member, ()), self._channel.heard_addresses.get(member, ())]
+        return list(dict.fromkeys(address for word in words for address in word))
+
     async def _try(self, member: str) -> bool:
-        for address in list(self._addresses.get(member, ())):
+        for address in self._candidates(member):
             started = self._runtime.now()
             try:
                 await self._dial(address)
             except WalyoffError as error:
                 log.info("%s was not reached: %s", member, error)
+            except Exception:
+                # A bug of ours, that one peer met: it must not end the sessions with others.
+                log.exception("a session failed by a fault of this program")
             # A session that lasted means that the address is good.
             if self._runtime.now() - started > RETRY_LAST_S:
                 return True

@@ -39,8 +39,12 @@ MAX_STRING = 2048
 #: Long enough to walk to the other device, short enough to be forgotten on paper.
 DEFAULT_LIFETIME_S = 24 * 3600
 MAX_LIFETIME_S = 365 * 24 * 3600
+#: The joiner's clock may be wrong by so much. The inviter's decides; the joiner only spares
+#: itself what is hopeless.
+CLOCK_SKEW_S = 24 * 3600
 #: A spent invitation is remembered so long, so that the joiner gets a clear answer.
 REMEMBER_S = 30 * 24 * 3600
+EXPIRED = "the invitation has expired: ask for a new one"
 
 
 def _derive(secret: bytes, purpose: str) -> bytes:
@@ -71,6 +75,10 @@ class Invitation:
         """The pre-shared key of the join session."""
         return _derive(self.secret, "psk")
 
+    def has_expired(self, now: float, *, tolerance: float = 0.0) -> bool:
+        """True after its time, by a clock in seconds since 1970 that may be wrong."""
+        return now > self.expires + tolerance
+
     def __str__(self) -> str:
         parts = [bytes([VERSION]), self.expires.to_bytes(4, "big"), self.secret]
         for address in self.addresses[:MAX_ADDRESSES]:
@@ -93,7 +101,8 @@ def parse(text: str, *, now: float) -> Invitation:
     """The invitation of a string; spaces, dashes and case do not matter.
 
     Raises:
-        InvitationError: mistyped, not an invitation, of a newer version, or expired.
+        InvitationError: mistyped, not an invitation, of a newer version, or expired for more
+            than `CLOCK_SKEW_S`.
     """
     joined = "".join(text.split()).replace("-", "").upper()
     if not joined or len(joined) > MAX_STRING or not joined.isascii():
@@ -114,14 +123,14 @@ def parse(text: str, *, now: float) -> Invitation:
         raise InvitationError("the invitation is mistyped: copy the whole string again")
     if body[0] != VERSION:
         raise InvitationError(f"the invitation has version {body[0]}: update walyoff to use it")
-    expires = int.from_bytes(body[1:5], "big")
-    if now > expires:
-        raise InvitationError("the invitation has expired: ask for a new one")
-    return Invitation(
+    invitation = Invitation(
         secret=body[5 : 5 + SECRET_SIZE],
-        expires=expires,
+        expires=int.from_bytes(body[1:5], "big"),
         addresses=_addresses(body[5 + SECRET_SIZE :]),
     )
+    if invitation.has_expired(now, tolerance=CLOCK_SKEW_S):
+        raise InvitationError(EXPIRED)
+    return invitation
 
 
 def _addresses(data: bytes) -> tuple[str, ...]:
@@ -176,5 +185,5 @@ class Issued:
         if self.used_by and self.used_by != did:
             return "the invitation was used already: ask for a new one"
         if now > self.expires:
-            return "the invitation has expired: ask for a new one"
+            return EXPIRED
         return None

@@ -20,11 +20,12 @@ from walyoff.certificates import Certificate, encode
 from walyoff.epochs import Epoch
 from walyoff.errors import (
     InvitationError,
+    LocalProtocolError,
     RemoteProtocolError,
     TransportError,
     WalyoffError,
 )
-from walyoff.invitations import Invitation, Issued, parse
+from walyoff.invitations import EXPIRED, Invitation, Issued, parse
 from walyoff.session.handshake import HandshakeContext, PeerPresented
 from walyoff.session.peer import Session, dial
 from walyoff.trust import CLOCK_SKEW_MS
@@ -143,8 +144,12 @@ async def _reach(device: Device, invitation: Invitation, context: HandshakeConte
                     "the inviting device does not know this invitation: ask for a new one"
                 ) from error
             failure = error
-        except TransportError as error:
+        except (TransportError, LocalProtocolError) as error:
+            # The second: an address that the transport here cannot read.
             failure = error
+    if invitation.has_expired(device.runtime.wall_ms() / 1000):
+        # By our clock, which may be wrong; but nobody is there to say better.
+        raise InvitationError(EXPIRED) from failure
     raise TransportError(
         f"the inviting device cannot be reached: is it running? ({failure})"
     ) from failure

@@ -137,7 +137,7 @@ class MessageStream(AsyncIterator[Message]):
     async def __anext__(self) -> Message:
         engine = self._engine
         if not self._begun:
-            self._position = await engine.cursor(self._cursor or "")
+            self._position = max(self._position, await engine.cursor(self._cursor or ""))
             self._begun = True
         if self._given:
             await self._commit()

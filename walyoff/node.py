@@ -42,7 +42,7 @@ from walyoff.errors import (
     WalyoffError,
 )
 from walyoff.invitations import REMEMBER_S, Issued
-from walyoff.joining import grant_join, request_join
+from walyoff.joining import Granted, grant_join, request_join
 from walyoff.platform import Foundation, Platform, PlatformFactory, StoreFactory
 from walyoff.runtime import REAL, Runtime
 from walyoff.session.handshake import HandshakeContext, PeerPresented
@@ -83,7 +83,10 @@ class Device:
         self._suite = suite
         self._tasks = tasks
         self._channels: dict[str, Channel] = {}
-        self._closers: dict[str, anyio.CancelScope] = {}
+        #: Held while a channel is made, so that two at once never are the same one.
+        self._making = anyio.Lock()
+        #: And this one while the device gets its DID.
+        self._naming = anyio.Lock()
         self._invitations: dict[str, Issued] = {}
         self.invitation_lock = anyio.Lock()
         #: Those who are in a handshake with us, the oldest first.
@@ -142,20 +145,22 @@ class Device:
             LocalProtocolError: the name is empty, too long or taken on this device.
             ChildError: the chain could not be made now.
         """
-        self._check_name(name)
-        device = await self.did()
-        foundation, scope = await self._enter(self._platform.create(device))
-        state = ChannelState(
-            did=foundation.identity.did,
-            name=name,
-            pin=foundation.pin,
-            secret=self.runtime.random_bytes(SECRET_SIZE),
-        )
-        epoch = new_epoch(
-            key=self.runtime.random_bytes(EPOCH_KEY_SIZE), now_ms=self.runtime.wall_ms()
-        )
-        await save_epochs(self._store, state.did, [epoch])
-        return await self._start(state, foundation, scope)
+        async with self._making:
+            self._check_name(name)
+            device = await self.did()
+            async with self._entered(self._platform.create(device)) as foundation:
+                state = ChannelState(
+                    did=foundation.identity.did,
+                    name=name,
+                    pin=foundation.pin,
+                    secret=self.runtime.random_bytes(SECRET_SIZE),
+                )
+                epoch = new_epoch(
+                    key=self.runtime.random_bytes(EPOCH_KEY_SIZE),
+                    now_ms=self.runtime.wall_ms(),
+                )
+                await save_epochs(self._store, state.did, [epoch])
+                return await self._start(state, foundation)
 
     async def join(self, invitation: str, *, name: str | None = None) -> Channel:
         """Join a channel by an invitation, and open it.
@@ -170,30 +175,34 @@ class Device:
         if name is not None:
             self._check_name(name)
         granted = await request_join(self, invitation)
-        taken = {channel.name for channel in self._channels.values()}
-        foundation, scope = await self._enter(
-            self._platform.adopt(granted.grant, device=await self.did())
-        )
-        did = foundation.identity.did
-        if did != granted.channel:
-            scope.cancel()
-            raise RemoteProtocolError("the inviting device granted another identity")
-        chosen = name or granted.name
-        state = ChannelState(
-            did=did,
-            name=chosen if chosen not in taken else f"{chosen}-{did[-4:]}",
-            pin=foundation.pin,
-            secret=granted.secret,
-        )
-        await save_epochs(self._store, did, granted.epochs)
-        await self.remember_addresses(did, granted.inviter, granted.addresses)
-        channel = await self._start(state, foundation, scope)
+        async with self._making:
+            self.check_new(granted.channel)
+            channel = await self._take_up(granted, name)
         for certificate in granted.certificates:
             try:
                 await channel.engine.trust.add(certificate)
             except WalyoffError as error:
                 log.warning("a certificate of the channel was refused: %s", error)
         return channel
+
+    async def _take_up(self, granted: Granted, name: str | None) -> Channel:
+        """Open a channel that was granted."""
+        adopted = self._platform.adopt(granted.grant, device=await self.did())
+        async with self._entered(adopted) as foundation:
+            did = foundation.identity.did
+            if did != granted.channel:
+                raise RemoteProtocolError("the inviting device granted another identity")
+            taken = {channel.name for channel in self._channels.values()}
+            chosen = name or granted.name
+            state = ChannelState(
+                did=did,
+                name=chosen if chosen not in taken else f"{chosen}-{did[-4:]}",
+                pin=foundation.pin,
+                secret=granted.secret,
+            )
+            await save_epochs(self._store, did, granted.epochs)
+            await self.remember_addresses(did, granted.inviter, granted.addresses)
+            return await self._start(state, foundation)
 
     def check_new(self, did: str) -> None:
         """Raise LocalProtocolError if this device has a channel of that DID already."""
@@ -202,10 +211,11 @@ class Device:
 
     async def did(self) -> str:
         """The DID of this device, made when it is first needed."""
-        stored = await self._store.get("device")
-        if stored is None:
-            stored = (await self._platform.create_device()).encode()
-            await self._store.put({"device": stored})
+        async with self._naming:
+            stored = await self._store.get("device")
+            if stored is None:
+                stored = (await self._platform.create_device()).encode()
+                await self._store.put({"device": stored})
         return stored.decode()
 
     def status(self) -> dict[str, object]:
@@ -238,14 +248,20 @@ class Device:
                 f"a channel {name!r} exists on this device: choose another"
             )
 
-    async def _enter(
+    @asynccontextmanager
+    async def _entered(
         self, context: AbstractAsyncContextManager[Foundation]
-    ) -> tuple[Foundation, anyio.CancelScope]:
-        """Enter a foundation's context in a task of its own; cancelling the scope leaves it."""
-        held: tuple[Foundation, anyio.CancelScope] = await self._tasks.start(
-            self._hold, context
-        )
-        return held
+    ) -> AsyncIterator[Foundation]:
+        """Enter a foundation's context in a task of its own; left again if the block fails."""
+        foundation: Foundation
+        scope: anyio.CancelScope
+        foundation, scope = await self._tasks.start(self._hold, context)
+        try:
+            yield foundation
+        except BaseException:
+            # Nobody knows of it: the next try would find it open.
+            scope.cancel()
+            raise
 
     async def _hold(
         self,
@@ -258,12 +274,9 @@ class Device:
                 task_status.started((foundation, scope))
                 await anyio.sleep_forever()
 
-    async def _start(
-        self, state: ChannelState, foundation: Foundation, scope: anyio.CancelScope
-    ) -> Channel:
+    async def _start(self, state: ChannelState, foundation: Foundation) -> Channel:
         await self._store.put({f"channel/{state.did}": state.encode()})
         channel: Channel = await self._tasks.start(self._run, state, foundation)
-        self._closers[state.did] = scope
         return channel
 
     async def _run(
@@ -306,10 +319,9 @@ class Device:
             if value is None:
                 continue
             state = ChannelState.decode(value)
-            foundation, scope = await self._enter(
-                self._platform.open(state.did, pin=state.pin, device=await self.did())
-            )
-            await self._start(state, foundation, scope)
+            found = self._platform.open(state.did, pin=state.pin, device=await self.did())
+            async with self._entered(found) as foundation:
+                await self._tasks.start(self._run, state, foundation)
         await self._load_invitations()
 
     # -------------------------------------------------------------------- sessions
@@ -356,7 +368,10 @@ class Device:
             if not channel.engine.trust.is_member(certificate.member):
                 raise NotAMemberError(f"{certificate.member} is not a member now")
             if not certificate.covers(self.runtime.wall_ms()):
-                raise NotAMemberError(f"the certificate of {certificate.member} has expired")
+                raise NotAMemberError(
+                    f"the certificate of {certificate.member} is not valid now: "
+                    "it has expired, or a clock is wrong"
+                )
 
         return decide
 
@@ -408,6 +423,9 @@ class Device:
             log.info("a connection ended: %r", error)
         except WalyoffError as error:
             log.warning("a session failed: %s", error)
+        except Exception:
+            # A bug of ours, that one peer met: it must not end the sessions with others.
+            log.exception("a session failed by a fault of this program")
 
     def _find(
         self, mode: Mode, ephemeral: bytes, tag: bytes, chosen: list[Channel | Issued]

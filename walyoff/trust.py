@@ -14,6 +14,7 @@ from walyoff import certificates, plugins
 from walyoff.abc import Cipher, Identity, SignKey, Store
 from walyoff.certificates import Certificate
 from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError
+from walyoff.records import decode_batch, signed_message
 from walyoff.wire import pack, unpack
 
 #: Certificates kept in memory: a channel of a thousand devices with several renewals each.
@@ -121,16 +122,24 @@ CERTIFICATE_LIFETIME_MS = 90 * 24 * 3600 * 1000
 CLOCK_SKEW_MS = 24 * 3600 * 1000
 
 
+def is_due(certificate: Certificate, now_ms: int) -> bool:
+    """True if a new certificate is better: half of its time is over, or it has not begun.
+
+    The second happens when a device's clock was far ahead and is right again: the others
+    would refuse it until the time that it had believed in.
+    """
+    renewal = certificate.not_after_ms - CERTIFICATE_LIFETIME_MS // 2
+    return not certificate.not_before_ms <= now_ms < renewal
+
+
 async def make_credentials(
     *, channel: str, identity: Identity, store: Store, suite: str, now_ms: int
 ) -> Credentials:
     """The device's credentials in a channel: the stored ones while they last, else new ones."""
     key = f"credentials/{channel}"
     value = await store.get(key)
-    if value is not None:
-        credentials = _load(value)
-        if now_ms < credentials.certificate.not_after_ms - CERTIFICATE_LIFETIME_MS // 2:
-            return credentials
+    if value is not None and not is_due((stored := _load(value)).certificate, now_ms):
+        return stored
     cipher = plugins.suite(suite)
     sign_key, seal_key = cipher.new_sign_key(), cipher.new_seal_key()
     certificate = Certificate(
@@ -140,13 +149,38 @@ async def make_credentials(
         key_types=cipher.key_types,
         sign_public=sign_key.public,
         seal_public=seal_key.public,
-        not_before_ms=now_ms - CLOCK_SKEW_MS,
+        not_before_ms=max(now_ms - CLOCK_SKEW_MS, 0),
         not_after_ms=now_ms + CERTIFICATE_LIFETIME_MS,
     )
     signature = await identity.certify(certificate.body())
     encoded = certificates.encode(certificate, signature)
-    await store.put({key: pack([encoded, sign_key.secret(), seal_key.secret()])})
+    new = pack([encoded, sign_key.secret(), seal_key.secret()])
+    # The one before is kept: a batch that it signs now may be left unsigned by a crash.
+    await store.put({key: new, f"{key}/previous": value})
     return Credentials(certificate, encoded, sign_key)
+
+
+async def sign_leftovers(store: Store, channel: str) -> None:
+    """Sign what a crash left unsigned with the key that it names, before that is replaced.
+
+    A batch that is signed by another key than its certificate's is refused by everybody, and
+    with it all that follows in its author's chain.
+    """
+    part = store.channel(channel)
+    unsigned = await part.unsigned()
+    if not unsigned:
+        return
+    keys: dict[bytes, SignKey] = {}
+    for name in ("", "/previous"):
+        if value := await store.get(f"credentials/{channel}{name}"):
+            credentials = _load(value)
+            keys[credentials.certificate.certificate_id] = credentials.sign_key
+    signatures = [
+        (batch.batch_id, key.sign(signed_message(batch.batch_id)))
+        for batch in unsigned
+        if (key := keys.get(decode_batch(batch.body).certificate_id))
+    ]
+    await part.write(signatures=signatures)
 
 
 def _load(value: bytes) -> Credentials:

@@ -103,7 +103,7 @@ def join(settings: Settings, invitation: str, name: str | None) -> None:
 
     if invitation == "-":
         invitation = sys.stdin.read(MAX_INVITATION)
-    # What is mistyped or expired is told at once, and no home is made for it.
+    # What is mistyped or long expired is told at once, and no home is made for it.
     parse(invitation, now=time.time())
     start(settings, "devices", "join", make=True, invitation=invitation, name=name)
 
