@@ -83,7 +83,8 @@ def table(value: Mapping[str, Any]) -> str:
     ratios: Mapping[str, Any] = value.get("ratios", {})
     head = ["", "median", "min", "max"]
     for name in others:
-        head += [name, f"x {name}"]
+        short = name.rpartition("/")[2]
+        head += [short, f"x {short}"]
     rows = [head]
     for name, figure in value.items():
         if not isinstance(figure, Mapping) or "median" not in figure:

@@ -31,8 +31,8 @@ from walyoff.errors import WalyoffError
 
 OURS = "walyoff"
 RAW = "raw"
-#: What can be measured beside ours by these modules alone.
-SYSTEMS = (OURS, RAW)
+#: Ours as well, but as it is in another checkout: `tree:PATH`. For comparing two states.
+TREE = "tree:"
 
 #: An agent's longest line: a trace of some thousand messages.
 MAX_LINE = 64 << 20
@@ -57,6 +57,21 @@ class Setup:
     suite: str = "hybrid-1"
     backend: str = "asyncio"
     trace: bool = False
+
+
+def is_ours(system: str) -> bool:
+    """True for devices, of this or another checkout."""
+    return system == OURS or system.startswith(TREE)
+
+
+def _paths(system: str) -> dict[str, str]:
+    """Where a process finds the packages of another checkout, before the installed ones."""
+    if not system.startswith(TREE):
+        return {}
+    root = Path(system.removeprefix(TREE)).resolve()
+    return {
+        "PYTHONPATH": os.pathsep.join(map(str, (root, root / "transports", root / "codecs")))
+    }
 
 
 def next_run() -> int:
@@ -194,7 +209,12 @@ class Lab:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr.fileno(),
-                env={**os.environ, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"},
+                env={
+                    **os.environ,
+                    **_paths(system),
+                    "TMPDIR": str(scratch),
+                    "PYTHONUNBUFFERED": "1",
+                },
                 start_new_session=True,
             )
         agent = Agent(home.name, system, process, said)
@@ -216,7 +236,7 @@ class Lab:
         second = await self.begin(system, self.new_home("b"))
         for agent in (first, second):
             await agent.wait_ready()
-        if system == OURS:
+        if is_ours(system):
             await first.ask("create", name="bench")
             await self.join(first, second)
         else:

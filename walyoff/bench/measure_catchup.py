@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from walyoff.bench.bench import SIZE, Bench
-from walyoff.bench.lab import OURS, Agent, Lab, next_run
+from walyoff.bench.lab import Agent, Lab, is_ours, next_run
 from walyoff.bench.measure_burst import WARM_UP, WRITERS, once
 
 
@@ -34,7 +34,7 @@ async def _once(lab: Lab, a: Agent, b: Agent, count: int) -> tuple[Agent, dict[s
     run = next_run()
     await a.ask("burst", run=run, count=count, size=SIZE, batch=1, writers=WRITERS)
     again = await lab.start(a.system, home)
-    if a.system != OURS:
+    if not is_ours(a.system):
         port = (await a.ask("listen"))["port"]
         await again.ask("connect", port=port)
     arrived = await again.ask("expect", run=run, count=count)
