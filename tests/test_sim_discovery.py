@@ -1,0 +1,81 @@
+"""Finding each other: newcomers, and words about others' addresses that are not true."""
+
+from __future__ import annotations
+
+import anyio
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from tests.sim.virtual import group, in_virtual_time
+from walyoff import Channel, Device
+from walyoff.discovery import MAX_SAID, NONCE_SIZE, VERSION
+from walyoff.testing.world import SimWorld
+from walyoff.wire import pack
+
+
+def forged(device: Device, channel: Channel, member: str, addresses: list[str]) -> bytes:
+    """A presence in the name of another, as any member can make it."""
+    nonce = device.runtime.random_bytes(NONCE_SIZE)
+    key = channel.engine.anchors.newest_epoch().derive("broadcast")
+    presence = pack([VERSION, member, device.runtime.wall_ms(), addresses])
+    return nonce + AESGCM(key).encrypt(nonce, presence, None)
+
+
+@in_virtual_time
+async def test_a_newcomer_is_let_in_soon_after_the_others_hear_of_it() -> None:
+    world = SimWorld(3)
+    async with world.device("a") as a, world.device("b") as b, world.device("c") as c:
+        inviting = await a.create_channel("family")
+        older = await b.join(await inviting.invite())
+        await older.wait_peer(inviting.me)
+        world.network.partition({"a"}, {"b"})
+        newer = await c.join(await inviting.invite())
+        # Long enough that every back-off has grown.
+        await anyio.sleep(200)
+        assert newer.me not in {member.did for member in older.members()}
+        assert older.peers() == []
+        world.network.repair()
+        while newer.me not in {member.did for member in older.members()}:
+            await older.changed()
+        with anyio.fail_after(3):
+            await older.wait_peer(newer.me)
+
+
+@in_virtual_time
+async def test_a_member_that_lies_about_addresses_keeps_nobody_apart() -> None:
+    async with group(3) as g:
+        a, b, c = g.channels
+        liar = g.devices[2]
+        (transport,) = liar._transports.values()
+
+        async def lie() -> None:
+            n = 0
+            while True:
+                n += 1
+                for member in (a.me, b.me):
+                    word = forged(liar, c, member, [f"sim:nowhere-{n}"])
+                    await transport.broadcast(c.state.topic, word)
+                await anyio.sleep(0.2)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lie)
+            await anyio.sleep(10)
+            g.world.network.partition({"a"}, {"b"})
+            # Longer than either side takes to notice.
+            await anyio.sleep(30)
+            assert b.me not in a.peers()
+            g.world.network.repair()
+            with anyio.fail_after(60):
+                await a.wait_peer(b.me)
+            tasks.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_what_is_said_of_a_member_is_bounded() -> None:
+    async with group(2) as g:
+        a, b = g.channels
+        (transport,) = g.devices[0]._transports.values()
+        for n in range(3 * MAX_SAID):
+            word = forged(g.devices[0], a, a.me, [f"sim:{n}"])
+            await transport.broadcast(a.state.topic, word)
+            await anyio.sleep(0.1)
+        assert b.peers() == [a.me]
