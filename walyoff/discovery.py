@@ -4,6 +4,10 @@ A device announces its addresses on the channel's topic, sealed under a key that
 have, and dials whoever it hears of and is not connected to. Of two devices the one with the
 smaller DID dials at once, the other a moment later, so that they rarely dial each other at
 the same time; if they do, both keep the same one of the two sessions.
+
+A member's addresses are tried in the order of this device's transports, the next one when the
+one before has failed or has not answered for a moment; the first session wins. So a path that
+breaks costs no more than that moment.
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ FIRST_S = (0.05, 0.5, 2.0, 5.0)
 MAX_AGE_MS = 24 * 3600 * 1000
 #: How long the device with the larger DID waits for the other one to dial.
 POLITENESS_S = 0.7
+#: How long one address of a member is tried before the next one is tried beside it.
+STAGGER_S = 0.4
 #: Back-off between attempts to reach a member: doubles from the first to the last.
 RETRY_FIRST_S = 0.5
 RETRY_LAST_S = 30.0
@@ -56,7 +62,7 @@ class Discovery:
         channel: Channel,
         transports: Sequence[Transport],
         book: Callable[[], Awaitable[dict[str, list[str]]]],
-        dial: Callable[[str], Awaitable[None]],
+        dial: Callable[[str, Callable[[], bool]], Awaitable[None]],
         runtime: Runtime,
     ) -> None:
         self._runtime = runtime
@@ -96,7 +102,7 @@ class Discovery:
                     VERSION,
                     self._channel.me,
                     self._runtime.wall_ms(),
-                    list(transport.addresses)[:MAX_ADDRESSES],
+                    self._own_addresses(),
                 ]
             )
             key = self._channel.engine.anchors.newest_epoch().derive("broadcast")
@@ -110,6 +116,11 @@ class Discovery:
     async def _listen(self, transport: Transport, tasks: TaskGroup) -> None:
         pause = RETRY_FIRST_S
         while True:
+    def _own_addresses(self) -> list[str]:
+        # All of them on each transport: whoever hears it on one may reach us on another.
+        found = [a for transport in self._transports for a in transport.addresses]
+        return found[:MAX_ADDRESSES]
+
             try:
                 async with transport.subscribe(self._channel.state.topic) as heard:
                     async for broadcast in heard:
@@ -193,21 +204,71 @@ class Discovery:
         return list(dict.fromkeys(address for word in words for address in word))
 
     async def _try(self, member: str) -> bool:
-        for address in self._candidates(member):
-            started = self._runtime.now()
+        """Have a session over the first address that gives one, until it ends."""
+        race = _Race()
+        async with anyio.create_task_group() as tasks:
+            for address in self.ranked(self._candidates(member)):
+                tasks.start_soon(self._attempt, member, address, race)
+                with anyio.move_on_after(STAGGER_S):
+                    await race.news.wait()
+                if race.winner is not None or member in self._channel.peers():
+                    break
+                race.news = anyio.Event()
+        return race.winner is not None or member in self._channel.peers()
+
+    async def _attempt(self, member: str, address: str, race: _Race) -> None:
+        with anyio.CancelScope() as scope:
+            race.attempts[address] = scope
             try:
-                await self._dial(address)
+                await self._dial(address, lambda: race.claim(address))
             except WalyoffError as error:
                 log.info("%s was not reached: %s", member, error)
             except Exception:
                 # A bug of ours, that one peer met: it must not end the sessions with others.
                 log.exception("a session failed by a fault of this program")
-            # A session that lasted means that the address is good.
-            if self._runtime.now() - started > RETRY_LAST_S:
-                return True
-            if member in self._channel.peers():
-                return True
-        return False
+        race.news.set()
+
+    def ranked(self, addresses: Sequence[str]) -> list[str]:
+        """The addresses that can be tried here, the best first.
+
+        The best are those of this device's first transport; then come those that one of its
+        transports reaches although they are another's.
+        """
+        places: dict[str, int] = {}
+        for scheme in (
+            *(transport.name for transport in self._transports),
+            *(name for transport in self._transports for name in bridges(transport)),
+        ):
+            places.setdefault(scheme, len(places))
+        known = [a for a in addresses if a.partition(":")[0] in places]
+        return sorted(known, key=lambda a: places[a.partition(":")[0]])
+
+
+class _Race:
+    """Attempts to reach one member over several addresses; one of them wins."""
+
+    def __init__(self) -> None:
+        self.attempts: dict[str, anyio.CancelScope] = {}
+        self.winner: str | None = None
+        #: Set when an attempt has failed, or one has won.
+        self.news = anyio.Event()
+
+    def claim(self, address: str) -> bool:
+        """Whether a session over this address is the first; the others are given up then."""
+        if self.winner is not None:
+            return False
+        self.winner = address
+        for other, scope in self.attempts.items():
+            if other != address:
+                scope.cancel()
+        self.news.set()
+        return True
+
+
+def bridges(transport: Transport) -> Sequence[str]:
+    """The transports whose addresses this one reaches as well: its `bridges`, if it has any."""
+    found: Sequence[str] = getattr(transport, "bridges", ())
+    return found
 
 
 def decode_presence(presence: bytes, now_ms: int) -> tuple[str, list[str]]:

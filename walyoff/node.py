@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from walyoff.channel import (
     run_channel,
     save_epochs,
 )
-from walyoff.discovery import Discovery
+from walyoff.discovery import Discovery, bridges
 from walyoff.epochs import EPOCH_KEY_SIZE, new_epoch
 from walyoff.errors import (
     LocalProtocolError,
@@ -302,7 +302,7 @@ class Device:
                 channel=channel,
                 transports=list(self._transports.values()),
                 book=lambda: self.address_book(state.did),
-                dial=lambda address: self.dial(channel, address),
+                dial=lambda address, claim: self.dial(channel, address, claim),
                 runtime=self.runtime,
             )
             tasks.start_soon(discovery.run)
@@ -331,12 +331,20 @@ class Device:
         name, _, _ = address.partition(":")
         transport = self._transports.get(name)
         if transport is None:
+            # Some reach the addresses of others: libp2p and IPFS do.
+            reaching = (t for t in self._transports.values() if name in bridges(t))
+            transport = next(reaching, None)
+        if transport is None:
             have = ", ".join(sorted(self._transports)) or "none"
             raise TransportError(f"no transport {name!r} is open here (open: {have})")
         return await transport.connect(address)
 
-    async def dial(self, channel: Channel, address: str) -> None:
+    async def dial(
+        self, channel: Channel, address: str, claim: Callable[[], bool] = lambda: True
+    ) -> None:
         """Connect to an address and serve the session until it ends.
+
+        `claim` is asked when the session is there; if it says no, the session is ended.
 
         Raises:
             TransportError: nobody was reached, or the connection broke.
@@ -352,7 +360,11 @@ class Device:
             judge=self.judge(channel),
             runtime=self.runtime,
         )
-        await channel.serve(session)
+        if claim():
+            await channel.serve(session)
+            return
+        async with session.run():
+            log.debug("another path to %s was faster", session.did)
 
     def suites(self) -> list[str]:
         """The suites that this device accepts, its own first."""
