@@ -45,7 +45,8 @@ MAX_SOCKET_PATH = 107
 #: As `walyoff.abc.Transport.addresses` promises.
 MAX_ADDRESSES, MAX_ADDRESS = 16, 256
 
-_ADDRESS = re.compile(r"ipfs:((?:/[A-Za-z0-9.:_\-]+)+/p2p/([A-Za-z0-9]{20,100}))")
+# A device on the libp2p transport gives the addresses of its host, which a node reaches too.
+_ADDRESS = re.compile(r"(?:ipfs|libp2p):((?:/[A-Za-z0-9.:_\-]+)+/p2p/([A-Za-z0-9]{20,100}))")
 
 
 def parse_address(address: str) -> tuple[str, str]:
@@ -58,6 +59,9 @@ def parse_address(address: str) -> tuple[str, str]:
 
 class IpfsTransport:
     """`walyoff.abc.Transport` on an `IpfsNode`; made by `open_transport`."""
+
+    #: Addresses of these transports are reached as well.
+    bridges: Sequence[str] = ("libp2p",)
 
     def __init__(self, ipfs: IpfsNode, run_dir: Path, tasks: TaskGroup) -> None:
         self._ipfs = ipfs
@@ -96,7 +100,8 @@ class IpfsTransport:
     async def connect(self, address: str) -> ByteStream:
         """Open a stream to the device at an address, within 10 seconds.
 
-        A device that does not listen shows at the first `receive` only.
+        Addresses of the libp2p transport are understood too. A device that does not listen
+        shows at the first `receive` only.
 
         Raises:
             LocalProtocolError: the address is not one of this transport's, or the run
