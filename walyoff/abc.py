@@ -9,7 +9,7 @@ what cancellation does, and every error. Implementations are checked by the suit
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,6 +196,18 @@ class Ledger(Protocol):
         """All blocks after a position, then new ones as they are admitted, without a gap.
 
         Each block comes at least once, parents before children.
+        """
+
+
+@runtime_checkable
+class GuardedLedger(Ledger, Protocol):
+    """A ledger that admits only what opens under keys that its members share."""
+
+    async def learn_keys(self, keys: Mapping[bytes, bytes]) -> None:
+        """The anchor key (`walyoff.epochs.anchor_key`) of each epoch id, newest last.
+
+        All that are known, each time; blocks that waited for a key are admitted. Until it is
+        called first, nothing can be appended. Raises ChildError: tell them again.
         """
 
 
@@ -482,6 +494,13 @@ class ChannelStore(Protocol):
     async def get_cursor(self, name: str) -> int:
         """The last position that a named cursor has committed; 0 for a new one."""
 
+    def mark_cursor(self, name: str, position: int) -> None:
+        """Note a cursor at once and without waiting; `set_cursor` makes it durable.
+
+        From here on `get_cursor` gives it, in later runs too if this process is killed. A
+        power loss may undo it. It never moves back, and is not beyond the end of the log.
+        """
+
     async def set_cursor(self, name: str, position: int) -> None:
         """Commit a cursor; it never moves back. Durable when it returns."""
 
@@ -513,6 +532,7 @@ __all__ = [
     "ByteStream",
     "ChannelStore",
     "Cipher",
+    "GuardedLedger",
     "Head",
     "Identity",
     "IpfsNode",

@@ -22,7 +22,7 @@ PAGE = 256
 #: And about so many bytes, going by the sizes of the page before; the first one is short.
 PAGE_BYTES = 8 * 1024 * 1024
 FIRST_PAGE = 16
-#: In a long history a cursor is stored so often; a kill repeats what came since.
+#: In a long history a cursor is stored so often; a power loss repeats what came since.
 CURSOR_EVERY_S = 0.05
 
 
@@ -179,6 +179,8 @@ class MessageStream(AsyncIterator[Message]):
     async def _commit(self) -> None:
         if self._cursor is None:
             return
+        # A kill of this process repeats nothing; a power loss what is not stored yet.
+        self._engine.store.mark_cursor(self._cursor, self._given)
         self._engine.cursors[self._cursor] = self._given
         self._given = 0
         now = self._engine.runtime.now()

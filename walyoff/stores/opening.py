@@ -15,6 +15,7 @@ from walyoff.errors import StoreError
 from walyoff.stores import keyfile, places, schema
 from walyoff.stores.chunks import CHUNKS_NAME, ChunkFiles
 from walyoff.stores.home import HomeLock, make_private_folder, open_private
+from walyoff.stores.marks import CursorMarks
 from walyoff.stores.threads import as_store_error
 from walyoff.stores.vault import Vault
 
@@ -27,6 +28,7 @@ class OpenHome:
     lock: HomeLock
     vault: Vault
     files: ChunkFiles
+    marks: CursorMarks
     writer: sqlite3.Connection
     reader: sqlite3.Connection
 
@@ -64,6 +66,8 @@ def open_home(path: Path, passphrase: str | None) -> OpenHome:
             reader.execute("PRAGMA query_only = ON")
             files = ChunkFiles(path, vault)
             undo.callback(files.close)
+            marks = CursorMarks(path, vault)
+            undo.callback(marks.close)
             files.sweep(database)
             undo.pop_all()
     except Exception as error:
@@ -71,4 +75,4 @@ def open_home(path: Path, passphrase: str | None) -> OpenHome:
         if mapped is error:
             raise
         raise mapped from error
-    return OpenHome(path, lock, vault, files, writer, reader)
+    return OpenHome(path, lock, vault, files, marks, writer, reader)

@@ -14,6 +14,7 @@ AUTHOR = b"a"
 BATCH = b"b"
 RECORD = b"r"
 CURSOR = b"n"
+MARK = b"m"
 
 HASH_SIZE = 32
 #: Sequence numbers, positions and counts are SQLite integers.

@@ -135,6 +135,7 @@ class SqliteStore:
             await self._reader.aclose()
             await self._writer.aclose()
             await anyio.to_thread.run_sync(self._files.close)
+        self._home.marks.close()
         self._home.lock.release()
 
     # For the channels.
@@ -191,6 +192,15 @@ class SqliteStore:
         """The keyed name of a channel's cursor."""
         channel_ref = self._vault.ref(places.CHANNEL, b"", channel_id.encode())
         return self._vault.ref(places.CURSOR, channel_ref, name.encode())
+
+    def marked(self, ref: bytes) -> int:
+        """Where a cursor was marked last; 0 if it was not."""
+        return self._home.marks.get(ref)
+
+    def mark(self, ref: bytes, position: int) -> None:
+        """Mark where a cursor is. Raises anyio.ClosedResourceError."""
+        self._writer.check_open()
+        self._home.marks.set(ref, position)
 
     def reading(self, connection: sqlite3.Connection, channel_id: str) -> Reading:
         """The queries of a channel on a snapshot."""
@@ -298,7 +308,20 @@ class SqliteChannelStore:
     async def get_cursor(self, name: str) -> int:
         """The position of a cursor; 0 for a new one."""
         limits.check_name(name, "cursor name")
-        return await self._read(lambda reading: reading.cursor(name))
+        marked = self._store.marked(self._store.cursor_ref(self._id, name))
+
+        def query(reading: Reading) -> int:
+            # A mark beyond the log is of another state of this home, such as a newer one
+            # than the backup that the database came from.
+            return max(reading.cursor(name), min(marked, reading.top()))
+
+        return await self._read(query)
+
+    def mark_cursor(self, name: str, position: int) -> None:
+        """Note a cursor at once; see `walyoff.abc.ChannelStore.mark_cursor`."""
+        limits.check_name(name, "cursor name")
+        limits.check_number(position, "position")
+        self._store.mark(self._store.cursor_ref(self._id, name), position)
 
     async def set_cursor(self, name: str, position: int) -> None:
         """Move a cursor forward; a lower position changes nothing."""

@@ -107,6 +107,7 @@ class MemoryChannelStore:
     def __init__(self, store: MemoryStore, data: _Data) -> None:
         self._store = store
         self._data = data
+        self._marks: dict[str, int] = {}
 
     async def write(
         self,
@@ -268,7 +269,11 @@ class MemoryChannelStore:
     async def get_cursor(self, name: str) -> int:
         """See `walyoff.abc.ChannelStore`."""
         await anyio.lowlevel.checkpoint()
-        return self._data.cursors.get(name, 0)
+        return max(self._data.cursors.get(name, 0), self._marks.get(name, 0))
+
+    def mark_cursor(self, name: str, position: int) -> None:
+        """See `walyoff.abc.ChannelStore`. A crash here is a power loss, and undoes it."""
+        self._marks[name] = max(position, self._marks.get(name, 0))
 
     async def set_cursor(self, name: str, position: int) -> None:
         """See `walyoff.abc.ChannelStore`."""

@@ -377,6 +377,25 @@ class StoreConformance:
             assert await channel.get_cursor("reader") == 8
             assert await channel.get_cursor("other") == 0
 
+    async def test_a_marked_cursor_counts_at_once_and_never_moves_back(
+        self, tmp_path: Path
+    ) -> None:
+        contents = [make_content(b"%d" % n) for n in range(3)]
+        batch = make_batch(ALICE, 1, contents)
+        async with self.open_store(tmp_path / "home") as store:
+            channel = store.channel(CHANNEL)
+            await channel.write(batches=[batch], deliver=batch.record_ids)
+            channel.mark_cursor("reader", 2)
+            assert await channel.get_cursor("reader") == 2
+            channel.mark_cursor("reader", 1)
+            await channel.set_cursor("reader", 1)
+            assert await channel.get_cursor("reader") == 2
+            await channel.set_cursor("reader", 3)
+            channel.mark_cursor("reader", 2)
+            assert await channel.get_cursor("reader") == 3
+            assert await channel.get_cursor("other") == 0
+            assert await store.channel(CHANNEL + "2").get_cursor("reader") == 0
+
     async def test_channels_are_apart(self, tmp_path: Path) -> None:
         batch = make_batch(ALICE, 1, [make_content(b"same")])
         async with self.open_store(tmp_path / "home") as store:
