@@ -113,14 +113,14 @@ class Discovery:
             except WalyoffError as error:
                 log.info("presence was not announced on %s: %s", transport.name, error)
 
-    async def _listen(self, transport: Transport, tasks: TaskGroup) -> None:
-        pause = RETRY_FIRST_S
-        while True:
     def _own_addresses(self) -> list[str]:
         # All of them on each transport: whoever hears it on one may reach us on another.
         found = [a for transport in self._transports for a in transport.addresses]
         return found[:MAX_ADDRESSES]
 
+    async def _listen(self, transport: Transport, tasks: TaskGroup) -> None:
+        pause = RETRY_FIRST_S
+        while True:
             try:
                 async with transport.subscribe(self._channel.state.topic) as heard:
                     async for broadcast in heard:
