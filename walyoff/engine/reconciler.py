@@ -39,6 +39,7 @@ from walyoff.engine.facts import (
     Verdict,
     Write,
 )
+from walyoff.engine.states import RecordState
 from walyoff.records import HASH_SIZE, MAX_CONTENT, Batch, Seen, chain_start, device_id
 
 #: A request without an answer for so long is given to another peer.
@@ -137,6 +138,17 @@ class Reconciler:
         ]
         others.sort(key=lambda seen: seen.device)
         return others[-16:]
+
+    def state(self, record_id: bytes) -> RecordState | None:
+        """Where a record is that is not settled; None for the delivered and the unknown."""
+        record = self.open.get(record_id)
+        if record is not None:
+            return RecordState.FETCHING if record.peer is not None else RecordState.WANTED
+        for queue in self._pending.values():
+            for pending in queue:
+                if record_id in pending.batch.record_ids[pending.at :]:
+                    return RecordState.HELD
+        return None
 
     def gaps(self, author: str) -> list[int]:
         """The sequence numbers of a device whose contents are not held."""
