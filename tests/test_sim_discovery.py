@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import anyio
+import pytest
+from anyio.abc import ByteStream
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tests.sim.virtual import group, in_virtual_time
+from tests.sim.virtual import group, in_virtual_time, run
 from walyoff import Channel, Device
 from walyoff.discovery import MAX_SAID, NONCE_SIZE, VERSION
 from walyoff.testing.world import SimWorld
@@ -29,10 +33,20 @@ async def test_a_newcomer_is_let_in_soon_after_the_others_hear_of_it() -> None:
         await older.wait_peer(inviting.me)
         world.network.partition({"a"}, {"b"})
         newer = await c.join(await inviting.invite())
+        dialled = 0
+        connect = c.connect_stream
+
+        async def counted(address: str) -> ByteStream:
+            nonlocal dialled
+            dialled += 1
+            return await connect(address)
+
+        c.connect_stream = counted  # type: ignore[method-assign]
         # Long enough that every back-off has grown.
         await anyio.sleep(200)
         assert newer.me not in {member.did for member in older.members()}
         assert older.peers() == []
+        assert 5 < dialled < 40, "refused, and not asking all the time"
         world.network.repair()
         while newer.me not in {member.did for member in older.members()}:
             await older.changed()
@@ -40,24 +54,30 @@ async def test_a_newcomer_is_let_in_soon_after_the_others_hear_of_it() -> None:
             await older.wait_peer(newer.me)
 
 
-@in_virtual_time
-async def test_a_member_that_lies_about_addresses_keeps_nobody_apart() -> None:
+@pytest.mark.parametrize("lie", ["nowhere", "at the liar"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_member_that_lies_about_addresses_keeps_nobody_apart(backend: str, lie: str) -> None:
+    run(backend, functools.partial(lie_about_addresses, lie))
+
+
+async def lie_about_addresses(lie: str) -> None:
     async with group(3) as g:
         a, b, c = g.channels
         liar = g.devices[2]
         (transport,) = liar._transports.values()
 
-        async def lie() -> None:
+        async def talk() -> None:
             n = 0
             while True:
                 n += 1
+                false = [f"sim:nowhere-{n}"] if lie == "nowhere" else liar.addresses
                 for member in (a.me, b.me):
-                    word = forged(liar, c, member, [f"sim:nowhere-{n}"])
+                    word = forged(liar, c, member, false)
                     await transport.broadcast(c.state.topic, word)
                 await anyio.sleep(0.2)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lie)
+            tasks.start_soon(talk)
             await anyio.sleep(10)
             g.world.network.partition({"a"}, {"b"})
             # Longer than either side takes to notice.

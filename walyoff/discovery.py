@@ -62,7 +62,7 @@ class Discovery:
         channel: Channel,
         transports: Sequence[Transport],
         book: Callable[[], Awaitable[dict[str, list[str]]]],
-        dial: Callable[[str, Callable[[], bool]], Awaitable[None]],
+        dial: Callable[[str, Callable[[str], bool]], Awaitable[None]],
         runtime: Runtime,
     ) -> None:
         self._runtime = runtime
@@ -214,13 +214,19 @@ class Discovery:
                 if race.winner is not None or member in self._channel.peers():
                     break
                 race.news = anyio.Event()
-        return race.winner is not None or member in self._channel.peers()
+        # A session that lasted means that the address is good; one that was refused does not.
+        lasted = race.winner is not None and self._runtime.now() - race.since > RETRY_LAST_S
+        return lasted or member in self._channel.peers()
 
     async def _attempt(self, member: str, address: str, race: _Race) -> None:
+        def claim(did: str) -> bool:
+            # Somebody else may be there: an address is only what one member said of another.
+            return did == member and race.claim(address, self._runtime.now())
+
         with anyio.CancelScope() as scope:
             race.attempts[address] = scope
             try:
-                await self._dial(address, lambda: race.claim(address))
+                await self._dial(address, claim)
             except WalyoffError as error:
                 log.info("%s was not reached: %s", member, error)
             except Exception:
@@ -250,14 +256,15 @@ class _Race:
     def __init__(self) -> None:
         self.attempts: dict[str, anyio.CancelScope] = {}
         self.winner: str | None = None
+        self.since = 0.0
         #: Set when an attempt has failed, or one has won.
         self.news = anyio.Event()
 
-    def claim(self, address: str) -> bool:
+    def claim(self, address: str, now: float) -> bool:
         """Whether a session over this address is the first; the others are given up then."""
         if self.winner is not None:
             return False
-        self.winner = address
+        self.winner, self.since = address, now
         for other, scope in self.attempts.items():
             if other != address:
                 scope.cancel()

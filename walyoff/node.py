@@ -340,11 +340,11 @@ class Device:
         return await transport.connect(address)
 
     async def dial(
-        self, channel: Channel, address: str, claim: Callable[[], bool] = lambda: True
+        self, channel: Channel, address: str, claim: Callable[[str], bool] = lambda _: True
     ) -> None:
         """Connect to an address and serve the session until it ends.
 
-        `claim` is asked when the session is there; if it says no, the session is ended.
+        `claim` is asked with the DID that is there; if it says no, the session is ended.
 
         Raises:
             TransportError: nobody was reached, or the connection broke.
@@ -360,11 +360,11 @@ class Device:
             judge=self.judge(channel),
             runtime=self.runtime,
         )
-        if claim():
+        if claim(session.did):
             await channel.serve(session)
             return
         async with session.run():
-            log.debug("another path to %s was faster", session.did)
+            log.debug("the session with %s at %s is not wanted", session.did, address)
 
     def suites(self) -> list[str]:
         """The suites that this device accepts, its own first."""
