@@ -123,10 +123,12 @@ class ForgetsAcrossRestarts(Reconciler):
 class DisbelievesTheSlow(Reconciler):
     """One timeout, and a peer is never asked for that device again."""
 
-    def range_failed(self, peer: str, author: str, reason: str, now: float) -> None:
+    def range_failed(
+        self, peer: str, author: str, reason: str, now: float, *, blame: bool = True
+    ) -> None:
         if state := self.peers.get(peer):
             state.heads.pop(author, None)
-        super().range_failed(peer, author, reason, now)
+        super().range_failed(peer, author, reason, now, blame=blame)
 
 
 class BelievesClaimsWithoutPause(Reconciler):

@@ -105,7 +105,10 @@ class Discovery:
                     self._own_addresses(),
                 ]
             )
-            key = self._channel.engine.anchors.newest_epoch().derive("broadcast")
+            engine = self._channel.engine
+            while (epoch := engine.rotation.usable()) is None:
+                await engine.changed()
+            key = epoch.derive("broadcast")
             nonce = self._runtime.random_bytes(NONCE_SIZE)
             sealed = nonce + AESGCM(key).encrypt(nonce, presence, None)
             try:
@@ -182,7 +185,7 @@ class Discovery:
         pause = RETRY_FIRST_S
         if member < self._channel.me:
             await anyio.sleep(POLITENESS_S)
-        while self._channel.engine.trust.is_member(member):
+        while self._channel.engine.trust.admits(member):
             if member in self._channel.peers():
                 pause = RETRY_FIRST_S
                 await self._channel.engine.changed()

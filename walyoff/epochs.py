@@ -37,6 +37,9 @@ EPOCH_ID_SIZE = 8
 SALT_SIZE = 16
 #: Certificates and batches of one block, so that a hostile block costs bounded work.
 MAX_ANCHOR_PARTS = 512
+#: Memberships that an epoch can name as over, and the size of each name.
+MAX_ENDED = 512
+ENDED_SIZE = 24
 #: The ledger takes one megabyte; a block of this size anchors thousands of records.
 MAX_ANCHOR = 900_000
 MAX_SIGNATURE = 32 * 1024
@@ -54,6 +57,8 @@ class Epoch:
     key: bytes = field(repr=False)
     #: Milliseconds since 1970 by the clock of the member who began it.
     created_ms: int
+    #: The memberships that were over when it began, in order: it is given to none of them.
+    ended: tuple[bytes, ...] = ()
 
     @property
     def epoch_id(self) -> bytes:
@@ -74,7 +79,10 @@ def new_epoch(*, key: bytes, now_ms: int) -> Epoch:
 
 def encode_epochs(epochs: Iterable[Epoch]) -> list[list[object]]:
     """Epochs as a wire value, for use inside sessions only."""
-    return [[epoch.key, epoch.created_ms] for epoch in epochs]
+    return [
+        [epoch.key, epoch.created_ms, *([list(epoch.ended)] if epoch.ended else [])]
+        for epoch in epochs
+    ]
 
 
 def decode_epochs(value: object, limit: int) -> list[Epoch]:
@@ -83,14 +91,25 @@ def decode_epochs(value: object, limit: int) -> list[Epoch]:
         raise RemoteProtocolError(f"epochs are not a list of at most {limit}")
     epochs = []
     for item in value:
-        key, created_ms = expect_array(item, 2, "epoch")
+        named = isinstance(item, list) and len(item) == 3
+        key, created_ms, *rest = expect_array(item, 3 if named else 2, "epoch")
         epochs.append(
             Epoch(
                 key=expect_bytes(key, "epoch key", size=EPOCH_KEY_SIZE),
                 created_ms=expect_int(created_ms, "epoch time"),
+                ended=_decode_ended(rest[0]) if rest else (),
             )
         )
     return epochs
+
+
+def _decode_ended(value: object) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_ENDED:
+        raise RemoteProtocolError("epoch with malformed memberships")
+    ended = tuple(expect_bytes(one, "membership", size=ENDED_SIZE) for one in value)
+    if list(ended) != sorted(set(ended)):
+        raise RemoteProtocolError("memberships of an epoch are not in order")
+    return ended
 
 
 @dataclass(frozen=True, slots=True)

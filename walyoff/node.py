@@ -87,6 +87,11 @@ class Device:
         self._making = anyio.Lock()
         #: And this one while the device gets its DID.
         self._naming = anyio.Lock()
+        #: Per channel what ends it, and the end: of the channel, of what it stands on.
+        self._runs: dict[str, tuple[anyio.CancelScope, anyio.Event]] = {}
+        self._holds: dict[str, tuple[anyio.CancelScope, anyio.Event]] = {}
+        #: Channels that this device was removed from and is joining again.
+        self._former: set[str] = set()
         self._invitations: dict[str, Issued] = {}
         self.invitation_lock = anyio.Lock()
         #: Those who are in a handshake with us, the oldest first.
@@ -177,6 +182,7 @@ class Device:
         granted = await request_join(self, invitation)
         async with self._making:
             self.check_new(granted.channel)
+            name = await self._close_former(granted.channel, name)
             channel = await self._take_up(granted, name)
         for certificate in granted.certificates:
             try:
@@ -200,14 +206,34 @@ class Device:
                 pin=foundation.pin,
                 secret=granted.secret,
             )
-            await save_epochs(self._store, did, granted.epochs)
+            known = {e.epoch_id: e for e in await load_epochs(self._store, did)}
+            known.update({e.epoch_id: e for e in granted.epochs})
+            await save_epochs(self._store, did, list(known.values()))
             await self.remember_addresses(did, granted.inviter, granted.addresses)
             return await self._start(state, foundation)
 
+    async def _close_former(self, did: str, name: str | None) -> str | None:
+        """Close a channel that this device was removed from; returns what to call it now."""
+        former = self._channels.get(did)
+        if former is None:
+            return name
+        self._former.discard(did)
+        for running in (self._runs, self._holds):
+            scope, ended = running[did]
+            scope.cancel()
+            await ended.wait()
+        return name or former.name
+
     def check_new(self, did: str) -> None:
-        """Raise LocalProtocolError if this device has a channel of that DID already."""
-        if did in self._channels:
-            raise LocalProtocolError(f"this device is in {self._channels[did].name!r} already")
+        """Raise LocalProtocolError if this device is in the channel of that DID already."""
+        channel = self._channels.get(did)
+        if channel is None or did in self._former:
+            return
+        if not channel.engine.trust.is_member(channel.me):
+            # It was removed. The chain may say otherwise before the join is through.
+            self._former.add(did)
+        else:
+            raise LocalProtocolError(f"this device is in {channel.name!r} already")
 
     async def did(self) -> str:
         """The DID of this device, made when it is first needed."""
@@ -269,15 +295,35 @@ class Device:
         *,
         task_status: TaskStatus[tuple[Foundation, anyio.CancelScope]],
     ) -> None:
-        with anyio.CancelScope() as scope:
-            async with context as foundation:
-                task_status.started((foundation, scope))
-                await anyio.sleep_forever()
+        ended = anyio.Event()
+        try:
+            with anyio.CancelScope() as scope:
+                async with context as foundation:
+                    self._holds[foundation.identity.did] = (scope, ended)
+                    task_status.started((foundation, scope))
+                    await anyio.sleep_forever()
+        finally:
+            ended.set()
 
     async def _start(self, state: ChannelState, foundation: Foundation) -> Channel:
         await self._store.put({f"channel/{state.did}": state.encode()})
-        channel: Channel = await self._tasks.start(self._run, state, foundation)
+        channel: Channel = await self._tasks.start(self._run_scoped, state, foundation)
         return channel
+
+    async def _run_scoped(
+        self,
+        state: ChannelState,
+        foundation: Foundation,
+        *,
+        task_status: TaskStatus[Channel],
+    ) -> None:
+        ended = anyio.Event()
+        try:
+            with anyio.CancelScope() as scope:
+                self._runs[state.did] = (scope, ended)
+                await self._run(state, foundation, task_status=task_status)
+        finally:
+            ended.set()
 
     async def _run(
         self,
@@ -321,7 +367,7 @@ class Device:
             state = ChannelState.decode(value)
             found = self._platform.open(state.did, pin=state.pin, device=await self.did())
             async with self._entered(found) as foundation:
-                await self._tasks.start(self._run, state, foundation)
+                await self._tasks.start(self._run_scoped, state, foundation)
         await self._load_invitations()
 
     # -------------------------------------------------------------------- sessions
@@ -377,7 +423,7 @@ class Device:
         async def decide(presented: PeerPresented) -> None:
             trusted = await channel.engine.trust.add(presented.encoded)
             certificate = trusted.certificate
-            if not channel.engine.trust.is_member(certificate.member):
+            if not channel.engine.trust.admits(certificate.member):
                 raise NotAMemberError(f"{certificate.member} is not a member now")
             if not certificate.covers(self.runtime.wall_ms()):
                 raise NotAMemberError(

@@ -51,6 +51,8 @@ MAX_CONTENT = 8 * 1024 * 1024
 CHUNK_SIZE = 1024 * 1024
 
 KIND_MESSAGE = 0
+#: The author states that a member left; see `walyoff.engine.removals`.
+KIND_REMOVAL = 1
 MAX_KIND = 255
 #: The year 9999 in milliseconds, so that a time always converts.
 MAX_TIME_MS = 253_402_300_799_999

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from walyoff import certificates, plugins
-from walyoff.abc import Cipher, Identity, SignKey, Store
+from walyoff.abc import Cipher, Identity, Membership, SignKey, Store
 from walyoff.certificates import Certificate
 from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError
 from walyoff.records import decode_batch, signed_message
@@ -52,10 +52,26 @@ class Trust:
         self.identity = identity
         self.store = store
         self._trusted: dict[bytes, Trusted] = {}
+        self._membership: Membership | None = None
+        self._current: frozenset[str] = frozenset()
+        #: Who left as members say, while the chain does not say it here yet.
+        self.barred: set[str] = set()
 
     def is_member(self, did: str) -> bool:
         """True if the identity's chain says that a DID is a member now."""
-        return any(m.did == did and m.current for m in self.identity.membership.members)
+        membership = self.identity.membership
+        if membership is not self._membership:
+            self._membership = membership
+            self._current = frozenset(m.did for m in membership.members if m.current)
+        return did in self._current
+
+    def knows(self, did: str) -> bool:
+        """True if a DID is or was a member."""
+        return any(m.did == did for m in self.identity.membership.members)
+
+    def admits(self, did: str) -> bool:
+        """True if a DID is a member now, and no member says that it left."""
+        return did not in self.barred and self.is_member(did)
 
     def get(self, certificate_id: bytes) -> Trusted | None:
         """A certificate that was checked in this run."""

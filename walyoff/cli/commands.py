@@ -235,6 +235,28 @@ def members(settings: Settings, channel: str | None) -> None:
 
 
 @cli.command()
+@click.argument("channel_did", nargs=-1, metavar="[CHANNEL] DID")
+@common
+@json_option
+@_settings
+def remove(settings: Settings, channel_did: tuple[str, ...]) -> None:
+    """End the membership of a device. DID is its DID, or the end of it that `members` shows.
+
+    From then on it gets nothing, from anybody. What it got before it keeps.
+    """
+    if not 1 <= len(channel_did) <= 2:
+        raise click.UsageError("say which device: walyoff remove [CHANNEL] DID")
+    start(
+        settings,
+        "devices",
+        "remove",
+        name=channel_did[0] if len(channel_did) == 2 else None,
+        member=channel_did[-1],
+        wait=STATUS_WAIT_S,
+    )
+
+
+@cli.command()
 @common
 @json_option
 @_settings

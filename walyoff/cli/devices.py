@@ -1,4 +1,4 @@
-"""init, create, invite, join, members, status."""
+"""init, create, invite, join, members, remove, status."""
 
 from __future__ import annotations
 
@@ -149,6 +149,30 @@ async def members(console: Console, device: Device, *, name: str | None, wait: f
             member_json(member, me=channel.me, connected=member.did in peers),
             f"{member.did}  {state}",
         )
+
+
+async def remove(
+    console: Console, device: Device, *, name: str | None, member: str, wait: float
+) -> None:
+    """End a membership, and tell those who are there."""
+    channel = choose(device, name)
+    found = [did for did in others(channel) if did.endswith(member.removeprefix("…"))]
+    if len(found) != 1:
+        which = "no" if not found else "more than one"
+        raise Failure(f"{which} other member's DID ends in {escape_line(member)!r}")
+    await _connected(console, [channel], wait)
+    with console.step("removing it"):
+        await channel.remove(found[0])
+    with console.step("telling the others"), anyio.move_on_after(wait):
+        receipts = set(channel.peers())
+        while not receipts <= set(channel.informed()):
+            await channel.changed()
+    value = {"channel": channel.did, "removed": found[0], "members": len(channel.members())}
+    console.result(
+        value,
+        f"{found[0]} is no member of {escape_line(channel.name)} any more, "
+        f"which has {len(channel.members())} members now",
+    )
 
 
 async def status(console: Console, device: Device, *, wait: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -29,6 +29,7 @@ from walyoff.errors import (
     NotAMemberError,
     RemoteProtocolError,
     StoreError,
+    TransportError,
     WalyoffError,
 )
 from walyoff.records import batch_hash, decode_batch
@@ -75,17 +76,22 @@ class AnchorKeeper:
         self._work.set()
 
     def newest_epoch(self) -> Epoch:
-        """The epoch to write under."""
-        return max(self._engine.epochs.values(), key=lambda e: (e.created_ms, e.epoch_id))
+        """The epoch to write under. Raises TransportError while it is not there."""
+        epoch = self._engine.rotation.usable()
+        if epoch is None:
+            raise TransportError("a member left, and the new epoch is not here yet")
+        return epoch
 
-    def add_epochs(self, epochs: Iterable[Epoch]) -> list[Epoch]:
-        """Take epochs from a member; returns those that are new."""
-        new = [e for e in epochs if e.epoch_id not in self._engine.epochs]
-        for epoch in new:
-            self._engine.epochs[epoch.epoch_id] = epoch
-        if new and self._unopened is not None:
+    def epochs_came(self) -> None:
+        """There are new epochs: what did not open may open now."""
+        self.wake()
+        if self._unopened is not None:
             self._reading.cancel()
-        return new
+
+    def reread(self) -> None:
+        """Read the ledger again from its beginning: more of it counts than did."""
+        self._unopened = 1
+        self._reading.cancel()
 
     # --------------------------------------------------------------------- writing
 

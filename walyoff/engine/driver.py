@@ -37,9 +37,12 @@ from walyoff.engine.inbox import Inbox
 from walyoff.engine.link import LinkState
 from walyoff.engine.outbox import Outbox
 from walyoff.engine.reconciler import Reconciler
+from walyoff.engine.removals import Removals
+from walyoff.engine.rotation import Rotation
 from walyoff.epochs import Epoch
 from walyoff.errors import StoreError
 from walyoff.records import (
+    KIND_MESSAGE,
     Batch,
     decode_batch,
     signed_message,
@@ -98,6 +101,11 @@ class Delivered:
     content: bytes | None
 
     @property
+    def is_message(self) -> bool:
+        """False for what devices state among themselves."""
+        return self.batch.records[self.index].kind == KIND_MESSAGE
+
+    @property
     def size(self) -> int:
         """Memory that it holds, roughly."""
         return 512 + len(self.content or b"")
@@ -126,7 +134,12 @@ class Engine:
         self.trust = trust
         self.credentials = credentials
         self.store = store
-        self.epochs: dict[bytes, Epoch] = {e.epoch_id: e for e in epochs}
+        self.removals = Removals(self)
+        self.rotation = Rotation(
+            self, epochs, lambda: on_epochs(list(self.rotation.epochs.values()))
+        )
+        #: Called when somebody has to be left out at once.
+        self.on_membership: Callable[[], None] = lambda: None
         self.top = 0
         self.reports: dict[str, int] = {}
         self.links: dict[str, LinkState] = {}
@@ -137,7 +150,6 @@ class Engine:
             self, ledger, position=ledger_position, on_position=on_ledger_position
         )
         self._on_report = on_report
-        self._on_epochs = on_epochs
         self.outbox = Outbox(self)
         self.inbox = Inbox(self)
         self.forks = Forks(self)
@@ -181,6 +193,8 @@ class Engine:
                 self._timer_loop,
                 self.anchors.write_loop,
                 self.anchors.read_loop,
+                self.removals.run,
+                self.rotation.run,
             ):
                 tasks.start_soon(loop)
             try:
@@ -194,6 +208,7 @@ class Engine:
 
     async def _restore(self) -> None:
         """Take up what an earlier run left: unsigned, undelivered, unanchored, open."""
+        await self.removals.restore()
         heads = await self.store.heads()
         self.reconciler = Reconciler(
             channel=self.channel,
@@ -424,7 +439,7 @@ class Engine:
         announce = [a for a in commit.changed if a != self.me]
         if announce and self.links:
             data = frames.encode(frames.HaveVector(tuple(self.have(a) for a in announce)))
-            for link in self.links.values():
+            for link in self.admitted_links():
                 link.link.send(data)
         self.notify()
 
@@ -434,7 +449,7 @@ class Engine:
             seq = self._unsigned.pop(batch_id, 0)
             self.durable[self.me] = max(seq, self.durable.get(self.me, 0))
         if commit.signatures:
-            for link in self.links.values():
+            for link in self.admitted_links():
                 if link.pushed < self.durable[self.me]:
                     link.send(frames.HaveVector((self.have(self.me),)))
 
@@ -522,11 +537,22 @@ class Engine:
         """What is durably held of every device."""
         return tuple(self.have(author) for author in self.durable)
 
-    def take_epochs(self, epochs: Sequence[Epoch]) -> None:
-        """Epochs from another member."""
-        new = self.anchors.add_epochs(epochs)
-        if new:
-            self._on_epochs(new)
+    @property
+    def epochs(self) -> dict[bytes, Epoch]:
+        """All epochs that are known, by their ids."""
+        return self.rotation.epochs
+
+    def membership_changed(self) -> None:
+        """The identity's chain has news."""
+        self.removals.membership_changed()
+        self.rotation.wake()
+        self.dispatch()
+        self.notify()
+
+    def admitted_links(self) -> list[LinkState]:
+        """The links with those who may hear anything now."""
+        admits = self.trust.admits
+        return [link for link in self.links.values() if admits(link.link.did)]
 
     def report(self, report: Report) -> None:
         """Count a fault, log it, and tell the application."""

@@ -53,6 +53,8 @@ class Inbox:
         """
         engine = self._engine
         batch = await self._verify(body, signature)
+        # What it says of those who left is in force before anything of it is passed on.
+        await engine.removals.heed(batch)
         peer = link.link.name if link is not None else None
         now = engine.runtime.now()
         held = self._check_contents(batch, contents, peer)
@@ -100,7 +102,7 @@ class Inbox:
             raise RemoteProtocolError("unknown certificate", reason=Reason.NO_CERTIFICATE)
         if trusted.certificate.member != batch.author:
             raise RemoteProtocolError("author is not the signer", reason=Reason.WRONG_SIGNATURE)
-        if not trust.is_member(batch.author):
+        if not engine.removals.permits(batch):
             raise RemoteProtocolError("author is not a member", reason=Reason.NOT_A_MEMBER)
         head = engine.reconciler.heads.get(batch.author)
         if head is not None and head.batch_id == batch.batch_id:

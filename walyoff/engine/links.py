@@ -108,7 +108,7 @@ class LinkServer:
         send, receive = anyio.create_memory_object_stream[frames.Frame](MAX_QUESTIONS)
         try:
             self._state.send(frames.Hello(self._addresses, engine.vector()))
-            self._state.send(frames.EpochKeys(tuple(engine.epochs.values())))
+            engine.rotation.give(self._state, list(engine.epochs.values()))
             async with send, receive, background_tasks() as tasks:
                 tasks.start_soon(self._answer_all, receive)
                 tasks.start_soon(self.announce_chains)
@@ -182,7 +182,7 @@ class LinkServer:
                 )
                 engine.dispatch()
             case frames.EpochKeys(epochs):
-                engine.take_epochs(epochs)
+                engine.rotation.take(epochs, self._state)
             case (
                 frames.WantBatches()
                 | frames.WantContents()
@@ -212,7 +212,11 @@ class LinkServer:
             if error.reason == Reason.NO_CERTIFICATE:
                 # It was refused when it came, perhaps before we knew of a new member.
                 self._state.send(frames.WantCertificate(batch.certificate_id))
-            engine.reconciler.range_failed(name, author, error.reason, engine.runtime.now())
+            # Who holds more of a former member's records may not know yet that it left.
+            blame = error.reason != Reason.NOT_A_MEMBER or not engine.trust.knows(author)
+            engine.reconciler.range_failed(
+                name, author, error.reason, engine.runtime.now(), blame=blame
+            )
             engine.dispatch()
             return
         if batch is not None and batch.author == self._state.link.did:
@@ -265,6 +269,9 @@ class LinkServer:
     async def _answer_all(self, questions: MemoryObjectReceiveStream[frames.Frame]) -> None:
         async for question in questions:
             await self._session.drained(ANSWER_BACKLOG)
+            if not self._engine.trust.admits(self._state.link.did):
+                # It left while it waited: the session is about to end.
+                continue
             try:
                 await self._answer(question)
             except RemoteProtocolError:

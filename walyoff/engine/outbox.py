@@ -17,6 +17,7 @@ from walyoff import frames
 from walyoff.abc import StoredContent
 from walyoff.engine.link import batch_frame
 from walyoff.records import (
+    KIND_REMOVAL,
     MAX_BATCH_BODY,
     MAX_RECORDS,
     SALT_SIZE,
@@ -98,8 +99,21 @@ class Outbox:
         while True:
             await self._work.wait()
             self._work = anyio.Event()
-            while self._waiting:
-                await self._send_batch()
+            while True:
+                # What is to be said of those who left comes before all that is said after.
+                statements = self._engine.removals.pending()[:MAX_RECORDS]
+                if statements:
+                    await self._send_batch(
+                        [Outgoing(b"", s.topics(), KIND_REMOVAL) for s in statements]
+                    )
+                elif self._waiting:
+                    await self._send_batch(self._take())
+                else:
+                    break
+
+    def wake(self) -> None:
+        """There may be something to state."""
+        self._work.set()
 
     def close(self, error: BaseException) -> None:
         """Nothing more goes out: tell everybody who waits."""
@@ -135,10 +149,10 @@ class Outbox:
                 self._begun.append(self._waiting.popleft())
         return items
 
-    async def _send_batch(self) -> None:
+    async def _send_batch(self, items: list[Outgoing]) -> None:
         engine = self._engine
         generation = engine.generation
-        batch, contents = self._make(self._take())
+        batch, contents = self._make(items)
         # Known to be unanchored before anybody can see it.
         engine.await_anchor(batch.batch_id, len(batch.body) + _SIGNATURE_BYTES, own=True)
         engine.reconciler.own_batch(batch, contents, engine.runtime.now())
@@ -154,6 +168,7 @@ class Outbox:
             sending.done.set()
         self._make_room()
         engine.signed(batch, signature)
+        await engine.removals.stated(batch)
         self._push(batch, signature, contents)
 
     def _make(self, items: list[Outgoing]) -> tuple[Batch, list[StoredContent]]:
@@ -190,7 +205,7 @@ class Outbox:
         """
         engine = self._engine
         data: bytes | None = None
-        for link in engine.links.values():
+        for link in engine.admitted_links():
             if link.pushed != batch.first_seq - 1 or link.link.backlog > MAX_LINK_BACKLOG:
                 continue
             if data is None:

@@ -335,9 +335,18 @@ class Reconciler:
         self._plan_author(author, now, grace=False)
         self._plan_queued(state, now)
 
-    def range_failed(self, peer: str, author: str, reason: str, now: float) -> None:
-        """What a peer sent for a device was refused."""
-        self.fault(peer, reason, f"batches of {author}")
+    def author_counts(self, author: str, now: float) -> None:
+        """More of a device's batches are accepted from now on: ask for them again."""
+        for state in self.peers.values():
+            state.put_off.pop(author, None)
+        self._plan_author(author, now, grace=False)
+
+    def range_failed(
+        self, peer: str, author: str, reason: str, now: float, *, blame: bool = True
+    ) -> None:
+        """What a peer sent for a device was refused; it may have done so in good faith."""
+        if blame:
+            self.fault(peer, reason, f"batches of {author}")
         state = self.peers.get(peer)
         if state is not None:
             # Its claim stands: it may be honest and only slow, or know a member before us.

@@ -64,6 +64,13 @@ class SimChain:
         changed, self.changed = self.changed, anyio.Event()
         changed.set()
 
+    def common_order(self) -> list[bytes]:
+        """The payloads, parents first, in the order that all who hold them agree on."""
+        depth: dict[str, int] = {}
+        for ref in self.order:
+            depth[ref] = 1 + max((depth[p] for p in self.blocks[ref][0]), default=0)
+        return [self.blocks[ref][1] for ref in sorted(self.order, key=lambda r: (depth[r], r))]
+
     async def leaves(self) -> tuple[list[str], int]:
         """See `walyoff.engine.links.Chain`."""
         await anyio.lowlevel.checkpoint()
@@ -155,8 +162,7 @@ class SimIdentity:
         self._did = did
         self._member_did = member_did
         self._read = 0
-        self._members: dict[str, Member] = {}
-        self._count = 0
+        self._membership = Membership(did=did, members=())
 
     @property
     def did(self) -> str:
@@ -171,17 +177,26 @@ class SimIdentity:
     @property
     def membership(self) -> Membership:
         """See `walyoff.abc.Identity`."""
-        while self._read < len(self._chain.order):
-            payload = self._chain.blocks[self._chain.order[self._read]][1]
-            self._read += 1
+        if self._read < len(self._chain.order):
+            self._read = len(self._chain.order)
+            self._membership = self._judge()
+        return self._membership
+
+    def _judge(self) -> Membership:
+        """The same on all devices that hold the same blocks, as `walyoff.child.reader`."""
+        members: dict[str, Member] = {}
+        count = 0
+        for payload in self._chain.common_order():
             act, did = unpack(payload, 4096)
-            known = self._members.get(did)
-            joined_at = known.joined_at if known else self._count
-            self._members[did] = Member(
-                did=did, pin=bytes(32), current=act == "join", joined_at=joined_at
-            )
-            self._count += 1
-        return Membership(did=self._did, members=tuple(self._members.values()))
+            known = members.get(did)
+            joins = act == "join"
+            if joins == (known is not None and known.current):
+                continue
+            joined_at = known.joined_at if known and not joins else count
+            members.pop(did, None) if joins else None
+            members[did] = Member(did=did, pin=bytes(32), current=joins, joined_at=joined_at)
+            count += 1
+        return Membership(did=self._did, members=tuple(members.values()))
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[ObjectReceiveStream[Membership]]:
@@ -336,6 +351,15 @@ class SimWorld:
             link = network.link(source, target)
             if network.random.random() >= link.loss:
                 tasks.start_soon(self._deliver, target, name, file, link.latency)
+
+    def broadcast_leaves(self, name: str) -> None:
+        """Announce what each running device holds of a chain, as Walytis does now and then."""
+        for source in list(self._running):
+            if (source, name) in self._chains:
+                chain = self._chains[source, name]
+                for ref in chain.order:
+                    parents, payload = chain.blocks[ref]
+                    self.gossip(source, name, pack([ref, list(parents), payload]))
 
     async def _deliver(self, target: str, name: str, file: bytes, delay: float) -> None:
         await anyio.sleep(delay)
