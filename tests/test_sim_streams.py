@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import anyio
 
 from tests.sim.virtual import group, in_virtual_time, read
 from walyoff.engine.driver import RECENT_BYTES
-from walyoff.messages import PAGE
+from walyoff.messages import PAGE, PAGE_BYTES
 from walyoff.testing.world import SimWorld
 
 
@@ -55,6 +57,50 @@ async def test_a_slow_consumer_holds_a_page_and_misses_nothing() -> None:
             count += 1
             held = sum(len(item.content or b"") for item in stream._buffer)
             assert held <= 2 * RECENT_BYTES
+
+
+@in_virtual_time
+async def test_streams_may_be_broken_off_anywhere() -> None:
+    async with group(1) as g:
+        (a,) = g.channels
+        await a.send_many([b"%d" % n for n in range(3)])
+        async for message in a.messages():
+            assert message.seq == 1
+            break
+        async for message in a.history():
+            assert message.seq == 1
+            break
+        async for message, record in a.records():
+            assert (message.seq, record.size) == (1, 1)
+            break
+        # What was forgotten open would warn now, and warnings are errors.
+        gc.collect()
+        await anyio.sleep(0.1)
+        assert [record.size async for _, record in a.records(after=1)] == [1, 1]
+
+
+@in_virtual_time
+async def test_records_of_large_messages_are_read_a_few_at_a_time() -> None:
+    async with group(1) as g:
+        (a,) = g.channels
+        for _ in range(40):
+            await a.send(bytes(1_000_000))
+        stream = a.records()
+        count = 0
+        async for _ in stream:
+            count += 1
+            assert sum(item.size for item in stream._page) <= 2 * PAGE_BYTES
+        assert count == 40
+
+
+@in_virtual_time
+async def test_a_cursor_and_a_position_begin_after_the_later_one() -> None:
+    async with group(1) as g:
+        (a,) = g.channels
+        await a.send_many([b"%d" % n for n in range(5)])
+        assert (await anext(a.messages(cursor="app", after=3))).content == b"3"
+        await a.engine.store.set_cursor("app", 4)
+        assert (await anext(a.messages(cursor="app", after=3))).content == b"4"
 
 
 @in_virtual_time

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from walyoff.engine.driver import Delivered
 from walyoff.engine.outbox import Outgoing
 from walyoff.errors import StoreError, WalyoffError
-from walyoff.records import MAX_TIME_MS, Batch, decode_batch
+from walyoff.records import MAX_TIME_MS, Batch, Record, decode_batch
 
 if TYPE_CHECKING:
     from walyoff.abc import LogEntry
@@ -80,6 +80,7 @@ class LogReader:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._batches: dict[bytes, Batch] = {}
+        self._limit = FIRST_PAGE
 
     async def page(
         self, *, after: int, limit: int, newest_first: bool = False
@@ -89,6 +90,14 @@ class LogReader:
             after=after, limit=limit, newest_first=newest_first
         )
         return [await self._decode(entry) for entry in entries]
+
+    async def forward(self, after: int) -> list[Delivered]:
+        """The next page after a position; its length follows the sizes of the page before."""
+        page = await self.page(after=after, limit=self._limit)
+        size = sum(item.size for item in page)
+        if page:
+            self._limit = max(1, min(PAGE, len(page) * PAGE_BYTES // size))
+        return page
 
     async def _decode(self, entry: LogEntry) -> Delivered:
         batch = self._batches.get(entry.batch_id)
@@ -126,7 +135,6 @@ class MessageStream(AsyncIterator[Message]):
         self._live = live
         self._buffer: deque[Delivered] = deque()
         self._reader = LogReader(engine)
-        self._limit = FIRST_PAGE
         self._begun = cursor is None
         self._given = 0
         self._due = 0.0
@@ -143,10 +151,7 @@ class MessageStream(AsyncIterator[Message]):
             await self._commit()
         while not self._buffer:
             if self._position < engine.top:
-                items = await self._next_items()
-                self._buffer.extend(item for item in items if item.is_message)
-                if not self._buffer:
-                    self._position = items[-1].position
+                self._buffer.extend(await self._next_items())
             elif self._live:
                 await engine.changed()
             else:
@@ -173,11 +178,7 @@ class MessageStream(AsyncIterator[Message]):
             size += item.size
         if recent:
             return recent
-        page = await self._reader.page(after=self._position, limit=self._limit)
-        size = sum(item.size for item in page)
-        if page:
-            self._limit = max(1, min(PAGE, len(page) * PAGE_BYTES // size))
-        return page
+        return await self._reader.forward(self._position)
 
     async def _commit(self) -> None:
         if self._cursor is None:
@@ -191,6 +192,28 @@ class MessageStream(AsyncIterator[Message]):
         if not self._buffer or now >= self._due:
             self._due = now + CURSOR_EVERY_S
             await self._engine.flush_cursors()
+
+
+class RecordStream(AsyncIterator[tuple[Message, Record]]):
+    """The metadata of what is in the log now. May be broken off; holds a page at most."""
+
+    def __init__(self, engine: Engine, *, after: int) -> None:
+        self._engine = engine
+        self._reader = LogReader(engine)
+        self._position = after
+        self._page: deque[Delivered] = deque()
+
+    def __aiter__(self) -> RecordStream:
+        return self
+
+    async def __anext__(self) -> tuple[Message, Record]:
+        if not self._page:
+            self._page.extend(await self._reader.forward(self._position))
+            if not self._page:
+                raise StopAsyncIteration
+        item = self._page.popleft()
+        self._position = item.position
+        return make_message(self._engine, item), item.batch.records[item.index]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
