@@ -18,7 +18,12 @@ from walyoff.engine.facts import Report
 from walyoff.engine.links import LinkServer
 from walyoff.engine.outbox import Outgoing
 from walyoff.epochs import Epoch, decode_epochs, encode_epochs
-from walyoff.errors import LocalProtocolError, StoreError, WalyoffError
+from walyoff.errors import (
+    LocalProtocolError,
+    NotAMemberError,
+    StoreError,
+    WalyoffError,
+)
 from walyoff.fanout import Fanout
 from walyoff.invitations import (
     DEFAULT_LIFETIME_S,
@@ -173,6 +178,52 @@ class Channel:
         await self._device.remember_invitation(invitation.invitation_id, issued)
         return str(invitation)
 
+    async def remove(self, did: str) -> None:
+        """End a membership: from now on that device gets nothing, from anybody.
+
+        What it wrote counts as far as a member had it; what it got, it keeps. It can be
+        invited again. Of two members who remove each other both are out. When this returns
+        the removal is on the identity's chain, and whoever hears from this device learns of
+        it first.
+
+        Raises:
+            LocalProtocolError: it is this device itself.
+            NotAMemberError: it is not a member, or this device is none any more.
+            ChildError: the chain could not be written now; try again.
+        """
+        engine = self._engine
+        if did == self.me:
+            raise LocalProtocolError("a device does not remove itself: another member does")
+        self._check_member()
+        if not engine.trust.is_member(did):
+            raise NotAMemberError(f"{did} is not a member of {self.name!r}")
+        engine.trust.barred.add(did)
+        self.end_sessions_of_strangers()
+        try:
+            await self._foundation.identity.remove_member(did)
+            engine.membership_changed()
+            await engine.removals.wait_stated(did)
+        finally:
+            engine.trust.barred.discard(did)
+        if engine.rotation.usable() is None:
+            engine.rotation.begin()
+        for server in self.servers():
+            await server.announce_chains()
+
+    def informed(self) -> list[str]:
+        """The DIDs of the devices that said they hold all that this one has written."""
+        engine = self._engine
+        own = engine.durable.get(self.me, 0)
+        return sorted(
+            did
+            for did, vector in engine.confirmed.items()
+            if vector.get(self.me, (0, frozenset()))[0] >= own
+        )
+
+    def _check_member(self) -> None:
+        if not self._engine.trust.is_member(self.me):
+            raise NotAMemberError(f"this device is not a member of {self.name!r} any more")
+
     # ------------------------------------------------------------------- sending
 
     async def send(self, content: bytes, *, topics: Sequence[str] = ()) -> Receipt:
@@ -184,6 +235,7 @@ class Channel:
         Raises:
             PayloadTooLargeError: the content is too large.
             LocalProtocolError: the topics break a rule.
+            NotAMemberError: this device was removed from the identity.
             StoreError: it could not be stored; nothing was sent.
         """
         return (await self.send_many([content], topics=topics))[0]
@@ -193,6 +245,7 @@ class Channel:
     ) -> list[Receipt]:
         """Send several messages in order, sharing signatures and commits. Raises as `send`."""
         checked = check_topics(topics)
+        self._check_member()
         items = []
         for content in contents:
             if not isinstance(content, bytes | bytearray | memoryview):
@@ -234,7 +287,7 @@ class Channel:
         """The newest messages, oldest of them first; at most `limit`."""
         reader = LogReader(self._engine)
         items = await reader.page(after=0, limit=limit, newest_first=True)
-        return [make_message(self._engine, item) for item in reversed(items)]
+        return [make_message(self._engine, i) for i in reversed(items) if i.is_message]
 
     def records(self, *, after: int = 0) -> RecordStream:
         """The metadata of every message in the log, with the salted commitments."""
@@ -415,7 +468,7 @@ class Channel:
     def end_sessions_of_strangers(self) -> None:
         """End the sessions with devices that are no longer members."""
         for session in list(self._sessions.values()):
-            if not self._engine.trust.is_member(session.did):
+            if not self._engine.trust.admits(session.did):
                 session.close()
 
 
@@ -463,6 +516,7 @@ async def run_channel(
     )
     async with engine.run() as tasks:
         channel = Channel(device=device, state=state, foundation=foundation, engine=engine)
+        engine.on_membership = channel.end_sessions_of_strangers
         tasks.start_soon(keeper.run)
         tasks.start_soon(_watch_membership, channel)
         tasks.start_soon(_renew_credentials, channel, store, suite, device.runtime)
@@ -482,7 +536,7 @@ async def _watch_membership(channel: Channel) -> None:
     async with identity.changes() as changes:
         async for _ in changes:
             channel.end_sessions_of_strangers()
-            channel.engine.notify()
+            channel.engine.membership_changed()
             for server in channel.servers():
                 await server.announce_chains()
 

@@ -151,7 +151,10 @@ class MessageStream(AsyncIterator[Message]):
             await self._commit()
         while not self._buffer:
             if self._position < engine.top:
-                self._buffer.extend(await self._next_items())
+                items = await self._next_items()
+                self._buffer.extend(item for item in items if item.is_message)
+                if not self._buffer:
+                    self._position = items[-1].position
             elif self._live:
                 await engine.changed()
             else:
