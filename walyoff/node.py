@@ -54,6 +54,7 @@ from walyoff.wire import pack, unpack
 log = logging.getLogger("walyoff.device")
 
 DEFAULT_SUITE = "hybrid-1"
+DEFAULT_TRANSPORTS = ("ipfs",)
 #: Handshakes in progress at a time: each costs milliseconds of signatures and some memory.
 MAX_HANDSHAKES = 32
 MAX_ADDRESSES = 16
@@ -425,6 +426,8 @@ class Device:
             certificate = trusted.certificate
             if not channel.engine.trust.admits(certificate.member):
                 raise NotAMemberError(f"{certificate.member} is not a member now")
+            if channel.engine.trust.is_retired(certificate.certificate_id):
+                raise NotAMemberError(f"{certificate.member} has replaced this key")
             if not certificate.covers(self.runtime.wall_ms()):
                 raise NotAMemberError(
                     f"the certificate of {certificate.member} is not valid now: "
@@ -564,7 +567,7 @@ class Device:
 async def open_device(
     home: str | os.PathLike[str],
     *,
-    transports: Sequence[str] | Mapping[str, TransportFactory] = ("ipfs",),
+    transports: Sequence[str] | Mapping[str, TransportFactory] = DEFAULT_TRANSPORTS,
     listen: Sequence[str] | None = None,
     passphrase: str | None = None,
     suite: str = DEFAULT_SUITE,
@@ -574,11 +577,12 @@ async def open_device(
 ) -> AsyncIterator[Device]:
     """Open the device that lives in a home folder, which is made if it is not there.
 
-    `transports` names installed transports, or maps names to factories. `listen` are the IP
-    addresses of this machine at which others reach it (0.0.0.0 is all of them); they are kept
-    for later starts, and it is 127.0.0.1 alone until something else was said. `passphrase`
-    protects the home's key; the same one is needed ever after. `suite` is for keys that this
-    device makes from now on. `platform`, `store` and `runtime` are for simulations.
+    `transports` names installed transports, the best first, or maps names to factories.
+    `listen` are the IP addresses of this machine at which others reach it (0.0.0.0 is all of
+    them); they are kept for later starts, and it is 127.0.0.1 alone until something else was
+    said. `passphrase` protects the home's key; the same one is needed ever after. `suite` is
+    for keys that this device makes from now on. `platform`, `store` and `runtime` are for
+    simulations.
 
     Raises:
         HomeInUseError: another process has it open.

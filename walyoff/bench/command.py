@@ -37,7 +37,6 @@ def _command(entry: Entry) -> click.Command:
         _start(settings, entry, **given)
 
     options: list[click.Parameter] = [
-        click.Option(["--transport"], default="ipfs", show_default=True, help="How they talk."),
         click.Option(["--suite"], default="hybrid-1", show_default=True, help="Their keys."),
         click.Option(
             ["--repeat"],
@@ -69,7 +68,6 @@ def _start(
     settings: Settings,
     entry: Entry,
     *,
-    transport: str,
     suite: str,
     repeat: int,
     versus: tuple[str, ...] = (),
@@ -79,6 +77,8 @@ def _start(
     from walyoff.bench.lab import Setup  # noqa: PLC0415
     from walyoff.cli.runtime import run  # noqa: PLC0415
 
+    # Theirs is an option of all commands.
+    transport = (settings.transports or ("ipfs",))[0]
     # What is not installed is told at once.
     plugins.transport_factory(transport)
     plugins.suite(suite)

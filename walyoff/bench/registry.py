@@ -80,6 +80,8 @@ ENTRIES = (
     Entry("idle", "processor and memory of a device that has nothing to do", (1, 1), (),
           {"seconds": ((15,), (60,))}),
     Entry("import", "importing the library", (5, 20)),
+    Entry("transport", "a transport by itself: round trip, throughput, broadcasts", (2, 5),
+          ("tcp",), {"rounds": ((400,), (2000,)), "mib": ((32,), (256,))}),
     Entry("start", "from starting a program to its first send, on a home that exists", (3, 10)),
 )  # fmt: skip
 BENCHMARKS = {entry.name: entry for entry in ENTRIES}

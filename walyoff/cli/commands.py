@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from walyoff import __version__
+from walyoff.bench.command import bench
 from walyoff.cli.options import Settings, common, json_option
 from walyoff.cli.runtime import start
 
@@ -280,3 +281,6 @@ def demo(settings: Settings, keep: Path | None) -> None:
     from walyoff.demo.command import run_demo  # noqa: PLC0415  (only this command needs it)
 
     run_demo(settings, keep=keep)
+
+
+cli.add_command(bench)

@@ -35,6 +35,7 @@ class Settings:
     home_option: Path | None = None
     passphrase_file: Path | None = None
     listen: tuple[str, ...] = ()
+    transports: tuple[str, ...] = ()
     verbosity: int = 0
     json: bool = False
 
@@ -79,6 +80,15 @@ def common(function: F) -> F:
             expose_value=False,
             callback=_set("listen"),
             help="An address of this machine to be reached at, kept for later [127.0.0.1].",
+        ),
+        click.option(
+            "--transport",
+            multiple=True,
+            metavar="NAME",
+            expose_value=False,
+            callback=_set("transports"),
+            help="How to talk: ipfs, libp2p, tcp or another that is installed; the best "
+            "first, if several are given [ipfs].",
         ),
         click.option(
             "--home",

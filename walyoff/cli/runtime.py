@@ -166,11 +166,16 @@ async def _with_device(
     failure: Exception | None = None
     async with AsyncExitStack() as stack:
         with console.step("opening the device"):
-            from walyoff.node import open_device  # noqa: PLC0415  (heavy)
+            from walyoff.node import DEFAULT_TRANSPORTS, open_device  # noqa: PLC0415  (heavy)
 
             action = getattr(importlib.import_module(f"walyoff.cli.{module}"), function)
             device = await stack.enter_async_context(
-                open_device(home, passphrase=passphrase, listen=settings.listen)
+                open_device(
+                    home,
+                    passphrase=passphrase,
+                    listen=settings.listen,
+                    transports=settings.transports or DEFAULT_TRANSPORTS,
+                )
             )
         # The device holds a task group, from which an error would come out in a group.
         try:
