@@ -63,6 +63,8 @@ MAX_REPORTS = 256
 LEDGER_POSITION_EVERY_S = 1.0
 #: Device keys are renewed in the middle of their months, so an hour more or less is nothing.
 RENEWAL_CHECK_S = 3600.0
+#: A device key signs so many batches in one run before it is replaced.
+MAX_SIGNATURES = 1 << 20
 #: A store that failed (a full disk) is tried again so often.
 STORE_RETRY_S = 5.0
 
@@ -465,6 +467,12 @@ class Channel:
             return other if session.role == first else session
         return None
 
+    def end_expired_sessions(self, now_ms: int) -> None:
+        """End the sessions whose other side showed a certificate that has ended."""
+        for session in list(self._sessions.values()):
+            if not session.peer.certificate.covers(now_ms):
+                session.close()
+
     def end_sessions_of_strangers(self) -> None:
         """End the sessions with devices that are no longer members."""
         for session in list(self._sessions.values()):
@@ -549,7 +557,9 @@ async def _renew_credentials(
     while True:
         await anyio.sleep(RENEWAL_CHECK_S)
         now_ms = runtime.wall_ms()
-        if not is_due(engine.credentials.certificate, now_ms):
+        channel.end_expired_sessions(now_ms)
+        used_up = engine.signatures >= MAX_SIGNATURES
+        if not used_up and not is_due(engine.credentials.certificate, now_ms):
             continue
         try:
             credentials = await make_credentials(
@@ -558,6 +568,7 @@ async def _renew_credentials(
                 store=store,
                 suite=suite,
                 now_ms=now_ms,
+                renew=used_up,
             )
             await engine.trust.add(credentials.encoded)
         except WalyoffError as error:
@@ -565,6 +576,7 @@ async def _renew_credentials(
             continue
         # Batches name their certificate and are signed by it without a pause between.
         engine.credentials = credentials
+        engine.signatures = 0
 
 
 class _Keeper:

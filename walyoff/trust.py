@@ -54,6 +54,8 @@ class Trust:
         self._trusted: dict[bytes, Trusted] = {}
         self._membership: Membership | None = None
         self._current: frozenset[str] = frozenset()
+        #: Certificates that their device has replaced, and its first record under the next.
+        self._retired: dict[bytes, int] = {}
         #: Who left as members say, while the chain does not say it here yet.
         self.barred: set[str] = set()
 
@@ -83,6 +85,26 @@ class Trust:
         if found is None and (value := await self.store.get(self._key(certificate_id))):
             found = self._remember(value)
         return found
+
+    async def restore(self) -> None:
+        """Take up which certificates were replaced."""
+        for key in await self.store.keys(self._retired_key(b"")):
+            if value := await self.store.get(key):
+                self._retired[bytes.fromhex(key.rpartition("/")[2])] = int.from_bytes(value)
+
+    def is_retired(self, certificate_id: bytes, seq: int | None = None) -> bool:
+        """True if a device replaced a certificate, before a record of its, or ever."""
+        end = self._retired.get(certificate_id)
+        return end is not None and (seq is None or seq >= end)
+
+    async def retire(self, certificate_id: bytes, seq: int) -> None:
+        """Note that a device signs by another certificate from a record on."""
+        if certificate_id not in self._retired:
+            await self.store.put({self._retired_key(certificate_id): seq.to_bytes(8)})
+            self._retired[certificate_id] = seq
+
+    def _retired_key(self, certificate_id: bytes) -> str:
+        return f"retired/{self.channel}/{certificate_id.hex()}"
 
     async def all_encoded(self) -> list[bytes]:
         """Every certificate that was ever checked, signed, for a new member."""
@@ -149,13 +171,24 @@ def is_due(certificate: Certificate, now_ms: int) -> bool:
 
 
 async def make_credentials(
-    *, channel: str, identity: Identity, store: Store, suite: str, now_ms: int
+    *,
+    channel: str,
+    identity: Identity,
+    store: Store,
+    suite: str,
+    now_ms: int,
+    renew: bool = False,
 ) -> Credentials:
-    """The device's credentials in a channel: the stored ones while they last, else new ones."""
+    """The device's credentials in a channel: the stored ones while they last, else new ones.
+
+    New ones also when the device has moved to another suite, or when `renew` asks for them.
+    """
     key = f"credentials/{channel}"
     value = await store.get(key)
-    if value is not None and not is_due((stored := _load(value)).certificate, now_ms):
-        return stored
+    if value is not None and not renew:
+        stored = _load(value)
+        if stored.certificate.suite == suite and not is_due(stored.certificate, now_ms):
+            return stored
     cipher = plugins.suite(suite)
     sign_key, seal_key = cipher.new_sign_key(), cipher.new_seal_key()
     certificate = Certificate(

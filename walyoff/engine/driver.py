@@ -133,6 +133,8 @@ class Engine:
         self.me = credentials.certificate.member
         self.trust = trust
         self.credentials = credentials
+        #: How often the device key signed in this run.
+        self.signatures = 0
         self.store = store
         self.removals = Removals(self)
         self.rotation = Rotation(
@@ -208,6 +210,7 @@ class Engine:
 
     async def _restore(self) -> None:
         """Take up what an earlier run left: unsigned, undelivered, unanchored, open."""
+        await self.trust.restore()
         await self.removals.restore()
         heads = await self.store.heads()
         self.reconciler = Reconciler(
@@ -468,6 +471,7 @@ class Engine:
 
     async def sign(self, batch_id: bytes) -> bytes:
         """Sign a batch with the device key, in a thread: it takes a millisecond or two."""
+        self.signatures += 1
         return await self.runtime.in_thread(
             self.credentials.sign_key.sign, signed_message(batch_id)
         )

@@ -39,6 +39,8 @@ class Reason:
     FORK = "fork"
     MALFORMED = "malformed"
     UNKNOWN_EPOCH = "unknown-epoch"
+    EXPIRED_KEY = "expired-key"
+    OLD_KEY = "old-key"
 
 
 @dataclass(frozen=True, slots=True)

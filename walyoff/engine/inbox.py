@@ -32,6 +32,8 @@ class Inbox:
         self._engine = engine
         #: Author to first sequence number to (body, signature, anchor block).
         self._waiting: dict[str, dict[int, tuple[bytes, bytes, str | None]]] = {}
+        #: Author to its newest batch, and the certificate that signed it.
+        self._signers: dict[str, tuple[bytes, bytes]] = {}
 
     async def offer(
         self,
@@ -53,6 +55,7 @@ class Inbox:
         """
         engine = self._engine
         batch = await self._verify(body, signature)
+        await self._check_key_order(batch)
         # What it says of those who left is in force before anything of it is passed on.
         await engine.removals.heed(batch)
         peer = link.link.name if link is not None else None
@@ -102,6 +105,12 @@ class Inbox:
             raise RemoteProtocolError("unknown certificate", reason=Reason.NO_CERTIFICATE)
         if trusted.certificate.member != batch.author:
             raise RemoteProtocolError("author is not the signer", reason=Reason.WRONG_SIGNATURE)
+        last = trusted.certificate.not_after_ms
+        if any(record.time_ms > last for record in batch.records):
+            # Both times are by the author's clock, which may be wrong as it likes.
+            raise RemoteProtocolError(
+                "written after its certificate's end", reason=Reason.EXPIRED_KEY
+            )
         if not engine.removals.permits(batch):
             raise RemoteProtocolError("author is not a member", reason=Reason.NOT_A_MEMBER)
         head = engine.reconciler.heads.get(batch.author)
@@ -115,6 +124,27 @@ class Inbox:
                 "batch signature does not hold", reason=Reason.WRONG_SIGNATURE
             ) from None
         return batch
+
+    async def _check_key_order(self, batch: Batch) -> None:
+        """A device that has replaced its key never goes back: only a thief of the old one does.
+
+        Raises:
+            RemoteProtocolError: it continues the chain by a key that was replaced.
+        """
+        engine = self._engine
+        head = engine.reconciler.heads.get(batch.author)
+        if head is None or batch.first_seq != head.seq + 1:
+            return
+        if engine.trust.is_retired(batch.certificate_id, batch.first_seq):
+            raise RemoteProtocolError("signed by a replaced key", reason=Reason.OLD_KEY)
+        known = self._signers.get(batch.author)
+        if known is None or known[0] != head.batch_id:
+            stored = await engine.store.batch(head.batch_id)
+            if stored is not None:
+                known = (head.batch_id, decode_batch(stored.body).certificate_id)
+        if known is not None and known[1] != batch.certificate_id:
+            await engine.trust.retire(known[1], batch.first_seq)
+        self._signers[batch.author] = (batch.batch_id, batch.certificate_id)
 
     async def _offer_next(self, batch: Batch) -> None:
         """A predecessor came: offer again what waited for it."""

@@ -173,7 +173,9 @@ class Outbox:
 
     def _make(self, items: list[Outgoing]) -> tuple[Batch, list[StoredContent]]:
         engine = self._engine
-        now_ms = engine.runtime.wall_ms()
+        # A clock that was set may be past the certificate's end; a new one is on its way.
+        end_ms = engine.credentials.certificate.not_after_ms
+        now_ms = min(engine.runtime.wall_ms(), end_ms)
         salts = engine.runtime.random_bytes(SALT_SIZE * len(items))
         contents = [
             StoredContent(salt=salts[at * SALT_SIZE : (at + 1) * SALT_SIZE], data=item.content)
