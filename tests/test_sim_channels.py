@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
 
 from tests.sim.virtual import group, in_virtual_time, read
+from tests.test_certificates import CERTIFICATE
+from walyoff import frames, joining
+from walyoff.certificates import encode
 from walyoff.engine.links import LinkServer
-from walyoff.errors import LocalProtocolError, StoreError, WalyoffError
+from walyoff.errors import InvitationError, LocalProtocolError, StoreError, WalyoffError
 from walyoff.platform import Foundation
 from walyoff.testing.memory import MemoryStore
 from walyoff.testing.world import SimPlatform, SimWorld
@@ -97,6 +101,41 @@ async def test_a_join_that_fails_late_leaves_nothing_open() -> None:
         assert opened == 1
         await channel.send(b"hello")
         assert await read(joined, 1) == [b"hello"]
+
+
+@in_virtual_time
+async def test_a_join_needs_not_carry_all_certificates_and_never_too_much() -> None:
+    world = SimWorld(1)
+    async with world.device("a") as a, world.device("b") as b, world.device("c") as c:
+        channel = await a.create_channel("family")
+        trust = channel.engine.trust
+        own = channel.engine.credentials
+        every = trust.all_encoded
+
+        async def many() -> list[bytes]:
+            # Of many devices over many years.
+            return [own.encoded] * 20_000 + await every()
+
+        trust.all_encoded = many  # type: ignore[method-assign]
+        await channel.send(b"hello")
+        theirs = await b.join(await channel.invite())
+        assert await read(theirs, 1) == [b"hello"]
+
+        async def huge(did: str) -> bytes:
+            return bytes(frames.MAX_FRAME)
+
+        a.platform.grant = huge  # type: ignore[method-assign]
+        with pytest.raises(InvitationError, match="more to hand over"):
+            await c.join(await channel.invite())
+        # Who is connected stays so.
+        assert channel.peers() == [theirs.me]
+
+
+def test_the_newest_certificates_are_granted_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = 2 * 10**12
+    encoded = [encode(replace(CERTIFICATE, not_after_ms=last + n), b"s") for n in range(5)]
+    monkeypatch.setattr(joining, "MAX_CERTIFICATES_SIZE", 2 * len(encoded[0]))
+    assert joining._newest([*encoded[3:], *encoded[:3]]) == (encoded[4], encoded[3])
 
 
 @in_virtual_time

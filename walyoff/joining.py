@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from walyoff import frames, plugins
-from walyoff.certificates import Certificate, encode
+from walyoff.certificates import Certificate, decode, encode
 from walyoff.epochs import Epoch
 from walyoff.errors import (
     InvitationError,
@@ -38,6 +38,8 @@ log = logging.getLogger("walyoff.device")
 
 #: The inviter writes a block or two; a slow machine under load takes some seconds.
 JOIN_TIMEOUT = 60.0
+#: Certificates that a join carries, in bytes: some hundred of the default suite.
+MAX_CERTIFICATES_SIZE = 4 * 1024 * 1024
 #: The joiner's own certificate lives for this session only.
 CERTIFICATE_MS = 3600 * 1000
 
@@ -198,13 +200,33 @@ async def _decide(
     except RemoteProtocolError as error:
         log.warning("a join was refused: %s", error)
         return frames.JoinRefused("your device's chain or signature does not hold")
-    return frames.JoinGrant(
+    grant = frames.JoinGrant(
         await device.platform.grant(channel.did),
         tuple(channel.engine.epochs.values()),
-        tuple(await channel.engine.trust.all_encoded()),
+        _newest(await channel.engine.trust.all_encoded()),
         channel.name,
         channel.state.secret,
     )
+    if (size := len(frames.encode(grant))) > frames.MAX_FRAME:
+        log.warning("a join failed: %d bytes to hand over exceed a frame", size)
+        return frames.JoinRefused("there is more to hand over than a join can carry")
+    return grant
+
+
+def _newest(certificates: list[bytes]) -> tuple[bytes, ...]:
+    """As many certificates as a join carries, the newest first: others come with batches."""
+    chosen: list[bytes] = []
+    room = MAX_CERTIFICATES_SIZE
+    for encoded in sorted(certificates, key=_expiry, reverse=True)[: frames.MAX_VECTOR]:
+        room -= len(encoded)
+        if room < 0:
+            break
+        chosen.append(encoded)
+    return tuple(chosen)
+
+
+def _expiry(encoded: bytes) -> int:
+    return decode(encoded).certificate.not_after_ms
 
 
 async def _next(session: Session) -> frames.Frame | None:
