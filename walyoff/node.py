@@ -428,8 +428,6 @@ class Device:
                 raise NotAMemberError(f"{certificate.member} is not a member now")
             if channel.engine.trust.is_retired(certificate.certificate_id):
                 raise NotAMemberError(f"{certificate.member} has replaced this key")
-            if channel.engine.trust.is_retired(certificate.certificate_id):
-                raise NotAMemberError(f"{certificate.member} has replaced this key")
             if not certificate.covers(self.runtime.wall_ms()):
                 raise NotAMemberError(
                     f"the certificate of {certificate.member} is not valid now: "
