@@ -135,7 +135,6 @@ class Session:
     async def drained(self, limit: int) -> None:
         """Wait until the backlog is at most `limit` bytes. Returns at once when closed."""
         while self.backlog > limit and not self._closed:
-            self._drained = anyio.Event()
             await self._drained.wait()
 
     @asynccontextmanager
@@ -217,14 +216,20 @@ class Session:
             self._keyed = self._runtime.now()
         await self._write(sealed)
         self.backlog = max(self.backlog - size, 0)
-        self._drained.set()
+        self._wake_drained()
 
     async def _write(self, sealed: bytes) -> None:
         try:
             await self._stream.send(sealed)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             self._shut()
-        self.bytes_sent += len(sealed)
+        else:
+            self.bytes_sent += len(sealed)
+
+    def _wake_drained(self) -> None:
+        # Everybody who waits has the same event: it is not replaced before they are told.
+        drained, self._drained = self._drained, anyio.Event()
+        drained.set()
 
     async def _hang_up(self) -> None:
         """When the session is closed from here, close the stream, so that its reader wakes."""
@@ -251,7 +256,7 @@ class Session:
         self._closed = True
         self._queue.clear()
         self.backlog = 0
-        self._drained.set()
+        self._wake_drained()
         self._work.set()
         self._shutting.set()
 

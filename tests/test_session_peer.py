@@ -1,0 +1,123 @@
+"""Sessions over real streams: what waits wakes, what ends is told, what is stuck is closed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+
+import anyio
+import pytest
+
+from tests.test_session_handshake import ALICE, BOB, BOTH, TAG_KEY
+from walyoff import frames
+from walyoff.errors import RemoteProtocolError, TransportError
+from walyoff.session import peer
+from walyoff.session.handshake import HandshakeContext, PeerPresented
+from walyoff.session.peer import Session, answer, dial
+from walyoff.session.transcript import Mode
+from walyoff.sockets import SocketStream
+
+pytestmark = pytest.mark.anyio
+
+FRAME = frames.encode(frames.ContentFrame(bytes(32), bytes(32), bytes(1_000_000)))
+
+
+async def trust(presented: PeerPresented) -> None:
+    """Everybody."""
+
+
+def find(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext:
+    return BOB.context()
+
+
+@asynccontextmanager
+async def sessions() -> AsyncIterator[tuple[Session, Session]]:
+    """Two sides of a session; only the first one is run."""
+    left, right = (SocketStream(end) for end in socket.socketpair())
+    found: list[Session] = []
+
+    async def respond() -> None:
+        found.append(await answer(right, find_tag=find, suites=BOTH, judge=trust))
+
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(right.aclose)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(respond)
+            one = await dial(
+                left, mode="member", tag_key=TAG_KEY, context=ALICE.context(), suites=BOTH,
+                judge=trust,
+            )  # fmt: skip
+        async with one.run():
+            yield one, found[0]
+
+
+async def read(session: Session, count: int) -> None:
+    async with aclosing(session.frames()) as incoming:
+        for _ in range(count):
+            await anext(incoming)
+
+
+async def test_everybody_who_waits_for_room_is_told() -> None:
+    async with sessions() as (one, other):
+        for _ in range(8):
+            one.send(FRAME)
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                for limit in (6_000_000, 2_000_000, 0):
+                    tasks.start_soon(one.drained, limit)
+                tasks.start_soon(read, other, 8)
+        assert one.backlog == 0
+
+
+async def test_who_waits_for_room_is_told_of_the_end() -> None:
+    async with sessions() as (one, _):
+        for _ in range(8):
+            one.send(FRAME)
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(one.drained, 0)
+                tasks.start_soon(one.drained, 0)
+                await anyio.wait_all_tasks_blocked()
+                one.close()
+
+
+async def test_a_peer_that_reads_nothing_is_given_up_at_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peer, "MAX_BACKLOG", 4_000_000)
+    async with sessions() as (one, _):
+        for _ in range(20):
+            one.send(FRAME)
+            assert one.backlog <= 4_000_000
+            await anyio.wait_all_tasks_blocked()
+        with pytest.raises(anyio.BrokenResourceError):
+            await read(one, 1)
+
+
+async def test_a_stream_that_ends_without_goodbye_is_broken() -> None:
+    async with sessions() as (one, other):
+        await other._stream.aclose()
+        with pytest.raises(anyio.BrokenResourceError):
+            await read(one, 1)
+
+
+async def test_bytes_that_are_no_record_end_the_session() -> None:
+    async with sessions() as (one, other):
+        await other._stream.send(b"\0\0\0\x20" + bytes(32))
+        with pytest.raises(RemoteProtocolError):
+            await read(one, 1)
+        one.send(FRAME)
+        assert one.backlog == 0
+
+
+async def test_a_peer_that_says_nothing_in_the_handshake_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peer, "HANDSHAKE_TIMEOUT", 0.2)
+    left, right = (SocketStream(end) for end in socket.socketpair())
+    with pytest.raises(TransportError):
+        await answer(left, find_tag=find, suites=BOTH, judge=trust)
+    await right.aclose()
+    with pytest.raises(anyio.ClosedResourceError):
+        await left.send(b"x")
