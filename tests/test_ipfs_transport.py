@@ -246,7 +246,7 @@ async def test_nobody_there_is_a_transport_error_in_time(
     [
         "",
         "ipfs:",
-        "libp2p:/ip4/127.0.0.1/tcp/1/p2p/" + STRANGER,
+        "other:/ip4/127.0.0.1/tcp/1/p2p/" + STRANGER,
         "ipfs:/ip4/127.0.0.1/tcp/1",
         "ipfs:/ip4/127.0.0.1/tcp/1/p2p/x\n" + STRANGER,
         "ipfs:/ip4/127.0.0.1/tcp/1/p2p/" + STRANGER + "\n",

@@ -20,6 +20,10 @@ class TestLibp2pTransport(TransportConformance):
         "libp2p:/ip4/127.0.0.1/tcp/9/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
     )
 
+    # More than may wait, and not much more: each costs milliseconds here.
+    flood_streams = 160
+    flood_broadcasts = 300
+
     @asynccontextmanager
     async def open_transports(self) -> AsyncIterator[tuple[Transport, Transport]]:
         with temporary_hosts(2) as (one, two):

@@ -278,6 +278,9 @@ async def run_node(
         degree_low=4,
         degree_high=12,
         heartbeat_interval=1,
+        # A topic that is left and joined again is deaf for this long (upstream: 10 and 60).
+        unsubscribe_back_off=1,
+        prune_back_off=1,
         adaptive_gossip_enabled=False,
         # Ten messages a second, own ones included; ours is in `libp2p_guard`.
         spam_protection_enabled=False,

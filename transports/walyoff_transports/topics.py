@@ -75,7 +75,10 @@ class Topics:
             if topic is None or topic.closed:
                 self._leave_idle()
                 topic = Topic(self._pubsub, TOPIC_PREFIX + name)
-                await self._tasks.start(self._run, topic)
+                # Its calls have deadlines. Giving it up halfway would mean to join and leave,
+                # after which gossip does not let a node join again for a while.
+                with anyio.CancelScope(shield=True):
+                    await self._tasks.start(self._run, topic)
                 self._topics[name] = topic
             topic.users += 1
         try:
