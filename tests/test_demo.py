@@ -96,6 +96,7 @@ def test_a_block_that_is_not_encrypted_is_no_noise() -> None:
     assert not is_noise(b"metadata of a message " * 200)
     assert not is_noise(os.urandom(3500) + bytes(600))
     assert not is_noise(os.urandom(100))
+    assert not is_noise(b"")
 
 
 def test_a_message_that_is_missing_or_changed_is_not_verified() -> None:

@@ -145,8 +145,9 @@ def _describe(block: BlockFile, chain: str, data: bytes) -> SeenBlock:
 
 def is_noise(content: bytes) -> bool:
     """True if compressing the content gains nothing, as of anything encrypted."""
-    gain = 1 - len(zlib.compress(content, 9)) / len(content)
-    return len(content) >= _LEAST and gain < _COMPRESSIBLE
+    if len(content) < _LEAST:
+        return False
+    return 1 - len(zlib.compress(content, 9)) / len(content) < _COMPRESSIBLE
 
 
 def _iso(time: datetime) -> str:
