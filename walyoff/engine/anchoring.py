@@ -42,11 +42,16 @@ class Anchoring:
         self._started = 0.0
         self._failures = 0
 
-    def add(self, batch_id: bytes, size: int, *, own: bool, now: float) -> None:
-        """A signed batch is held that no block is known to anchor."""
-        if batch_id not in self.waiting:
+    def add(self, batch_id: bytes, size: int, *, own: bool, now: float) -> float:
+        """A signed batch is held that no block is known to anchor.
+
+        Returns when it may be taken, if nothing else comes between.
+        """
+        waiting = self.waiting.get(batch_id)
+        if waiting is None:
             pause = DELAY if own else ORPHAN_AFTER * (1 + self._random.random())
-            self.waiting[batch_id] = _Waiting(size, now + pause)
+            waiting = self.waiting[batch_id] = _Waiting(size, now + pause)
+        return max(self._next_block, waiting.due)
 
     def anchored(self, batch_id: bytes) -> None:
         """A block that anchors the batch is known."""

@@ -66,14 +66,17 @@ class AnchorKeeper:
         #: The first block whose epoch is not known yet; read again when epochs come.
         self._unopened: int | None = None
         self._work = anyio.Event()
+        #: Until when the writer sleeps, if nothing becomes due before.
+        self._until = -math.inf
         #: Blocks of ours in this run; the event is set when the next one is on the ledger.
         self.blocks_written = 0
         self.written = anyio.Event()
         self._reading = anyio.CancelScope()
 
-    def wake(self) -> None:
-        """There may be something to anchor."""
-        self._work.set()
+    def wake(self, when: float = -math.inf) -> None:
+        """There may be something to anchor from a time on (or now)."""
+        if when < self._until:
+            self._work.set()
 
     def newest_epoch(self) -> Epoch:
         """The epoch to write under. Raises TransportError while it is not there."""
@@ -105,8 +108,10 @@ class AnchorKeeper:
                 continue
             deadline = anchoring.deadline()
             pause = math.inf if deadline is None else deadline - self._engine.runtime.now()
+            self._until = math.inf if deadline is None else deadline
             with anyio.move_on_after(max(pause, 0.001)):
                 await self._work.wait()
+            self._until = -math.inf
             self._work = anyio.Event()
 
     async def _write(self, chosen: tuple[bytes, ...]) -> None:

@@ -67,6 +67,8 @@ MAX_UNCOMMITTED = 32 * 1024 * 1024
 #: After a failure of the store it is tried again: doubles from the first to the last.
 RECOVER_FIRST = 0.5
 RECOVER_LAST = 30.0
+#: A signature waits so long for the next write. Anchors need it later than that.
+SIGNATURE_LINGER = 0.05
 #: More than one transaction ever holds.
 MAX_ACCEPTED = 8192
 
@@ -166,7 +168,10 @@ class Engine:
         #: Deliveries between their order and their commit: record id -> message.
         self._staged: dict[bytes, Delivered] = {}
         self._commit_work = anyio.Event()
+        self._signature_work = anyio.Event()
         self._timer_work = anyio.Event()
+        #: Until when the timer sleeps, if nothing becomes due before.
+        self._timer_until = -math.inf
         self._changed = anyio.Event()
         #: Positions that named cursors committed and the store does not have yet.
         self.cursors: dict[str, int] = {}
@@ -191,6 +196,7 @@ class Engine:
         async with background_tasks() as tasks:
             for loop in (
                 self._commit_loop,
+                self._signature_loop,
                 self.outbox.run,
                 self._timer_loop,
                 self.anchors.write_loop,
@@ -284,7 +290,9 @@ class Engine:
         commit = self._commit
         for order in self.reconciler.orders():
             self._carry_out(order)
-        self._timer_work.set()
+        deadline = self.reconciler.deadline()
+        if deadline is not None and deadline < self._timer_until:
+            self._timer_work.set()
         if not commit:
             # Nothing to write is durable already.
             commit = _Commit()
@@ -350,6 +358,15 @@ class Engine:
         if write.author is not None:
             commit.changed[write.author] = None
         commit.deliver.extend(write.deliver)
+
+    async def _signature_loop(self) -> None:
+        """Store the signatures that no other write took along."""
+        while True:
+            await self._signature_work.wait()
+            await anyio.sleep(SIGNATURE_LINGER)
+            self._signature_work = anyio.Event()
+            if self._commit:
+                self._commit_work.set()
 
     async def _commit_loop(self) -> None:
         while True:
@@ -437,14 +454,15 @@ class Engine:
             if batch.author != self.me or batch.signature is not None:
                 self.durable[batch.author] = batch.first_seq + len(batch.record_ids) - 1
         self.reconciler.landed(record_id for record_id, _ in commit.contents)
+        # Those who wait run in this order: the sender, the readers, then the links.
         commit.done.set()
+        self.notify()
         self._announce_own(commit)
         announce = [a for a in commit.changed if a != self.me]
         if announce and self.links:
             data = frames.encode(frames.HaveVector(tuple(self.have(a) for a in announce)))
             for link in self.admitted_links():
                 link.link.send(data)
-        self.notify()
 
     def _announce_own(self, commit: _Commit) -> None:
         """Own batches can be asked for once they are signed: tell those who were not pushed."""
@@ -477,15 +495,23 @@ class Engine:
         )
 
     def signed(self, batch: Batch, signature: bytes) -> None:
-        """An own batch has its signature: store it, with whatever is written next."""
+        """An own batch was pushed with its signature: store it with what is written next.
+
+        At once if another device must hear of it, who can ask only for what is signed;
+        otherwise it waits a moment for company, and spares a commit for each lone message.
+        A crash meanwhile costs nothing: the batch is signed again.
+        """
         self._unsigned[batch.batch_id] = batch.last_seq
         self._commit.signatures.append((batch.batch_id, signature))
-        self._commit_work.set()
+        if any(link.pushed < batch.last_seq for link in self.links.values()):
+            self._commit_work.set()
+        else:
+            self._signature_work.set()
 
     def await_anchor(self, batch_id: bytes, size: int, *, own: bool) -> None:
         """A batch is held that no known block anchors."""
-        self.anchoring.add(batch_id, size, own=own, now=self.runtime.now())
-        self.anchors.wake()
+        now = self.runtime.now()
+        self.anchors.wake(self.anchoring.add(batch_id, size, own=own, now=now))
 
     def recent(self, position: int) -> Delivered | None:
         """A message of the live end of the log, if it is still in memory."""
@@ -574,8 +600,10 @@ class Engine:
                 self.reconciler.tick(self.runtime.now())
                 self.dispatch()
                 continue
+            self._timer_until = math.inf if deadline is None else deadline
             with anyio.move_on_after(pause):
                 await self._timer_work.wait()
+            self._timer_until = -math.inf
             self._timer_work = anyio.Event()
 
 

@@ -162,14 +162,16 @@ class Outbox:
         if engine.generation != generation:
             # The store failed, and who waited was told: this batch never was.
             return
+        if any(record.kind == KIND_REMOVAL for record in batch.records):
+            await engine.removals.stated(batch)
+        # First what others wait for, and then who waits here: they run in this order.
+        self._push(batch, signature, contents)
         finished, self._begun = self._begun, []
         for sending in finished:
             self._bytes -= sending.size
             sending.done.set()
         self._make_room()
         engine.signed(batch, signature)
-        await engine.removals.stated(batch)
-        self._push(batch, signature, contents)
 
     def _make(self, items: list[Outgoing]) -> tuple[Batch, list[StoredContent]]:
         engine = self._engine
