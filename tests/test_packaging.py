@@ -39,8 +39,8 @@ SANS_IO = {
 
 #: The only modules that may name an event loop, and why.
 LOOP_AWARE = {
-    # Wakes a loop from the store's thread in one call, where anyio's way costs a thread hop.
-    "walyoff.stores.threads",
+    # Wakes a loop from a thread in one call, where anyio's way waits for an answer.
+    "walyoff.waking",
     # Is an event loop, for simulations in virtual time.
     "walyoff.testing.virtual",
 }

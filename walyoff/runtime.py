@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
 
 import anyio
-from anyio import to_thread
+
+from walyoff.threads import run_in_thread
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -44,7 +45,7 @@ class Runtime:
 
     async def in_thread(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run what takes milliseconds of CPU away from the event loop."""
-        return await to_thread.run_sync(function, *args)
+        return await run_in_thread(function, *args)
 
 
 #: What every device uses outside of a simulation.

@@ -158,7 +158,8 @@ class Outbox:
         engine.reconciler.own_batch(batch, contents, engine.runtime.now())
         committed = engine.dispatch()
         signature = await engine.sign(batch.batch_id)
-        await committed.wait()
+        if not committed.is_set():
+            await committed.wait()
         if engine.generation != generation:
             # The store failed, and who waited was told: this batch never was.
             return

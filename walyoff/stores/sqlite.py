@@ -25,8 +25,9 @@ from walyoff.stores.chunks import MAX_INLINE, Staged
 from walyoff.stores.committing import Committer, read_group
 from walyoff.stores.opening import OpenHome, open_home
 from walyoff.stores.reading import Reading
-from walyoff.stores.threads import Job, Waker, Worker
+from walyoff.stores.threads import Job, Worker
 from walyoff.stores.writing import Write, Writing
+from walyoff.waking import Waker
 
 T = TypeVar("T")
 

@@ -8,19 +8,17 @@ order, and what comes after it may build on it.
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import sqlite3
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
-import anyio.lowlevel
 
 from walyoff.errors import StoreError, WalyoffError
+from walyoff.waking import Waker
 
 T = TypeVar("T")
 
@@ -48,42 +46,6 @@ class Job(Generic[T]):
         self.done = anyio.Event()
         self.value: T | None = None
         self.error: Exception | None = None
-
-
-class _TrioToken(Protocol):
-    def run_sync_soon(self, function: Callable[[], None], /) -> None: ...
-
-
-class Waker:
-    """Sets the events of finished jobs in the event loop, in one hop for many."""
-
-    def __init__(self) -> None:
-        native = anyio.lowlevel.current_token().native_token
-        if isinstance(native, asyncio.AbstractEventLoop):
-            self._post: Callable[[Callable[[], None]], object] = native.call_soon_threadsafe
-        else:
-            self._post = cast(_TrioToken, native).run_sync_soon
-        self._finished: deque[anyio.Event] = deque()
-        self._posted = False
-
-    def wake(self, events: list[anyio.Event]) -> None:
-        """Called by any thread; returns at once."""
-        self._finished.extend(events)
-        if not self._posted:
-            self._posted = True
-            try:
-                self._post(self._drain)
-            except RuntimeError:
-                # The event loop is closed (trio.RunFinishedError is a RuntimeError too):
-                # nobody waits any more.
-                self._finished.clear()
-
-    def _drain(self) -> None:
-        # First the mark, then the events: one that is added in between posts again.
-        self._posted = False
-        finished = self._finished
-        while finished:
-            finished.popleft().set()
 
 
 class Worker:
