@@ -209,6 +209,8 @@ class Lab:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr.fileno(),
+                # Python looks for modules where it is started, before anywhere else.
+                cwd=self.folder,
                 env={
                     **os.environ,
                     **_paths(system),
