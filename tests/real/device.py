@@ -1,4 +1,4 @@
-"""A device as a process: `device.py HOME [--trio] [--record FILE] [--passphrase TEXT]`.
+"""A device as a process: `device.py HOME [--trio] [--record FILE] [--transport NAME]...`.
 
 It opens the home, says so, and then does what it is told until its input ends. It uses the
 public interface alone; what only an attacker does is in `attacks`.
@@ -156,7 +156,7 @@ async def serve(commands: Commands, request: dict[str, Any]) -> None:
 async def main(options: argparse.Namespace) -> None:
     """Open, serve, close."""
     began = time.perf_counter()
-    transports: Any = ("ipfs",)
+    transports: Any = tuple(options.transport or ("ipfs",))
     if options.record:
         transports = {"ipfs": recording.transport(Path(options.record))}
     try:
@@ -180,6 +180,7 @@ if __name__ == "__main__":
     parser.add_argument("home")
     parser.add_argument("--trio", action="store_true")
     parser.add_argument("--record")
+    parser.add_argument("--transport", action="append")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     arguments = parser.parse_args()
     anyio.run(main, arguments, backend="trio" if arguments.trio else "asyncio")
