@@ -239,17 +239,20 @@ class Libp2pTransport:
             self._pubsub.end_all()
 
 
-def libp2p_transport(bind: str = "127.0.0.1", port: int = 0) -> TransportFactory:
+def libp2p_transport(
+    bind: str = "127.0.0.1", port: int = 0, *, mdns: bool = False
+) -> TransportFactory:
     """A factory of libp2p transports that listen on one numeric address.
 
-    Port 0 takes the port of the last time if it is free, else another.
+    Port 0 takes the port of the last time if it is free, else another. With `mdns` the host
+    announces itself on the local network, and connects to those that it finds there.
     """
 
     @asynccontextmanager
     async def opener(host: TransportHost) -> AsyncIterator[Transport]:
         # A second of importing, which the event loop does not have.
         node = await anyio.to_thread.run_sync(_load_node)
-        settings = node.Settings(state_dir=host.state_dir, host=bind, port=port)
+        settings = node.Settings(state_dir=host.state_dir, host=bind, port=port, mdns=mdns)
 
         def open_host(accept: Accept) -> AbstractAsyncContextManager[Hosted[Node]]:
             hosted: AbstractAsyncContextManager[Hosted[Node]]

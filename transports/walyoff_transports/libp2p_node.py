@@ -43,6 +43,7 @@ from walyoff_transports.libp2p_guard import (
     silence_logging,
 )
 from walyoff_transports.libp2p_loop import Hosted, TrioThread, trio_thread
+from walyoff_transports.libp2p_mdns import discover
 
 PROTOCOL = "/x/walyoff/1"
 #: The newest that Kubo of 2023 speaks, and the one before.
@@ -70,6 +71,8 @@ class Settings:
     #: The numeric address to listen on, and the port; 0 for the one of the last time.
     host: str = "127.0.0.1"
     port: int = 0
+    #: Announce the host on the local network, and connect to those that are found.
+    mdns: bool = False
 
 
 class Node:
@@ -295,6 +298,8 @@ async def run_node(
             await _listen(swarm, settings)
             async with run_service(pubsub), run_service(router):
                 node.addresses = _addresses(host)
+                if settings.mdns:
+                    nursery.start_soon(discover, node, host)
                 yield node
         finally:
             # Before its service stops, or the listening sockets stay.
