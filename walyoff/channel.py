@@ -12,13 +12,14 @@ import anyio
 from anyio.abc import ObjectReceiveStream
 from blake3 import blake3
 
-from walyoff.abc import Member, Store
+from walyoff.abc import GuardedLedger, Ledger, Member, Store
 from walyoff.engine.driver import Engine
 from walyoff.engine.facts import Report
 from walyoff.engine.links import LinkServer
 from walyoff.engine.outbox import Outgoing
-from walyoff.epochs import Epoch, decode_epochs, encode_epochs
+from walyoff.epochs import Epoch, anchor_key, decode_epochs, encode_epochs
 from walyoff.errors import (
+    ChildError,
     LocalProtocolError,
     NotAMemberError,
     StoreError,
@@ -503,7 +504,8 @@ async def run_channel(
     )
     await trust.add(credentials.encoded)
     stored = await store.get(f"ledger-position/{did}")
-    keeper = _Keeper(store, did)
+    keeper = _Keeper(store, did, foundation.ledger)
+    await keeper.guard(epochs)
     channel: Channel | None = None
 
     def report(fault: Report) -> None:
@@ -582,9 +584,10 @@ async def _renew_credentials(
 class _Keeper:
     """Writes down epochs at once, and the place in the ledger some time after it was read."""
 
-    def __init__(self, store: Store, did: str) -> None:
+    def __init__(self, store: Store, did: str, ledger: Ledger) -> None:
         self._store = store
         self._did = did
+        self._ledger = ledger
         self._position = 0
         self._epochs: list[Epoch] | None = None
         self._work = anyio.Event()
@@ -624,6 +627,17 @@ class _Keeper:
             await save_epochs(self._store, self._did, epochs)
             if self._epochs is epochs:
                 self._epochs = None
+            await self.guard(epochs)
+
+    async def guard(self, epochs: Sequence[Epoch]) -> None:
+        """Tell a guarded ledger what to admit."""
+        if isinstance(self._ledger, GuardedLedger):
+            ordered = sorted(epochs, key=lambda e: (e.created_ms, e.epoch_id))
+            try:
+                await self._ledger.learn_keys({e.epoch_id: anchor_key(e) for e in ordered})
+            except ChildError as error:
+                # The ledger keeps them, and tells the next child.
+                log.warning("the ledger did not take the epochs' keys: %s", error)
 
 
 async def save_epochs(store: Store, did: str, epochs: Sequence[Epoch]) -> None:

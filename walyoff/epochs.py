@@ -129,8 +129,13 @@ def size_class(size: int) -> int:
     return (size + step - 1) // step * step
 
 
-def _block_key(epoch: Epoch, salt: bytes) -> AESGCM:
-    return AESGCM(blake3(salt, key=epoch.derive("anchor")).digest())
+def anchor_key(epoch: Epoch) -> bytes:
+    """What opens the anchors of an epoch, and nothing else that its key protects."""
+    return epoch.derive("anchor")
+
+
+def _block_key(key: bytes, salt: bytes) -> AESGCM:
+    return AESGCM(blake3(salt, key=key).digest())
 
 
 def seal_anchor(
@@ -158,7 +163,7 @@ def seal_anchor(
             ANCHOR_VERSION,
             epoch.epoch_id,
             salt,
-            _block_key(epoch, salt).encrypt(_NONCE, padded, header),
+            _block_key(anchor_key(epoch), salt).encrypt(_NONCE, padded, header),
         ]
     )
 
@@ -185,10 +190,15 @@ def open_anchor(epoch: Epoch, payload: bytes) -> Anchor:
         RemoteProtocolError: it is malformed.
         CipherError: it was not sealed under this epoch.
     """
+    return open_anchor_with(anchor_key(epoch), payload)
+
+
+def open_anchor_with(key: bytes, payload: bytes) -> Anchor:
+    """The same with the epoch's anchor key alone, for those who only guard the ledger."""
     epoch_id, salt, ciphertext = _split(payload)
     header = pack([ANCHOR_VERSION, epoch_id, salt])
     try:
-        padded = _block_key(epoch, salt).decrypt(_NONCE, ciphertext, header)
+        padded = _block_key(key, salt).decrypt(_NONCE, ciphertext, header)
     except InvalidTag:
         raise CipherError("anchor does not open") from None
     size = int.from_bytes(padded[:4], "big")

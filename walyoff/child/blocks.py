@@ -72,6 +72,8 @@ class BlockFile:
     parents: tuple[str, ...]
     short_id: bytes
     long_id: bytes
+    #: The hash of the content: the same in every block that repeats it.
+    content_hash: bytes
 
 
 def decode_block(data: bytes, cid: str | None = None) -> BlockFile:
@@ -130,6 +132,7 @@ def decode_block(data: bytes, cid: str | None = None) -> BlockFile:
         parents=parent_cids,
         short_id=short,
         long_id=short + b"\0" * 4 + b"\0\0\0".join(parents),
+        content_hash=digest,
     )
 
 

@@ -16,6 +16,7 @@ import heapq
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,7 +40,8 @@ GENESIS_BLOCKS = 5
 MIN_PARENTS = 2
 #: The name that stock code gives the first index file: a time before any block's.
 _FIRST_INDEX = "2000.09.22_00.00.00.000000"
-_POSITION_LINE = 47
+#: A CID and a newline.
+POSITION_LINE = 47
 #: Digits of the longest id's length in base 255.
 MAX_LENGTH_DIGITS = 4
 
@@ -58,6 +60,7 @@ class Entry:
     long_id: bytes
     #: The longest way to the first block.
     height: int
+    content_hash: bytes
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -90,6 +93,11 @@ class ChainFiles:
         #: CIDs by position - 1; None where a block was lost.
         self._order: list[str | None] = []
         self._position: dict[str, int] = {}
+        #: How many blocks hold a content, by its hash; and the birth by height.
+        self._contents: Counter[bytes] = Counter()
+        self._births: dict[int, str] = {}
+        #: Folders of blocks that exist.
+        self._folders: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<ChainFiles {self.chain} [{len(self._entries)} blocks]>"
@@ -124,6 +132,38 @@ class ChainFiles:
                 return file.read(MAX_FILE + 1)
         except OSError as error:
             raise LedgerError(f"block {cid} cannot be read") from error
+
+    def with_topic(self, topic: str) -> list[Entry]:
+        """The known blocks that have a topic, oldest admitted first."""
+        with self._lock:
+            return [entry for entry in self._entries.values() if topic in entry.topics]
+
+    def holds_content(self, block: BlockFile) -> bool:
+        """Whether another known block has the same content."""
+        return self._contents[block.content_hash] > 0 and block.cid not in self._entries
+
+    def in_past(self, starts: Iterable[str], wanted: Iterable[str]) -> list[str]:
+        """Those of the wanted blocks that are among these blocks and their ancestors."""
+        with self._lock:
+            looked_for = {cid for cid in wanted if cid in self._entries}
+            if not looked_for:
+                return []
+            floor = min(self._entries[cid].height for cid in looked_for)
+            found: set[str] = set()
+            seen: set[str] = set()
+            # The highest first: what is looked for is near the top of most chains' past.
+            stack = [cid for cid in starts if cid in self._entries]
+            while stack and found != looked_for:
+                cid = stack.pop()
+                if cid in seen:
+                    continue
+                seen.add(cid)
+                if cid in looked_for:
+                    found.add(cid)
+                entry = self._entries[cid]
+                if entry.height > floor:
+                    stack.extend(p for p in entry.parents if p in self._entries)
+            return [cid for cid in self._entries if cid in found]
 
     def after(self, position: int, limit: int) -> list[tuple[int, Entry]]:
         """(position, entry) of blocks after a position, without the chain's birth."""
@@ -255,6 +295,10 @@ class ChainFiles:
             or max(entry.height for entry in entries) + 1 >= GENESIS_BLOCKS
         ):
             raise RemoteProtocolError("genesis block after the birth", reason="genesis")
+        # One block at each height: a birth is a row, and a second one is somebody else's.
+        height = max(entry.height for entry in entries) + 1
+        if self._births.get(height, block.cid) != block.cid:
+            raise RemoteProtocolError("second genesis block of its place", reason="genesis")
 
     def _check_parents_known(self, block: BlockFile) -> None:
         for parent_id, parent in zip(parent_ids(block), block.parents, strict=True):
@@ -286,10 +330,12 @@ class ChainFiles:
         self,
         blocks: Iterable[tuple[BlockFile, bytes]],
         refuse: Callable[[str], None] | None = None,
+        judge: Callable[[BlockFile], None] | None = None,
     ) -> int:
-        """Check, write, index and admit blocks of a chain that is not open in Walytis.
+        """Check, judge, write, index and admit blocks, without stock code.
 
-        Those that may not follow are passed over, and told to `refuse` by reason.
+        Those that may not follow are passed over, and told to `refuse` by reason. A crash of
+        the machine may lose what was added last: whoever handed it over has it still.
 
         Raises:
             RemoteProtocolError: one may not follow, and there is no `refuse`; those before
@@ -304,12 +350,14 @@ class ChainFiles:
                         continue
                     try:
                         self.check(block)
+                        if judge is not None:
+                            judge(block)
                     except RemoteProtocolError as error:
                         if refuse is None:
                             raise
                         refuse(error.reason)
                         continue
-                    self.write_block(block, data)
+                    self._write_fast(block.cid, data)
                     self._remember(block)
                     records += index_record(block.long_id)
                     added.append(block.cid)
@@ -320,6 +368,18 @@ class ChainFiles:
                     self._append_positions(added)
         return len(added)
 
+    def _write_fast(self, cid: str, data: bytes) -> None:
+        """Write a file that may be torn by a crash; reading it at a start would tell."""
+        path = self._path(cid)
+        if cid[:4] not in self._folders:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folders.add(cid[:4])
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+
     def load(self) -> None:
         """Read what is on disk, and repair what a crash left.
 
@@ -328,6 +388,8 @@ class ChainFiles:
         with self._lock:
             self._entries.clear()
             self._leaves.clear()
+            self._contents.clear()
+            self._births.clear()
             found: dict[str, BlockFile] = {}
             for path in self._block_paths():
                 try:
@@ -357,6 +419,7 @@ class ChainFiles:
 
     def _remember(self, block: BlockFile) -> None:
         parents = [self._entries[p] for p in block.parents if p in self._entries]
+        height = max((parent.height for parent in parents), default=-1) + 1
         self._entries[block.cid] = Entry(
             cid=block.cid,
             created=block.created,
@@ -364,8 +427,12 @@ class ChainFiles:
             parents=block.parents,
             short_id=block.short_id,
             long_id=block.long_id,
-            height=max((parent.height for parent in parents), default=-1) + 1,
+            height=height,
+            content_hash=block.content_hash,
         )
+        self._contents[block.content_hash] += 1
+        if GENESIS in block.topics:
+            self._births[height] = block.cid
         self._leaves.difference_update(block.parents)
         self._leaves.add(block.cid)
 
@@ -393,13 +460,13 @@ class ChainFiles:
             data = self._positions_path.read_bytes()
         except FileNotFoundError:
             data = b""
-        whole = len(data) // _POSITION_LINE * _POSITION_LINE
+        whole = len(data) // POSITION_LINE * POSITION_LINE
         if whole != len(data):
             os.truncate(self._positions_path, whole)
         self._order = []
         self._position = {}
-        for start in range(0, whole, _POSITION_LINE):
-            cid = data[start : start + _POSITION_LINE - 1].decode("ascii", "replace")
+        for start in range(0, whole, POSITION_LINE):
+            cid = data[start : start + POSITION_LINE - 1].decode("ascii", "replace")
             if cid in self._entries:
                 self._order.append(cid)
                 self._position[cid] = len(self._order)
@@ -439,6 +506,14 @@ class ChainFiles:
         for name in os.listdir(folder):
             if name != _FIRST_INDEX:
                 (folder / name).unlink()
+
+
+def content_of(data: bytes) -> bytes:
+    """The content of a block file that was decoded before. Raises LedgerError."""
+    _, found, content = data.partition(b"\0" * 5)
+    if not found:
+        raise LedgerError("block file without content")
+    return content
 
 
 def parent_ids(block: BlockFile) -> list[bytes]:

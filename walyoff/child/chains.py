@@ -6,6 +6,7 @@ outside comes in is `guard`'s; what is on disk is `chainfiles`'.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -15,12 +16,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from walyoff.child.blocks import MAX_CONTENT, MAX_TOPIC, MAX_TOPICS, check_cid
-from walyoff.child.chainfiles import GENESIS, ChainFiles, causal_order, decode_files
+from walyoff.child.blocks import MAX_CONTENT, MAX_TOPIC, MAX_TOPICS, BlockFile, check_cid
+from walyoff.child.chainfiles import (
+    GENESIS,
+    POSITION_LINE,
+    ChainFiles,
+    causal_order,
+    content_of,
+    decode_files,
+)
+from walyoff.child.guard import Refusals
+from walyoff.child.judging import Judge
 from walyoff.child.open_chain import OpenChain, open_chain_class
 from walyoff.child.upstream import Stock
 from walyoff.errors import (
-    LedgerError,
     LocalProtocolError,
     PayloadTooLargeError,
     RemoteProtocolError,
@@ -33,6 +42,9 @@ MAX_LISTED_BYTES = 16 << 20
 MAX_FILES_BYTES = 48 << 20
 
 _log = logging.getLogger(__name__)
+
+#: (payload, topics, short ids of the parents) -> content
+Prepare = Callable[[bytes, Sequence[str], Sequence[bytes]], bytes]
 
 
 class Chains:
@@ -50,7 +62,11 @@ class Chains:
         self._files: dict[str, ChainFiles] = {}
         self._open: dict[str, OpenChain] = {}
         self._class = open_chain_class(stock, hub, self)
+        #: Called after blocks were admitted to a chain, and after some were refused.
         self._watchers: list[Callable[[str], None]] = []
+        self._judges: dict[str, Judge] = {}
+        self._refusals: dict[str, Refusals] = {}
+        self._guarded: dict[str, Prepare] = {}
         stock.client.files.local = self._read_local
         for leftover in self._folder.glob(".import-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -72,6 +88,61 @@ class Chains:
     def watch(self, watcher: Callable[[str], None]) -> None:
         """Call with a chain's id after blocks were admitted to it."""
         self._watchers.append(watcher)
+
+    # -------------------------------------------------------------------- guard
+
+    def guard(self, chain: str, judge: Judge, prepare: Prepare | None = None) -> None:
+        """From now on admit to a chain what a judge admits.
+
+        `prepare` makes the content of an own block from its payload, topics and parents.
+        """
+        with self._lock:
+            self._judges[chain] = judge
+            if prepare is not None:
+                self._guarded[chain] = prepare
+
+    def judge_of(self, chain: str) -> Judge | None:
+        """The judge of a chain, if it has one."""
+        return self._judges.get(chain)
+
+    def judge(self, chain: str, block: BlockFile) -> None:
+        """Raise RemoteProtocolError unless a block's content authenticates."""
+        judge = self._judges.get(chain)
+        if judge is not None:
+            judge.place(self.files(chain), block)
+
+    def prepare(
+        self, chain: str, payload: bytes, topics: Sequence[str], parents: Sequence[bytes]
+    ) -> bytes:
+        """The content of an own block. Raises LocalProtocolError if it would be refused."""
+        prepare = self._guarded.get(chain)
+        return payload if prepare is None else prepare(payload, topics, parents)
+
+    def refusals(self, chain: str) -> Refusals:
+        """What was refused on a chain since the start."""
+        with self._lock:
+            return self._refusals.setdefault(chain, Refusals())
+
+    def has_refused(self, chain: str) -> None:
+        """Tell the watchers that the statistics of a chain have changed."""
+        for watcher in self._watchers:
+            watcher(chain)
+
+    def admit_aside(self, chain: str) -> int:
+        """Admit what was kept until keys came; returns how many blocks."""
+        with self._lock:
+            opened = self._open.get(chain)
+        if opened is None:
+            return 0
+        admitted: int = opened.admit_aside()
+        if admitted:
+            self.admitted(chain, self.files(chain).top)
+        return admitted
+
+    def aside(self, chain: str) -> int:
+        """How many blocks of a chain wait for a key."""
+        opened = self._open.get(chain)
+        return 0 if opened is None else len(opened.aside)
 
     # --------------------------------------------------------------- life cycle
 
@@ -120,6 +191,36 @@ class Chains:
                 files.load()
                 self._files[chain] = files
             return files
+
+    def top(self, chain: str) -> int:
+        """The highest position of a chain that is held here, without reading it."""
+        check_cid(chain)
+        files = self._files.get(chain)
+        if files is not None:
+            return files.top
+        try:
+            return (self._positions / chain).stat().st_size // POSITION_LINE
+        except FileNotFoundError:
+            return 0
+
+    def release(self, chain: str) -> None:
+        """Forget what is in memory of a chain that is not open; its files stay."""
+        with self._lock:
+            if chain not in self._open:
+                self._files.pop(chain, None)
+
+    def discard(self, chain: str) -> None:
+        """Remove a chain that was made here and never told to anybody."""
+        with self._lock:
+            if chain in self._open:
+                raise LocalProtocolError("an open chain is not discarded")
+            self._files.pop(chain, None)
+            shutil.rmtree(self._folder / chain, ignore_errors=True)
+            (self._positions / chain).unlink(missing_ok=True)
+
+    def is_open(self, chain: str) -> bool:
+        """Whether a chain is announced and followed."""
+        return chain in self._open
 
     def new_files(self, chain: str, folder: Path | None = None) -> ChainFiles:
         """The blocks of a chain, not read yet."""
@@ -222,15 +323,12 @@ class Chains:
                 }
             known = self.files(chain)
             opened = self._open.get(chain)
+        judge = self._judges.get(chain)
+        check = None if judge is None else functools.partial(judge_later, judge, known)
         if opened is None:
-            admitted = known.add_closed(ordered, refuse)
+            admitted = known.add_closed(ordered, refuse, judge=check)
         else:
-            admitted = 0
-            for block, data in ordered:
-                try:
-                    admitted += opened.feed(block, data)
-                except RemoteProtocolError as error:
-                    refuse(error.reason)
+            admitted = opened.feed_many(ordered, refuse, check)
         if admitted:
             self.admitted(chain, known.top)
         return {"admitted": admitted, "refused": dict(refused)}
@@ -245,9 +343,17 @@ class Chains:
         shutil.rmtree(temporary, ignore_errors=True)
         (self._positions / chain).unlink(missing_ok=True)
         building = self.new_files(chain, temporary)
-        building.add_closed(ordered, refuse)
+        judge = self._judges.get(chain)
+        check = None if judge is None else functools.partial(judge_later, judge, building)
+        building.add_closed(ordered, refuse, judge=check)
         os.replace(temporary, self._folder / chain)
         return len(self.files(chain))
+
+
+def judge_later(judge: Judge, files: ChainFiles, block: BlockFile) -> None:
+    """The judge of a chain whose birth is among the blocks."""
+    if GENESIS not in block.topics:
+        judge.place(files, block)
 
 
 def check_append(content: bytes, topics: Sequence[str]) -> None:
@@ -268,11 +374,3 @@ def check_append(content: bytes, topics: Sequence[str]) -> None:
             topic.encode()
         except UnicodeEncodeError as error:
             raise LocalProtocolError("a topic is valid Unicode") from error
-
-
-def content_of(data: bytes) -> bytes:
-    """The content of a block file that was decoded before."""
-    _, found, content = data.partition(b"\0" * 5)
-    if not found:
-        raise LedgerError("block file without content")
-    return content

@@ -2,8 +2,8 @@
 
 Anyone who knows a chain's id can announce anything on its topic. Here an announcement is
 decoded within bounds, the announced block and the parents that are missing are fetched with
-a deadline and a size limit, and only blocks that were decoded totally and may follow are
-handed on, parents first.
+a deadline and a size limit, and only blocks that were decoded totally, may follow and whose
+content authenticates (see `judging`) are handed on, parents first.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import base64
 import binascii
 import json
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from walyoff.child.blocks import MAX_LONG_ID, BlockFile, BlockId, decode_block, decode_id
 from walyoff.child.chainfiles import parent_ids
+from walyoff.child.judging import MAX_UNPROVEN, Judge, refuse_genesis
+from walyoff.child.proofs import UnknownEpochError
 from walyoff.errors import RemoteProtocolError
 
 #: The largest announcement, in bytes: a leaf broadcast of many concurrent writers.
@@ -25,21 +29,39 @@ MAX_ANNOUNCEMENT = 256 * 1024
 MAX_ANNOUNCED = 64
 #: Most blocks fetched because of one announced block: a segment and some more.
 MAX_BRANCH = 4_096
+#: Refused blocks that are remembered, so that they are not fetched and judged again.
+MAX_REMEMBERED = 4_096
+#: Blocks kept until their epoch's key comes, by number and by size.
+MAX_ASIDE = 256
+MAX_ASIDE_BYTES = 16 << 20
 #: Deepest nesting an announcement needs, with room; json recurses in C.
 MAX_BRACKETS = 16
 
 
 class Refusals:
-    """Counts what was refused, by reason."""
+    """Counts what was refused, by reason, and remembers which blocks were."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._blocks: OrderedDict[str, None] = OrderedDict()
 
     def count(self, reason: str) -> None:
         """One more for this reason."""
         with self._lock:
             self._counts[reason] += 1
+
+    def remember(self, cid: str, reason: str) -> None:
+        """A block that will never be admitted: it is fetched and counted once."""
+        with self._lock:
+            if cid not in self._blocks:
+                self._counts[reason] += 1
+                self._blocks[cid] = None
+                while len(self._blocks) > MAX_REMEMBERED:
+                    self._blocks.popitem(last=False)
+
+    def __contains__(self, cid: object) -> bool:
+        return cid in self._blocks
 
     def statistics(self) -> dict[str, int]:
         """How many were refused, by reason."""
@@ -47,13 +69,37 @@ class Refusals:
             return dict(self._counts)
 
 
-def judge(block: BlockFile) -> None:
-    """Raise RemoteProtocolError if the block's content may not be on the chain.
+class Aside:
+    """Blocks that may be admitted once an epoch's key comes; bounded, the oldest go first."""
 
-    The place for the rest of the guard: anchors that open under an epoch key, identity
-    blocks whose signature holds. Until then any well-formed block is admitted, and readers
-    judge its content.
-    """
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[str, tuple[BlockFile, bytes]] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def put(self, block: BlockFile, data: bytes) -> None:
+        """Keep a block."""
+        with self._lock:
+            if block.cid in self._blocks:
+                return
+            self._blocks[block.cid] = (block, data)
+            self._size += len(data)
+            while len(self._blocks) > MAX_ASIDE or self._size > MAX_ASIDE_BYTES:
+                _, (_, old) = self._blocks.popitem(last=False)
+                self._size -= len(old)
+
+    def get(self, cid: str) -> tuple[BlockFile, bytes] | None:
+        """A block that is kept."""
+        return self._blocks.get(cid)
+
+    def take(self) -> dict[str, tuple[BlockFile, bytes]]:
+        """All of them; nothing is kept any more."""
+        with self._lock:
+            blocks, self._blocks, self._size = self._blocks, OrderedDict(), 0
+            return dict(blocks)
 
 
 def decode_announcement(data: bytes) -> list[tuple[str, BlockId]]:
@@ -99,43 +145,112 @@ def _from_text(text: str) -> bytes:
         ) from error
 
 
-def fetch_branch(chain: Any, files: Any, wanted: BlockId, announcer: str) -> int:
-    """Fetch a block and its unknown ancestors, and feed them parents first.
+class Branch:
+    """Fetches an announced block and its unknown ancestors, and feeds them parents first.
 
-    Returns how many were new. What was fetched before a failure is not lost: blocks whose
-    ancestors are all known are fed in any case.
-
-    Raises:
-        TransportError: a block could not be had in time.
-        RemoteProtocolError: a block is malformed, may not follow, or the branch is too long.
+    What was fetched before a failure is not lost: blocks whose ancestors are all known are
+    fed in any case.
     """
-    if wanted.cid in chain.files:
-        return 0
-    fetched: dict[str, tuple[BlockFile, bytes]] = {}
-    stack = [(wanted.cid, wanted.short)]
-    admitted = 0
-    while stack:
-        cid, short = stack[-1]
-        if cid in chain.files:
+
+    def __init__(self, chain: Any, files: Any, judge: Judge | None, announcer: str) -> None:
+        self._chain = chain
+        self._files = files
+        self._judge = judge
+        self._announcer = announcer
+        self._fetched: dict[str, tuple[BlockFile, bytes]] = {}
+        #: Blocks whose signers are not known: those may be among the ancestors.
+        self._unproven = 0
+
+    def fetch(self, wanted: BlockId) -> int:
+        """Returns how many blocks were new.
+
+        Raises:
+            TransportError: a block could not be had in time.
+            RemoteProtocolError: a block is malformed, may not follow, or the branch is too
+                long.
+        """
+        if wanted.cid in self._chain.files or wanted.cid in self._chain.refused:
+            return 0
+        if self._judge is not None and not self._judge.plausible(wanted.topics):
+            raise RemoteProtocolError("announced block of no known kind", reason="bad-topics")
+        try:
+            return self._climb(wanted)
+        except UnknownEpochError:
+            for block, data in self._fetched.values():
+                if block.cid not in self._chain.files:
+                    self._chain.aside.put(block, data)
+            raise
+
+    def _climb(self, wanted: BlockId) -> int:
+        stack = [(wanted.cid, wanted.short)]
+        admitted = 0
+        while stack:
+            cid, short = stack[-1]
+            if cid in self._chain.files:
+                stack.pop()
+                continue
+            if cid not in self._fetched:
+                self._get(cid, short, wanted.cid)
+            block, data = self._fetched[cid]
+            missing = [
+                (parent, parent_id)
+                for parent, parent_id in zip(block.parents, parent_ids(block), strict=True)
+                if parent not in self._chain.files
+            ]
+            if missing:
+                stack.extend(missing)
+                continue
+            with self._remembering(cid, wanted.cid):
+                admitted += self._chain.feed(block, data)
             stack.pop()
-            continue
-        if cid not in fetched:
-            if len(fetched) >= MAX_BRANCH:
-                raise RemoteProtocolError("branch too long", reason="branch-too-long")
-            data = bytes(files.read(cid, announcer))
+        return admitted
+
+    def _get(self, cid: str, short: bytes, wanted: str) -> None:
+        if len(self._fetched) >= MAX_BRANCH or self._unproven > MAX_UNPROVEN:
+            raise RemoteProtocolError("branch too long", reason="branch-too-long")
+        if cid in self._chain.refused:
+            raise _AncestorRefusedError
+        kept = self._chain.aside.get(cid)
+        data = kept[1] if kept else bytes(self._files.read(cid, self._announcer))
+        with self._remembering(cid, wanted):
             block = decode_block(data, cid)
-            if block.short_id != short:
-                raise RemoteProtocolError("announced id is false", reason="false-id")
-            fetched[cid] = (block, data)
-        block, data = fetched[cid]
-        missing = [
-            (parent, parent_id)
-            for parent, parent_id in zip(block.parents, parent_ids(block), strict=True)
-            if parent not in chain.files
-        ]
-        if missing:
-            stack.extend(missing)
-            continue
-        admitted += chain.feed(block, data)
-        stack.pop()
-    return admitted
+        if block.short_id != short:
+            raise RemoteProtocolError("announced id is false", reason="false-id")
+        # Before its ancestors are fetched: most of what strangers write ends here.
+        with self._remembering(cid, wanted):
+            refuse_genesis(block)
+            self._fetched[cid] = (block, data)
+            if self._judge is None:
+                return
+            if not self._judge.form(block):
+                self._unproven += 1
+            # A copy of a content in another block is of no use, unless somebody built on it.
+            if cid == wanted and self._chain.files.holds_content(block):
+                raise RemoteProtocolError("content is on the chain already", reason="replayed")
+
+    @contextmanager
+    def _remembering(self, cid: str, wanted: str) -> Iterator[None]:
+        """What is wrong with a block itself is remembered, of it and of what builds on it."""
+        try:
+            yield
+        except (UnknownEpochError, _AncestorRefusedError):
+            raise
+        except RemoteProtocolError as error:
+            self._chain.refused.remember(cid, error.reason)
+            if cid != wanted:
+                self._chain.refused.remember(wanted, "bad-ancestor")
+            raise _RememberedError(str(error), reason=error.reason) from error
+
+
+class _RememberedError(RemoteProtocolError):
+    """Counted already."""
+
+
+class _AncestorRefusedError(RemoteProtocolError):
+    def __init__(self) -> None:
+        super().__init__("an ancestor was refused before", reason="bad-ancestor")
+
+
+def counted(error: BaseException) -> bool:
+    """Whether a failure is in the statistics already."""
+    return isinstance(error, _RememberedError)

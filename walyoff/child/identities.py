@@ -12,10 +12,14 @@ import logging
 import queue
 import secrets as random_source
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from walyoff.child.chains import Chains, content_of
+from walyoff.child.blocks import check_cid, decode_block
+from walyoff.child.chainfiles import content_of
+from walyoff.child.chains import Chains
+from walyoff.child.judging import IdentityJudge
 from walyoff.child.keyring import Keyring
 from walyoff.child.reader import (
     MAX_CONTENT,
@@ -34,8 +38,10 @@ from walyoff.child.reader import (
     read_identity,
     segment_body,
 )
+from walyoff.child.registers import Registers
 from walyoff.child.upstream import Stock
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
+from walyoff.wire import expect_array, expect_str
 
 #: The first topic of stock identity blocks, for a single DID's and for a group's blocks.
 _DID_TOPIC = "DidManager"
@@ -64,6 +70,7 @@ class Identities:
         #: Readings by DID and pin, valid for a number of admitted blocks.
         self._readings: dict[tuple[str, bytes | None], tuple[int, Reading]] = {}
         self._last: dict[str, Any] = {}
+        self._registers = Registers(stock.client, chains, self._keyring, home, emit)
         self._dirty: queue.SimpleQueue[str] = queue.SimpleQueue()
         chains.watch(self._dirty.put)
         threading.Thread(target=self._watch, daemon=True, name="identities").start()
@@ -84,6 +91,7 @@ class Identities:
             "group.membership": self.membership,
             "group.segment": lambda did: {"chain": self._reading(did).segment},
             "group.export": self.export,
+            **self._registers.methods(),
         }
 
     # ------------------------------------------------------------------- making
@@ -94,7 +102,9 @@ class Identities:
         self._chains.close(chain_of(did))
         return {"did": did, "pin": pin_of(keys.get_id())}
 
-    def create_group(self, member_did: str) -> dict[str, Any]:
+    def create_group(
+        self, member_did: str, guarded: bool = False, segment_blocks: int | None = None
+    ) -> dict[str, Any]:
         """A new group, whose first member and first segment are made at once."""
         member_pin = self._own_pin(member_did)
         did, keys = self._new_identity()
@@ -104,7 +114,9 @@ class Identities:
         signature = keys.sign(segment_body(did, segment, 0))
         content = encode_segment(did, segment, 0, signature)
         self._chains.append(chain_of(did), content, [TOPIC_SEGMENT])
-        self.open_group(did, pin, member_did)
+        # The register opens it again, with its rules.
+        self._chains.close(segment)
+        self.open_group(did, pin, member_did, guarded=guarded, segment_blocks=segment_blocks)
         return {"did": did, "pin": pin}
 
     def _new_identity(self) -> tuple[str, Any]:
@@ -214,9 +226,13 @@ class Identities:
             [m.did, m.pin or self._chain_pin(m.did) or b"", m.current, m.joined_at]
             for m in reading.members.values()
         ]
+        refused = reading.refused + Counter(self._chains.refusals(chain_of(did)).statistics())
+        if (register := self._registers.get(did)) is not None:
+            found = register.statistics()
+            refused += Counter({f"ledger-{reason}": n for reason, n in found.items()})
         return {
             "members": members,
-            "refused": dict(reading.refused),
+            "refused": dict(refused),
             "segment": reading.segment,
             "keys": len(reading.keys),
         }
@@ -264,15 +280,16 @@ class Identities:
             for member in reading.members
             if self._chains.has(chain_of(member))
         }
-        segment = reading.segment
-        held = segment is not None and self._chains.has(segment)
+        register = self._registers.get(did)
+        newest = None if register is None else register.tree.head().chain
         return {
             "files": self._chains.export(chain_of(did)),
             "members": members,
-            "segment": segment,
+            "segment": reading.segment,
+            "segments": [] if register is None else register.listing(),
             # The beginning is enough to know the chain; sessions bring the rest.
-            "segment_files": self._chains.export(segment, limit=GRANTED_SEGMENT)
-            if held and segment
+            "segment_files": self._chains.export(newest, limit=GRANTED_SEGMENT)
+            if newest and self._chains.has(newest)
             else [],
             "pin": self._groups[did][0],
         }
@@ -287,6 +304,9 @@ class Identities:
         member_files: dict[str, Sequence[bytes]],
         member_did: str,
         segment_files: Sequence[bytes],
+        segments: Sequence[Sequence[str]] = (),
+        guarded: bool = False,
+        segment_blocks: int | None = None,
     ) -> None:
         """Become a device of a group that has made this device's DID a member.
 
@@ -310,12 +330,31 @@ class Identities:
             # Chains of others than members are nothing to keep.
             if other in reading.members and its_files:
                 self._chains.import_files(chain_of(other), its_files)
+        told = [_told(item) for item in segments]
         if reading.segment and segment_files:
-            self._chains.import_files(reading.segment, segment_files)
-        self.open_group(did, pin, member_did)
+            newest = told[-1][0] if told else reading.segment
+            for chain in dict.fromkeys((reading.segment, *(t[0] for t in told), newest)):
+                if any(decode_block(file).cid == chain for file in segment_files[:1]):
+                    self._chains.import_files(chain, segment_files)
+        self.open_group(
+            did, pin, member_did, guarded=guarded, segment_blocks=segment_blocks, told=told
+        )
 
-    def open_group(self, did: str, pin: bytes, member_did: str) -> None:
-        """Follow a group that this device has; its newest segment too."""
+    def open_group(
+        self,
+        did: str,
+        pin: bytes,
+        member_did: str,
+        *,
+        guarded: bool = False,
+        segment_blocks: int | None = None,
+        told: Sequence[tuple[str, str, str]] = (),
+    ) -> None:
+        """Follow a group that this device has; its newest segment too.
+
+        `guarded` admits to the segments only what opens under the epochs' anchor keys (see
+        "chain.keys"); until they are told, blocks wait.
+        """
         chain = chain_of(did)
         with self._lock:
             self._groups[did] = (_checked_pin(pin), member_did)
@@ -325,10 +364,16 @@ class Identities:
                 raise RemoteProtocolError(
                     "the group's chain has not the pinned keys", reason="pin"
                 )
-            self._last[did] = self._snapshot(reading)
+            self._last[did] = self._snapshot(did, reading)
+            self._chains.guard(chain, IdentityJudge(did, pin, self._keyring.verify))
+            self._registers.set_control_keys(did, reading.keys)
+            if reading.segment:
+                self._registers.make(
+                    did, reading.segment, guarded=guarded, limit=segment_blocks, told=told
+                )
         self._chains.open(chain)
-        if reading.segment and self._chains.has(reading.segment):
-            self._chains.open(reading.segment)
+        if (register := self._registers.get(did)) is not None:
+            register.follow()
 
     # ------------------------------------------------------------------ reading
 
@@ -363,10 +408,10 @@ class Identities:
             self._readings[did, pin] = (top, reading)
         return reading
 
-    @staticmethod
-    def _snapshot(reading: Reading) -> Any:
+    def _snapshot(self, did: str, reading: Reading) -> Any:
         members = [(m.did, m.pin, m.current) for m in reading.members.values()]
-        return members, reading.segment, list(reading.keys), dict(reading.refused)
+        refused = dict(reading.refused), self._chains.refusals(chain_of(did)).statistics()
+        return members, reading.segment, list(reading.keys), refused
 
     def _watch(self) -> None:
         while True:
@@ -381,13 +426,22 @@ class Identities:
         if did not in self._groups:
             return
         try:
-            snapshot = self._snapshot(self._reading(did))
+            reading = self._reading(did)
+            self._registers.set_control_keys(did, reading.keys)
+            snapshot = self._snapshot(did, reading)
         except Exception:
             _log.exception("reading %s failed", did)
             return
         if snapshot != self._last.get(did):
             self._last[did] = snapshot
             self._emit("group.changed", {"did": did})
+
+
+def _told(item: Any) -> tuple[str, str, str]:
+    names = [expect_str(name, "segment", limit=64) for name in expect_array(item, 3, "segment")]
+    for name in names:
+        check_cid(name)
+    return names[0], names[1], names[2]
 
 
 def _checked_pin(pin: bytes) -> bytes:

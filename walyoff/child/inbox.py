@@ -16,6 +16,10 @@ MAX_WAITING = 64
 MAX_SENDERS = 256
 #: Threads: as many senders' items can hang before others wait.
 THREADS = 4
+#: Threads beside them for preferred senders: strangers can be as many as they like.
+RESERVED = 2
+#: Senders that are preferred; the one that showed itself longest ago is forgotten.
+MAX_PREFERRED = 256
 
 
 class Inbox:
@@ -27,6 +31,7 @@ class Inbox:
         self._changed = threading.Condition()
         self._waiting: OrderedDict[str, deque[bytes]] = OrderedDict()
         self._active: set[str] = set()
+        self._preferred: OrderedDict[str, None] = OrderedDict()
         self._threads = 0
         self._idle = 0
         self._closed = False
@@ -41,7 +46,9 @@ class Inbox:
             queue = self._waiting.get(sender)
             if queue is None:
                 if len(self._waiting) >= MAX_SENDERS:
-                    self.dropped += len(self._waiting.popitem(last=False)[1])
+                    strangers = (s for s in self._waiting if s not in self._preferred)
+                    oldest = next(strangers, next(iter(self._waiting)))
+                    self.dropped += len(self._waiting.pop(oldest))
                 queue = self._waiting[sender] = deque()
             if len(queue) >= MAX_WAITING:
                 queue.popleft()
@@ -50,9 +57,18 @@ class Inbox:
             # A thread that was woken but has not run yet still counts as idle, and so does
             # what it was woken for as waiting.
             runnable = sum(sender not in self._active for sender in self._waiting)
-            if runnable > self._idle and self._threads < THREADS:
+            if runnable > self._idle and self._threads < THREADS + RESERVED:
                 self._threads += 1
                 threading.Thread(target=self._run, daemon=True, name=self._name).start()
+            self._changed.notify()
+
+    def prefer(self, sender: str) -> None:
+        """Serve a sender that brought something of use before strangers."""
+        with self._changed:
+            self._preferred[sender] = None
+            self._preferred.move_to_end(sender)
+            if len(self._preferred) > MAX_PREFERRED:
+                self._preferred.popitem(last=False)
             self._changed.notify()
 
     def close(self) -> None:
@@ -86,4 +102,13 @@ class Inbox:
                     self._changed.notify()
 
     def _next(self) -> str | None:
-        return next((s for s in self._waiting if s not in self._active), None)
+        strangers = sum(sender not in self._preferred for sender in self._active)
+        found = None
+        for sender in self._waiting:
+            if sender in self._active:
+                continue
+            if sender in self._preferred:
+                return sender
+            if found is None and strangers < THREADS:
+                found = sender
+        return found

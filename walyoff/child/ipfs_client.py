@@ -12,9 +12,9 @@ import contextlib
 import itertools
 import logging
 import os
-import queue
 import threading
-from collections import OrderedDict
+import time
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,22 @@ from walyoff.errors import LedgerError, RemoteProtocolError, TransportError
 READ_DEADLINE_S = 5.0
 #: A download that nobody answers cannot be cancelled and keeps a thread: at most so many.
 MAX_DOWNLOADS = 64
-#: Of these, at most so many on behalf of one announcer, so that one cannot stop the others.
+#: Of these, at most so many on behalf of one announcer, and of all those who never announced
+#: anything of use: strangers can be as many as they like.
 MAX_DOWNLOADS_EACH = 4
+MAX_DOWNLOADS_STRANGERS = 32
+#: A block that was not to be had is not asked for again before, in seconds.
+ABSENT_FOR_S = 10.0
+#: Blocks that were not to be had, and announcers of use, that are remembered.
+MAX_REMEMBERED = 1_024
+#: When nothing can be downloaded for so long, the process ends, as that is what ends hung
+#: downloads; the parent begins a new one within a second.
+FULL_FOR_S = 60.0
+#: A download that grows beyond this is ended in the same way, before it fills the disk.
+MAX_DOWNLOAD_FILE = 256 << 20
+#: Seconds between looks at the size of what is being downloaded.
+WATCH_INTERVAL_S = 0.5
+EXIT_DOWNLOADS = 71
 #: Newest published blocks kept in memory: stock code reads back what it has just written.
 MAX_RECENT = 32
 
@@ -41,6 +55,25 @@ class InertListener:
         """Nothing to end."""
 
 
+class _Download:
+    """One download, which may hang for ever; those who wait for it do not."""
+
+    def __init__(self, cid: str, announcer: str, path: Path) -> None:
+        self.cid = cid
+        self.announcer = announcer
+        self.path = path
+        self.data: bytes | None = None
+        self.too_large = False
+        self.done = threading.Event()
+
+
+def _remember(known: OrderedDict[str, float], key: str, value: float) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    if len(known) > MAX_REMEMBERED:
+        known.popitem(last=False)
+
+
 class Files:
     """Block files: read with a deadline, pins in memory."""
 
@@ -50,7 +83,13 @@ class Files:
         self._lock = threading.Lock()
         self._pins: set[str] | None = None
         self._recent: OrderedDict[str, bytes] = OrderedDict()
-        self._downloads: dict[str, int] = {}
+        #: By CID, so that many announcements of one block are one download.
+        self._downloads: dict[str, _Download] = {}
+        self._absent: OrderedDict[str, float] = OrderedDict()
+        self._proven: OrderedDict[str, float] = OrderedDict()
+        self._full_since: float | None = None
+        self._refused = 0
+        self._watching = False
         self._names = itertools.count()
         #: Where a block may be on disk already: CID -> file content or None.
         self.local: Callable[[str], bytes | None] = lambda _cid: None
@@ -76,52 +115,112 @@ class Files:
             data = self.local(cid)
         return data if data is not None else self._download(cid, announcer)
 
+    def prove(self, announcer: str) -> None:
+        """An announcer was of use: it no longer counts as a stranger."""
+        with self._lock:
+            _remember(self._proven, announcer, 0.0)
+
+    def statistics(self) -> dict[str, int]:
+        """How many downloads are under way (most of them hang), and how many were refused."""
+        with self._lock:
+            return {"downloads": len(self._downloads), "downloads_refused": self._refused}
+
     def _download(self, cid: str, announcer: str) -> bytes:
         with self._lock:
-            each = self._downloads.get(announcer, 0)
-            if sum(self._downloads.values()) >= MAX_DOWNLOADS or each >= MAX_DOWNLOADS_EACH:
-                raise TransportError("too many downloads hang")
-            self._downloads[announcer] = each + 1
-        answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        thread = threading.Thread(
-            target=self._run_download,
-            args=(cid, announcer, answers),
-            daemon=True,
-            name="download",
-        )
-        thread.start()
-        try:
-            data = answers.get(timeout=READ_DEADLINE_S)
-        except queue.Empty:
-            raise TransportError(f"nobody gave block {cid} in time") from None
-        if data is None:
-            raise TransportError(f"block {cid} could not be read")
-        if len(data) > MAX_FILE:
+            if time.monotonic() < self._absent.get(cid, 0.0):
+                raise TransportError(f"block {cid} was not to be had a moment ago")
+            download = self._downloads.get(cid)
+            if download is None:
+                self._check_room(announcer)
+                path = self._scratch / f"download-{next(self._names)}"
+                download = self._downloads[cid] = _Download(cid, announcer, path)
+                name = "download"
+                args = (download,)
+                threading.Thread(
+                    target=self._run_download, args=args, daemon=True, name=name
+                ).start()
+                self._watch()
+        if not download.done.wait(READ_DEADLINE_S):
+            with self._lock:
+                _remember(self._absent, cid, time.monotonic() + ABSENT_FOR_S)
+            raise TransportError(f"nobody gave block {cid} in time")
+        if download.too_large:
             raise RemoteProtocolError("block file too large", reason="too-large")
-        return data
+        if download.data is None:
+            raise TransportError(f"block {cid} could not be read")
+        return download.data
 
-    def _run_download(
-        self, cid: str, announcer: str, answers: queue.SimpleQueue[bytes | None]
-    ) -> None:
-        path = self._scratch / f"download-{next(self._names)}"
-        data: bytes | None = None
+    def _check_room(self, announcer: str) -> None:
+        """Raise TransportError if too much hangs already. The lock is held."""
+        of_announcer = Counter(d.announcer for d in self._downloads.values())
+        strangers = sum(n for who, n in of_announcer.items() if who not in self._proven)
+        full = len(self._downloads) >= MAX_DOWNLOADS
+        if not full:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = time.monotonic()
+        if (
+            full
+            or of_announcer[announcer] >= MAX_DOWNLOADS_EACH
+            or (announcer not in self._proven and strangers >= MAX_DOWNLOADS_STRANGERS)
+        ):
+            self._refused += 1
+            if self._full_since and time.monotonic() - self._full_since > FULL_FOR_S:
+                self._end(f"{len(self._downloads)} downloads hang")
+            raise TransportError("too many downloads hang")
+
+    def _run_download(self, download: _Download) -> None:
         try:
-            self._kubo.download(cid, str(path))
-            if path.is_file():
-                with open(path, "rb") as file:
+            self._kubo.download(download.cid, str(download.path))
+            if download.path.is_file():
+                with open(download.path, "rb") as file:
                     data = file.read(MAX_FILE + 1)
+                if len(data) > MAX_FILE:
+                    download.too_large = True
+                else:
+                    download.data = data
+                    self.hold(download.cid, data)
         except Exception as error:
-            _log.debug("download of %s failed: %s", cid, error)
+            _log.debug("download of %s failed: %s", download.cid, error)
         finally:
             with contextlib.suppress(OSError):
-                path.unlink()
+                download.path.unlink()
             with self._lock:
-                left = self._downloads[announcer] - 1
-                if left:
-                    self._downloads[announcer] = left
-                else:
-                    del self._downloads[announcer]
-            answers.put(data)
+                self._downloads.pop(download.cid, None)
+                if download.data is not None:
+                    self._absent.pop(download.cid, None)
+            download.done.set()
+
+    def _watch(self) -> None:
+        """Look at the sizes of downloads, while there are any. The lock is held."""
+        if not self._watching:
+            self._watching = True
+            threading.Thread(target=self._watch_sizes, daemon=True, name="downloads").start()
+
+    def _watch_sizes(self) -> None:
+        while True:
+            time.sleep(WATCH_INTERVAL_S)
+            with self._lock:
+                downloads = list(self._downloads.values())
+                if not downloads:
+                    self._watching = False
+                    return
+            for download in downloads:
+                try:
+                    size = download.path.stat().st_size
+                except OSError:
+                    continue
+                if size > MAX_DOWNLOAD_FILE:
+                    self._end(f"a download has {size} bytes")
+                if size > MAX_FILE:
+                    download.too_large = True
+                    download.done.set()
+
+    @staticmethod
+    def _end(reason: str) -> None:
+        _log.critical("%s, and nothing else ends a download: the child ends", reason)
+        logging.shutdown()
+        os._exit(EXIT_DOWNLOADS)
 
     def publish(self, path: str) -> str:
         """Add a file to the node; returns its CID."""

@@ -11,12 +11,14 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from walyoff.child import guard
 from walyoff.child.blocks import BlockFile, decode_block, decode_id
-from walyoff.child.chainfiles import ChainFiles
+from walyoff.child.chainfiles import ChainFiles, causal_order
 from walyoff.child.inbox import Inbox
+from walyoff.child.proofs import UnknownEpochError
 from walyoff.child.upstream import Stock
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, WalyoffError
 
@@ -45,7 +47,8 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
             self._own: ChainFiles | None = chains.files(chain) if chain else None
             self._inbox = Inbox("guard", self._announcement)
             self._handle: Any = None
-            self.refused = guard.Refusals()
+            self.refused = chains.refusals(chain or "")
+            self.aside = guard.Aside()
             self.current_endblocks: list[bytearray] = []
             super().__init__(chain)
             threading.Thread(target=self._repin, daemon=True, name="repin").start()
@@ -58,6 +61,7 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
             """What is on disk of this chain."""
             if self._own is None:
                 self._own = chains.new_files(self.blockchain_id)
+                self.refused = chains.refusals(self.blockchain_id)
                 chains.adopt_files(self._own)
             return self._own
 
@@ -70,6 +74,7 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
                     raise LocalProtocolError("the chain was closed")
                 with self.endblocks_lock:
                     self.current_endblocks = self.current_endblocks[-MAX_OWN_PARENTS:]
+                content = chains.prepare(self.blockchain_id, content, topics, self._parents())
                 try:
                     block = self.create_block(content, topics)
                     cid = str(block.ipfs_cid)
@@ -83,10 +88,19 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
             chains.admitted(self.blockchain_id, top)
             return cid, position
 
+        def _parents(self) -> list[bytes]:
+            """The short ids of the parents that stock code gives the next block."""
+            ids = [decode_id(bytes(block)).short for block in self.current_endblocks]
+            parents = list(dict.fromkeys(ids))
+            if len(parents) == 1:
+                parents.append(decode_id(bytes(self.get_genesis_block())).short)
+            return sorted(parents)
+
         def feed(self, block: BlockFile, data: bytes) -> bool:
             """Admit a block from outside by the stock path; True if it was new.
 
-            Raises RemoteProtocolError when it may not follow what is known.
+            Raises RemoteProtocolError when it may not follow what is known, or its content
+            does not authenticate.
             """
             with self._mutate:
                 if self._terminate:
@@ -94,12 +108,50 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
                 if block.cid in self.files:
                     return False
                 self.files.check(block)
-                guard.judge(block)
+                chains.judge(self.blockchain_id, block)
                 client.files.publish_bytes(block.cid, data)
                 super().download_and_process_block(bytearray(block.long_id))
                 if block.cid not in self.files:
                     raise RemoteProtocolError("stock code refused a block", reason="stock")
             return True
+
+        def feed_many(
+            self,
+            blocks: Sequence[tuple[BlockFile, bytes]],
+            refuse: Callable[[str], None],
+            judge: Callable[[BlockFile], None] | None,
+        ) -> int:
+            """Admit blocks that somebody handed over, in causal order, all at once.
+
+            What stock code holds in memory of them is its leaves; Kubo gets them later.
+            """
+            with self._mutate:
+                if self._terminate:
+                    raise LocalProtocolError("the chain was closed")
+                added = self.files.add_closed(blocks, refuse, judge=judge)
+                if added:
+                    with self.endblocks_lock:
+                        self.current_endblocks = self.load_latest_block_ids()
+            if added:
+                threading.Thread(target=self._repin, daemon=True, name="repin").start()
+            return added
+
+        def admit_aside(self) -> int:
+            """Feed what was kept until keys came; what still lacks one is kept again."""
+            kept = self.aside.take()
+            admitted = 0
+            for block in causal_order({cid: pair[0] for cid, pair in kept.items()}):
+                data = kept[block.cid][1]
+                try:
+                    admitted += self.feed(block, data)
+                except UnknownEpochError:
+                    self.aside.put(block, data)
+                except RemoteProtocolError as error:
+                    if error.reason == "unknown-parents":
+                        self.aside.put(block, data)
+                    else:
+                        self.refused.remember(block.cid, error.reason)
+            return admitted
 
         def announce(self) -> None:
             """Publish the leaves in the form of stock code's own broadcast."""
@@ -183,26 +235,35 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
         def _announcement(self, sender: str, data: bytes) -> None:
             if self._terminate:
                 return
-            try:
-                self._handle_announcement(sender, data)
-            except WalyoffError as error:
-                self.refused.count(getattr(error, "reason", type(error).__name__))
-                _log.debug("chain %s: %s", self.blockchain_id, error)
-            except Exception:
-                self.refused.count("error")
-                _log.exception("chain %s: announcement failed", self.blockchain_id)
-
-        def _handle_announcement(self, sender: str, data: bytes) -> None:
-            announced = guard.decode_announcement(data)
             admitted = 0
             try:
+                announced = guard.decode_announcement(data)
                 # Stock code keeps quiet about its leaves when others have named them.
                 self.update_shared_leaf_blocks([text for text, _ in announced])
-                for _, wanted in announced:
-                    admitted += guard.fetch_branch(self, client.files, wanted, sender)
-            finally:
-                if admitted:
-                    chains.admitted(self.blockchain_id, self.files.top)
+            except WalyoffError as error:
+                self._refuse(error)
+                return
+            judge = chains.judge_of(self.blockchain_id)
+            for _, wanted in announced:
+                # One that cannot be had must not hide the others.
+                try:
+                    branch = guard.Branch(self, client.files, judge, sender)
+                    admitted += branch.fetch(wanted)
+                except WalyoffError as error:
+                    self._refuse(error)
+                except Exception:
+                    self.refused.count("error")
+                    _log.exception("chain %s: announcement failed", self.blockchain_id)
+            if admitted:
+                client.files.prove(sender)
+                self._inbox.prefer(sender)
+                chains.admitted(self.blockchain_id, self.files.top)
+
+        def _refuse(self, error: WalyoffError) -> None:
+            if not guard.counted(error):
+                self.refused.count(getattr(error, "reason", "unavailable"))
+            chains.has_refused(self.blockchain_id)
+            _log.debug("chain %s: %s", self.blockchain_id, error)
 
         def terminate_networking(self) -> None:
             if self._handle is not None:

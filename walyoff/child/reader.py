@@ -301,6 +301,48 @@ class _Reader:
         self.result.segments[block.ref] = chain
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedPart:
+    """What an identity block has signed, of whatever kind it is."""
+
+    signature: bytes
+    data: bytes
+    #: The keys that must have signed, where the block names them: control key blocks do.
+    old: str | None = None
+    new: str | None = None
+
+
+def signed_part(group: str, topics: tuple[str, ...], content: bytes) -> SignedPart:
+    """What is signed in a block of an identity's chain.
+
+    Raises:
+        RemoteProtocolError: it is no identity block, or malformed.
+    """
+    kinds = TOPICS.intersection(topics)
+    if len(kinds) != 1:
+        raise RemoteProtocolError("not an identity block", reason="not-identity")
+    kind = next(iter(kinds))
+    if kind == TOPIC_SEGMENT:
+        version, named, chain, number, signature = decode_segment(content)
+        if version != 1 or named != group:
+            raise RemoteProtocolError("segment of another group", reason=WRONG_PURPOSE)
+        return SignedPart(signature=signature, data=segment_body(group, chain, number))
+    try:
+        value = _load(content)
+        signature = _signature(value)
+        if kind == TOPIC_KEY:
+            old = _text(value, "old_keys", MAX_KEY_ID)
+            new = _text(value, "new_keys", MAX_KEY_ID)
+            data = f"{old}--{new}".encode()
+            return SignedPart(signature=signature, data=data, old=old, new=new)
+        info = value.get("info_content")
+        if not isinstance(info, dict | list):
+            raise _RefusedError(MALFORMED)
+        return SignedPart(signature=signature, data=json.dumps(info).encode())
+    except (_RefusedError, ValueError, RecursionError):
+        raise RemoteProtocolError("identity block is malformed", reason=MALFORMED) from None
+
+
 def encode_segment(group: str, chain: str, number: int, signature: bytes) -> bytes:
     """The content of a segment block."""
     return pack([1, group, chain, number, signature])

@@ -47,6 +47,9 @@ class Chain(Protocol):
     async def leaves(self) -> tuple[list[str], int]:
         """The blocks at the tips, and the number of blocks."""
 
+    async def wanted(self, theirs: list[str]) -> list[str] | None:
+        """The blocks at the tips here, if a device with those has more; else None."""
+
     async def export(self, known: list[str]) -> list[bytes]:
         """The files of blocks that are not ancestors of the known ones, parents first."""
 
@@ -345,8 +348,8 @@ class LinkServer:
         chain = self._chains.get(name)
         if chain is None:
             return
-        own, _ = await chain.leaves()
-        if set(self._leaves.get(name, ())) - set(own):
+        own = await chain.wanted(list(self._leaves.get(name, ())))
+        if own is not None:
             self._state.send(frames.ChainWant(name, tuple(own[: frames.MAX_REFS])))
 
     async def _take_chain(self, name: str, files: list[bytes], last: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -28,11 +29,11 @@ from walyoff.tasks import background_tasks
 from walyoff.walytis.ledger import (
     FILES_TIME,
     RECONCILE_INTERVAL,
-    WalytisLedger,
     export_chain,
     import_chain,
 )
 from walyoff.walytis.process import Child
+from walyoff.walytis.register import RegisterLedger
 from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
 
 DID_PREFIX = "did:walytisidentities:"
@@ -41,6 +42,9 @@ PIN_SIZE = 32
 #: A grant: the chains of identity and members, 70 KB for two, and one segment.
 MAX_GRANT = 56 << 20
 MAX_MEMBERS = 1_024
+GRANT_VERSION = 2
+#: Segments in a grant: as many as keep it below a frame of a session.
+MAX_SEGMENTS = 20_000
 MAX_SECRETS = 8 << 20
 #: Seconds for a call that makes keys, chains and post-quantum signatures.
 SLOW_CALL = 60.0
@@ -52,8 +56,16 @@ _log = logging.getLogger(__name__)
 class WalytisIdentity(AsyncContextManagerMixin):
     """One identity. Enter it (`async with`) to follow changes; a snapshot needs no entering."""
 
-    def __init__(self, child: Child, did: str, pin: bytes, member_did: str) -> None:
+    def __init__(
+        self,
+        child: Child,
+        did: str,
+        pin: bytes,
+        member_did: str,
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self._child = child
+        self._options = dict(options)
         self._did = did
         self._pin = pin
         self._member_did = member_did
@@ -80,26 +92,59 @@ class WalytisIdentity(AsyncContextManagerMixin):
         return await export_chain(child, did.removeprefix(DID_PREFIX))
 
     @classmethod
-    async def create(cls, child: Child, member_did: str) -> WalytisIdentity:
-        """A new identity whose only member is this device."""
-        args = {"member_did": member_did}
+    async def create(
+        cls,
+        child: Child,
+        member_did: str,
+        *,
+        guarded: bool = False,
+        segment_blocks: int | None = None,
+    ) -> WalytisIdentity:
+        """A new identity whose only member is this device.
+
+        `guarded` and `segment_blocks` are as in `open`.
+        """
+        options = _options(guarded, segment_blocks)
+        args = {"member_did": member_did, **options}
         did, pin = _did_and_pin(await child.call("group.create", args, timeout=SLOW_CALL))
-        return await cls._opened(child, did, pin, member_did)
+        return await cls._opened(child, did, pin, member_did, options)
 
     @classmethod
-    async def open(cls, child: Child, did: str, pin: bytes, member_did: str) -> WalytisIdentity:
+    async def open(
+        cls,
+        child: Child,
+        did: str,
+        pin: bytes,
+        member_did: str,
+        *,
+        guarded: bool = False,
+        segment_blocks: int | None = None,
+    ) -> WalytisIdentity:
         """An identity that this device has had before.
+
+        With `guarded` the register takes nothing but anchors under epochs whose keys its
+        ledger was told (`RegisterLedger.learn_keys`); a device opens an identity in the same
+        way each time. `segment_blocks` is for tests: the blocks of one segment.
 
         Raises:
             LocalProtocolError: it is not held here.
             RemoteProtocolError: its chain does not begin with the pinned keys.
         """
-        args = {"did": did, "pin": pin, "member_did": member_did}
+        options = _options(guarded, segment_blocks)
+        args = {"did": did, "pin": pin, "member_did": member_did, **options}
         await child.call("group.open", args, timeout=SLOW_CALL)
-        return await cls._opened(child, did, pin, member_did)
+        return await cls._opened(child, did, pin, member_did, options)
 
     @classmethod
-    async def adopt(cls, child: Child, grant: bytes, member_did: str) -> WalytisIdentity:
+    async def adopt(
+        cls,
+        child: Child,
+        grant: bytes,
+        member_did: str,
+        *,
+        guarded: bool = False,
+        segment_blocks: int | None = None,
+    ) -> WalytisIdentity:
         """Become a device of an identity, by what one of its devices granted in a session.
 
         Raises:
@@ -108,15 +153,16 @@ class WalytisIdentity(AsyncContextManagerMixin):
         """
         args = decode_grant(grant)
         did, pin = args["did"], args["pin"]
-        call = {**args, "member_did": member_did}
+        options = _options(guarded, segment_blocks)
+        call = {**args, "member_did": member_did, **options}
         await child.call("group.adopt", call, timeout=FILES_TIME)
-        return await cls._opened(child, did, pin, member_did)
+        return await cls._opened(child, did, pin, member_did, options)
 
     @classmethod
     async def _opened(
-        cls, child: Child, did: str, pin: bytes, member_did: str
+        cls, child: Child, did: str, pin: bytes, member_did: str, options: Mapping[str, Any]
     ) -> WalytisIdentity:
-        identity = cls(child, did, pin, member_did)
+        identity = cls(child, did, pin, member_did, options)
         await identity.refresh()
         return identity
 
@@ -152,9 +198,13 @@ class WalytisIdentity(AsyncContextManagerMixin):
                 await anyio.sleep(1)
 
     async def _reopen(self) -> None:
-        args = {"did": self._did, "pin": self._pin, "member_did": self._member_did}
-        await self._child.call("group.open", args, timeout=SLOW_CALL)
+        await self._child.call("group.open", self._group(), timeout=SLOW_CALL)
         await self.refresh()
+
+    def _group(self) -> dict[str, Any]:
+        """The arguments that open the group in a child."""
+        known = {"did": self._did, "pin": self._pin, "member_did": self._member_did}
+        return {**known, **self._options}
 
     async def refresh(self) -> Membership:
         """Read the membership now. Raises ChildError."""
@@ -248,18 +298,19 @@ class WalytisIdentity(AsyncContextManagerMixin):
             raise ChildError("the child's answer is no map")
         return pack(
             {
-                "v": 1,
+                "v": GRANT_VERSION,
                 "did": self._did,
                 "pin": self._pin,
                 "secrets": secrets,
                 "files": export["files"],
                 "member_files": export["members"],
+                "segments": export["segments"],
                 "segment_files": export["segment_files"],
             }
         )
 
-    async def ledger(self) -> WalytisLedger:
-        """The channel's first anchor segment, opened.
+    async def ledger(self) -> RegisterLedger:
+        """The channel's register, its newest segment opened.
 
         Raises:
             LocalProtocolError: the chain names none yet, or it is not held here.
@@ -268,7 +319,7 @@ class WalytisIdentity(AsyncContextManagerMixin):
             await self.refresh()
         if self._segment is None:
             raise LocalProtocolError("the identity's chain names no segment yet")
-        return await WalytisLedger.open(self._child, self._segment)
+        return await RegisterLedger.open_register(self._child, self._segment, self._group())
 
     async def leaves(self) -> dict[str, list[str]]:
         """The newest blocks of the identity's chain and of its members', by chain."""
@@ -320,8 +371,8 @@ class WalytisIdentity(AsyncContextManagerMixin):
 def decode_grant(grant: bytes) -> dict[str, Any]:
     """The arguments of "group.adopt" that a grant holds. Raises RemoteProtocolError."""
     value = unpack(grant, MAX_GRANT)
-    names = {"v", "did", "pin", "secrets", "files", "member_files", "segment_files"}
-    if not isinstance(value, dict) or set(value) != names or value["v"] != 1:
+    names = {"v", "did", "pin", "secrets", "files", "member_files", "segments", "segment_files"}
+    if not isinstance(value, dict) or set(value) != names or value["v"] != GRANT_VERSION:
         raise RemoteProtocolError("grant has another form or version")
     members = value["member_files"]
     if not isinstance(members, dict) or len(members) > MAX_MEMBERS:
@@ -335,8 +386,22 @@ def decode_grant(grant: bytes) -> dict[str, Any]:
             expect_str(did, "DID", limit=MAX_DID): _files(files)
             for did, files in members.items()
         },
+        "segments": _segments(value["segments"]),
         "segment_files": _files(value["segment_files"]),
     }
+
+
+def _segments(value: Any) -> list[list[str]]:
+    if not isinstance(value, list) or len(value) > MAX_SEGMENTS:
+        raise RemoteProtocolError("grant has malformed segments")
+    return [
+        [expect_str(name, "segment", limit=64) for name in expect_array(item, 3, "segment")]
+        for item in value
+    ]
+
+
+def _options(guarded: bool, segment_blocks: int | None) -> dict[str, Any]:
+    return {"guarded": guarded, "segment_blocks": segment_blocks}
 
 
 def _files(value: Any) -> list[bytes]:

@@ -40,6 +40,8 @@ RETRY_INTERVAL = 0.5
 #: Blocks of one page, and pages waiting for a reader.
 PAGE = 256
 WAITING = 64
+#: Seconds for an append, and for opening: a device that sleeps, a disk that is slow.
+APPEND_TIME = 60.0
 #: Files that one call hands over, in bytes, and the deadline of a hand-over.
 MAX_FILES_BYTES = 32 << 20
 FILES_TIME = 300.0
@@ -53,6 +55,9 @@ _users: WeakKeyDictionary[Child, Counter[str]] = WeakKeyDictionary()
 
 class WalytisLedger:
     """One chain, followed until the last ledger of it on the same child is closed."""
+
+    #: The child's event that a ledger has grown.
+    _hint = "chain.block"
 
     def __init__(self, child: Child, chain_id: str) -> None:
         self._child = child
@@ -97,20 +102,23 @@ class WalytisLedger:
             raise LocalProtocolError("a block's payload is not empty")
         if len(payload) > MAX_PAYLOAD:
             raise PayloadTooLargeError(len(payload), MAX_PAYLOAD, "block payload")
-        args = {"chain": self._chain, "content": bytes(payload), "topics": [TOPIC]}
-        answer = _map(await self._child.call("chain.append", args, timeout=60.0))
+        answer = _map(await self._append(bytes(payload)))
         return Block(
             ref=expect_str(answer.get("ref"), "ref", limit=MAX_REF),
             position=expect_int(answer.get("position"), "position"),
             payload=bytes(payload),
         )
 
+    async def _append(self, payload: bytes) -> Any:
+        args = {"chain": self._chain, "content": payload, "topics": [TOPIC]}
+        return await self._child.call("chain.append", args, timeout=APPEND_TIME)
+
     @asynccontextmanager
     async def blocks(self, after: int = 0) -> AsyncIterator[ObjectReceiveStream[Block]]:
         """All blocks after a position, then new ones (see `walyoff.abc.Ledger.blocks`)."""
         send, receive = anyio.create_memory_object_stream[Block](WAITING)
         with send, receive:
-            async with self._child.events("chain.block") as hints, background_tasks() as tasks:
+            async with self._child.events(self._hint) as hints, background_tasks() as tasks:
                 reader = _Reader(after, self._wakes)
                 try:
                     tasks.start_soon(self._hear, hints, reader)
@@ -121,8 +129,11 @@ class WalytisLedger:
 
     async def _hear(self, hints: ObjectReceiveStream[Any], reader: _Reader) -> None:
         async for hint in hints:
-            if isinstance(hint, dict) and hint.get("chain") == self._chain:
+            if isinstance(hint, dict) and self._concerns(hint):
                 reader.set()
+
+    def _concerns(self, hint: dict[str, Any]) -> bool:
+        return hint.get("chain") == self._chain
 
     async def _follow(self, send: ObjectSendStream[Block], reader: _Reader) -> None:
         while True:
@@ -142,8 +153,7 @@ class WalytisLedger:
 
     async def _read_all(self, send: ObjectSendStream[Block], reader: _Reader) -> None:
         while True:
-            args = {"chain": self._chain, "after": reader.position, "limit": PAGE}
-            answer = _map(await self._child.call("chain.blocks", args))
+            answer = _map(await self._page(reader.position))
             page = _list(answer.get("blocks"))
             for item in page:
                 ref, number, topics, content = expect_array(item, 4, "block")
@@ -157,6 +167,10 @@ class WalytisLedger:
                 reader.position = expect_int(number, "position")
             if not page:
                 return
+
+    async def _page(self, after: int) -> Any:
+        args = {"chain": self._chain, "after": after, "limit": PAGE}
+        return await self._child.call("chain.blocks", args)
 
     # ------------------------------------------------------------------- hand-over
 
@@ -186,8 +200,14 @@ class WalytisLedger:
 
     # ------------------------------------------------------------------ life cycle
 
-    async def _reopen(self) -> None:
+    async def _follow_chain(self) -> None:
         await self._child.call("chain.open", {"chain": self._chain}, timeout=60.0)
+
+    async def _unfollow_chain(self) -> None:
+        await self._child.call("chain.close", {"chain": self._chain}, timeout=5)
+
+    async def _reopen(self) -> None:
+        await self._follow_chain()
         for wake in self._wakes:
             wake.set()
 
@@ -201,7 +221,7 @@ class WalytisLedger:
                 return
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 try:
-                    await self._child.call("chain.close", {"chain": self._chain}, timeout=5)
+                    await self._unfollow_chain()
                 except ChildError:
                     # A child that is gone follows nothing.
                     _log.debug("closing %s: no child", self._chain)

@@ -11,8 +11,8 @@ from walyoff.child.repo import ensure_repo, multiaddr
 from walyoff.errors import ChildError, LocalProtocolError
 from walyoff.platform import Foundation, Platform
 from walyoff.walytis.identity import WalytisIdentity, decode_grant
-from walyoff.walytis.ledger import WalytisLedger
 from walyoff.walytis.process import Child, open_child
+from walyoff.walytis.register import RegisterLedger
 from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 
 #: A block file and its chain's name around it.
@@ -52,7 +52,7 @@ class WalytisPlatform:
     async def create(self, device: str) -> AsyncIterator[Foundation]:
         """A new identity; its keys and its first segment are on the chain."""
         async with self._founded(
-            await WalytisIdentity.create(self._child, device)
+            await WalytisIdentity.create(self._child, device, guarded=True)
         ) as foundation:
             yield foundation
 
@@ -60,7 +60,7 @@ class WalytisPlatform:
     async def open(self, did: str, *, pin: bytes, device: str) -> AsyncIterator[Foundation]:
         """An identity that this device belongs to."""
         async with self._founded(
-            await WalytisIdentity.open(self._child, did, pin, device)
+            await WalytisIdentity.open(self._child, did, pin, device, guarded=True)
         ) as foundation:
             yield foundation
 
@@ -75,7 +75,7 @@ class WalytisPlatform:
         if decode_grant(grant)["did"] in self._identities:
             raise LocalProtocolError("this device is in the channel already")
         async with self._founded(
-            await WalytisIdentity.adopt(self._child, grant, device)
+            await WalytisIdentity.adopt(self._child, grant, device, guarded=True)
         ) as foundation:
             yield foundation
 
@@ -107,13 +107,16 @@ async def _found(
 
 
 class _LedgerChain:
-    """The anchor segment, for comparison between members."""
+    """The register, for comparison between members: all its segments."""
 
-    def __init__(self, ledger: WalytisLedger) -> None:
+    def __init__(self, ledger: RegisterLedger) -> None:
         self._ledger = ledger
 
     async def leaves(self) -> tuple[list[str], int]:
         return await self._ledger.leaves(), 0
+
+    async def wanted(self, theirs: list[str]) -> list[str] | None:
+        return await self._ledger.wanted(theirs)
 
     async def export(self, known: list[str]) -> list[bytes]:
         return await self._ledger.export(known)
@@ -134,6 +137,10 @@ class _IdentityChains:
     async def leaves(self) -> tuple[list[str], int]:
         found = await self._identity.leaves()
         return [f"{chain}/{ref}" for chain, refs in found.items() for ref in refs], 0
+
+    async def wanted(self, theirs: list[str]) -> list[str] | None:
+        own, _ = await self.leaves()
+        return own if set(theirs) - set(own) else None
 
     async def export(self, known: list[str]) -> list[bytes]:
         by_chain: dict[str, list[str]] = {}

@@ -1,0 +1,109 @@
+"""Registers on real children for tests: guarded identities, anchors, hand-over."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from walyoff.abc import Block
+from walyoff.epochs import Epoch, anchor_key, new_epoch, open_anchor, seal_anchor
+from walyoff.walytis.identity import WalytisIdentity
+from walyoff.walytis.process import Child, open_child
+from walyoff.walytis.register import RegisterLedger
+
+EPOCH = new_epoch(key=b"e" * 32, now_ms=1)
+LATER = new_epoch(key=b"l" * 32, now_ms=2)
+KEYS = {EPOCH.epoch_id: anchor_key(EPOCH)}
+ALL_KEYS = {**KEYS, LATER.epoch_id: anchor_key(LATER)}
+
+
+def anchor(text: bytes, epoch: Epoch = EPOCH) -> bytes:
+    """An anchor's payload that says something."""
+    return seal_anchor(epoch, [], [(text, b"signature")], salt=os.urandom(16))
+
+
+def text_of(block: Block, epoch: Epoch = EPOCH) -> bytes:
+    return open_anchor(epoch, block.payload).batches[0][0]
+
+
+@asynccontextmanager
+async def children(home: Path, *names: str, connect: bool = True) -> AsyncIterator[list[Child]]:
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(open_child(home / name)) for name in names]
+        if connect:
+            for child in opened[1:]:
+                await child.connect(opened[0].addresses[0])
+        yield opened
+
+
+async def found(child: Child, blocks: int = 8) -> tuple[WalytisIdentity, RegisterLedger]:
+    """A guarded identity with one device."""
+    did, _ = await WalytisIdentity.create_device_did(child)
+    identity = await WalytisIdentity.create(child, did, guarded=True, segment_blocks=blocks)
+    ledger = await identity.ledger()
+    await ledger.learn_keys(KEYS)
+    return identity, ledger
+
+
+async def join(
+    identity: WalytisIdentity, child: Child, blocks: int = 8
+) -> tuple[WalytisIdentity, RegisterLedger]:
+    """Another device of it."""
+    did, pin = await WalytisIdentity.create_device_did(child)
+    await identity.add_member(did, await WalytisIdentity.export_did(child, did), pin=pin)
+    theirs = await WalytisIdentity.adopt(
+        child, await identity.grant(), did, guarded=True, segment_blocks=blocks
+    )
+    ledger = await theirs.ledger()
+    await ledger.learn_keys(KEYS)
+    return theirs, ledger
+
+
+async def hand_over(source: RegisterLedger, target: RegisterLedger) -> int:
+    """Compare leaves, and give what lacks, as devices do in a session; how many were new."""
+    total = 0
+    while True:
+        wanted = await target.wanted(await source.leaves())
+        if wanted is None:
+            return total
+        admitted, refused = await target.import_files(await source.export(wanted))
+        assert not refused, refused
+        total += admitted
+        if not admitted:
+            return total
+
+
+async def read(ledger: RegisterLedger, count: int, after: int = 0) -> list[Block]:
+    """The next blocks."""
+    blocks: list[Block] = []
+    with anyio.fail_after(30):
+        async with ledger.blocks(after) as stream:
+            while len(blocks) < count:
+                blocks.append(await stream.receive())
+    return blocks
+
+
+async def until(condition: Callable[[], Any], timeout: float = 20) -> None:
+    """Wait until an asynchronous condition holds."""
+    deadline = time.monotonic() + timeout
+    while not await condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await anyio.sleep(0.02)
+
+
+async def until_peers(child: Child, topic: str) -> None:
+    async def seen() -> bool:
+        return bool(await child.topic_peers(topic))
+
+    await until(seen)
+
+
+async def head(ledger: RegisterLedger) -> dict[str, Any]:
+    """The newest segment."""
+    return (await ledger.segments())[-1]

@@ -1,0 +1,257 @@
+"""Who may write to which chain: what a block's content must prove before it is admitted.
+
+Decided here: whether a block's content authenticates. Never decided here: whether the block
+is well-formed (`blocks`) or fits the chain (`chainfiles`), nor what it means (`reader`, the
+engine).
+
+A verdict must not depend on the order in which blocks arrive, or devices would hold different
+chains for good. So it depends on the block, on its ancestors and on secrets that members
+share, and on nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from walyoff.child.blocks import BlockFile, decode_block
+from walyoff.child.chainfiles import GENESIS, ChainFiles, content_of, parent_ids
+from walyoff.child.proofs import (
+    KEY_SIZE,
+    TOPIC_ANCHOR,
+    TOPIC_LINK,
+    Link,
+    UnknownEpochError,
+    check_anchor,
+    check_proof,
+    open_link,
+    payload_epoch,
+    unwrap,
+)
+from walyoff.child.reader import (
+    BAD_SIGNATURE,
+    NOT_PINNED,
+    TOPIC_KEY,
+    TOPICS,
+    pin_of,
+    signed_part,
+)
+from walyoff.epochs import EPOCH_ID_SIZE
+from walyoff.errors import LocalProtocolError, RemoteProtocolError
+
+#: Epochs of one channel: one each day for centuries.
+MAX_EPOCHS = 65_536
+#: Blocks that are fetched although the first of them is signed by keys that are not known
+#: here: the renewals that a device has missed, and what was written between them.
+MAX_UNPROVEN = 64
+
+Verify = Callable[[str, bytes, bytes], bool]
+
+
+class Judge(Protocol):
+    """The rules of one chain. Safe to use from many threads."""
+
+    #: Whether replayed contents are refused when they are announced.
+    once: bool
+
+    def plausible(self, topics: tuple[str, ...]) -> bool:
+        """Whether a block with such topics can be admitted at all: asked before a fetch."""
+
+    def form(self, block: BlockFile) -> bool:
+        """What can be told before the ancestors are known: True if all of it.
+
+        Raises RemoteProtocolError if the block will never be admitted.
+        """
+
+    def place(self, files: ChainFiles, block: BlockFile) -> None:
+        """Raise RemoteProtocolError unless a block whose ancestors are known counts."""
+
+
+class EpochKeys:
+    """The anchor keys of a channel's epochs, as far as the parent has told them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._keys: dict[bytes, bytes] = {}
+        #: The epoch that the last keys told began with: for this device's own links.
+        self._newest: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<EpochKeys [{len(self._keys)}]>"
+
+    def add(self, keys: Iterable[tuple[bytes, bytes]]) -> int:
+        """Take (epoch id, anchor key), newest last; returns how many were new.
+
+        Raises LocalProtocolError when they have not the right form.
+        """
+        added = 0
+        checked = list(keys)
+        for epoch_id, key in checked:
+            if not isinstance(epoch_id, bytes) or not isinstance(key, bytes):
+                raise LocalProtocolError("epoch ids and keys are bytes")
+            if len(epoch_id) != EPOCH_ID_SIZE or len(key) != KEY_SIZE:
+                raise LocalProtocolError("an epoch id or key has the wrong size")
+        with self._lock:
+            for epoch_id, key in checked:
+                if epoch_id not in self._keys:
+                    if len(self._keys) >= MAX_EPOCHS:
+                        raise LocalProtocolError(f"more than {MAX_EPOCHS} epochs")
+                    added += 1
+                self._keys[epoch_id] = key
+                self._newest = epoch_id
+        return added
+
+    def get(self, epoch_id: bytes) -> bytes:
+        """An epoch's anchor key. Raises UnknownEpochError."""
+        key = self._keys.get(epoch_id)
+        if key is None:
+            raise UnknownEpochError(epoch_id)
+        return key
+
+    def newest(self) -> tuple[bytes, bytes] | None:
+        """(epoch id, key) of the newest epoch, if there is any."""
+        with self._lock:
+            return None if self._newest is None else (self._newest, self._keys[self._newest])
+
+
+class SegmentJudge:
+    """A segment: anchors that open under a known epoch, and links that members signed."""
+
+    once = True
+
+    def __init__(
+        self,
+        chain: str,
+        group: str,
+        keys: EpochKeys,
+        control_keys: Callable[[], list[str]],
+        verify: Verify,
+    ) -> None:
+        self._chain = chain
+        self._group = group
+        self._keys = keys
+        self._control_keys = control_keys
+        self._verify = verify
+
+    def plausible(self, topics: tuple[str, ...]) -> bool:
+        """See `Judge.plausible`."""
+        return self._chain in topics and (TOPIC_ANCHOR in topics) != (TOPIC_LINK in topics)
+
+    def form(self, block: BlockFile) -> bool:
+        """See `Judge.form`; the proof covers the parents, so nothing is left for later."""
+        if not self.plausible(block.topics):
+            raise RemoteProtocolError("neither anchor nor link", reason="bad-topics")
+        payload, proof = unwrap(block.content)
+        is_link = TOPIC_LINK in block.topics
+        key = self._keys.get(payload_epoch(payload, link=is_link))
+        # The cheap check first: what others copied ends here.
+        check_proof(payload, proof, key, self._chain, parent_ids(block))
+        if is_link:
+            self.check_link(open_link(key, payload))
+        else:
+            check_anchor(key, payload)
+        return True
+
+    def place(self, files: ChainFiles, block: BlockFile) -> None:
+        """See `Judge.place`."""
+        self.form(block)
+
+    def check_link(self, link: Link) -> None:
+        """Raise RemoteProtocolError unless a member named a next segment of this one."""
+        if link.group != self._group or link.previous != self._chain:
+            raise RemoteProtocolError("link of another place", reason="bad-link")
+        if decode_block(link.birth[0]).cid != link.chain:
+            raise RemoteProtocolError("link with another chain's birth", reason="bad-link")
+        body = link.body()
+        if not any(self._verify(key, link.signature, body) for key in self._control_keys()):
+            raise RemoteProtocolError("link is not signed", reason=BAD_SIGNATURE)
+
+    def link(self, content: bytes) -> Link:
+        """The link in an admitted block. Raises RemoteProtocolError."""
+        payload, _ = unwrap(content)
+        return open_link(self._keys.get(payload_epoch(payload, link=True)), payload)
+
+
+class IdentityJudge:
+    """An identity's chain: blocks that its control keys signed, as the block's past has them.
+
+    The reader is stricter, as it knows the order of the whole chain: a renewal may be stale,
+    a joining a repetition. What passes here cost a signature of the identity's own keys.
+    """
+
+    once = True
+
+    def __init__(self, group: str, pin: bytes, verify: Verify) -> None:
+        self._group = group
+        self._pin = pin
+        self._verify = verify
+        self._lock = threading.Lock()
+        #: Valid control key blocks: block name -> the keys it brought in.
+        self._introduced: dict[str, str] = {}
+        self._looked_at: set[str] = set()
+
+    def plausible(self, topics: tuple[str, ...]) -> bool:
+        """See `Judge.plausible`."""
+        return len(TOPICS.intersection(topics)) == 1
+
+    def form(self, block: BlockFile) -> bool:
+        """See `Judge.form`."""
+        part = signed_part(self._group, block.topics, block.content)
+        if part.new is not None and part.old == part.new and pin_of(part.new) != self._pin:
+            raise RemoteProtocolError("another's first keys", reason=NOT_PINNED)
+        with self._lock:
+            known = [part.old] if part.old is not None else list(self._introduced.values())
+        return any(self._verify(key, part.signature, part.data) for key in known)
+
+    def place(self, files: ChainFiles, block: BlockFile) -> None:
+        """See `Judge.place`."""
+        self._learn(files)
+        part = signed_part(self._group, block.topics, block.content)
+        if part.new is not None and part.old == part.new:
+            if pin_of(part.new) != self._pin:
+                raise RemoteProtocolError("another's first keys", reason=NOT_PINNED)
+            keys = [part.new]
+        else:
+            past = self._keys_before(files, block.parents)
+            keys = past if part.old is None else [key for key in past if key == part.old]
+        if not any(self._verify(key, part.signature, part.data) for key in keys):
+            raise RemoteProtocolError("block is not signed", reason=BAD_SIGNATURE)
+
+    def _learn(self, files: ChainFiles) -> None:
+        """Take note of control key blocks that were admitted meanwhile."""
+        with self._lock:
+            new = [e for e in files.with_topic(TOPIC_KEY) if e.cid not in self._looked_at]
+            # Parents before children: a renewal is signed by the keys before it.
+            for entry in sorted(new, key=lambda e: e.height):
+                self._looked_at.add(entry.cid)
+                try:
+                    content = content_of(files.read(entry.cid))
+                    part = signed_part(self._group, entry.topics, content)
+                except RemoteProtocolError:
+                    continue
+                if part.old is None or part.new is None:
+                    continue
+                if part.old == part.new:
+                    fits = pin_of(part.new) == self._pin
+                else:
+                    fits = part.old in self._before(files, entry.parents)
+                if fits and self._verify(part.old, part.signature, part.data):
+                    self._introduced[entry.cid] = part.new
+
+    def _keys_before(self, files: ChainFiles, parents: Iterable[str]) -> list[str]:
+        with self._lock:
+            return self._before(files, parents)
+
+    def _before(self, files: ChainFiles, parents: Iterable[str]) -> list[str]:
+        past = files.in_past(parents, self._introduced)
+        return [self._introduced[cid] for cid in past]
+
+
+def refuse_genesis(block: BlockFile) -> None:
+    """Raise RemoteProtocolError for a block of a chain's birth: it comes with the chain."""
+    if GENESIS in block.topics:
+        raise RemoteProtocolError("genesis block after the birth", reason="genesis")
+
+
+Judges = Mapping[str, Judge]

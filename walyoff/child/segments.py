@@ -1,0 +1,503 @@
+"""The register of one channel: its segments, as one ledger that only grows.
+
+Decided here: when the next segment is opened, which one is followed in Walytis (the newest),
+and what is handed over to other devices. Which segment is the newest and where blocks stand
+is `segment_tree`'s; what counts as a block is `judging`'s.
+
+A segment is full when it holds as many blocks as is agreed on. The device that filled it
+makes a new chain, and writes a link into the full one: the new chain's id and its first
+blocks, signed by the identity's keys and sealed for the members of now. So the cost of a
+block, of a start and of a join depends on the length of a segment, not of history.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from walyoff.child.blocks import MAX_FILE
+from walyoff.child.chainfiles import GENESIS_BLOCKS, content_of, write_atomically
+from walyoff.child.chains import MAX_FILES_BYTES, MAX_LISTED, MAX_LISTED_BYTES, Chains
+from walyoff.child.judging import EpochKeys, SegmentJudge, Verify
+from walyoff.child.proofs import (
+    TOPIC_ANCHOR,
+    TOPIC_LINK,
+    Link,
+    link_body,
+    payload_epoch,
+    seal_link,
+    unwrap,
+    wrap,
+)
+from walyoff.child.segment_tree import Segment, SegmentTree
+from walyoff.epochs import SALT_SIZE
+from walyoff.errors import LedgerError, LocalProtocolError, RemoteProtocolError, WalyoffError
+from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
+
+#: Anchor blocks of one segment, unless it is said otherwise. At 256 a block costs what it
+#: costs on an empty chain, and a segment is read in a tenth of a second.
+SEGMENT_BLOCKS = 256
+#: A full segment is followed so much longer, in seconds: for blocks of those who do not know
+#: of the next one yet.
+LINGER_S = 20.0
+#: The device that filled a segment opens the next one; others do after so many seconds and a
+#: random part, if it did not.
+OTHERS_AFTER_S = 15.0
+#: Old segments that stay in memory after they were read.
+MAX_LOADED = 4
+#: Newest segments whose leaves are named one by one; the others make one digest.
+RECENT = 2
+#: Names of leaves in one message of a session.
+MAX_NAMES = 4_096
+_OLDER = "older"
+
+_log = logging.getLogger(__name__)
+
+Sign = Callable[[bytes], bytes]
+
+
+class SegmentedLedger:
+    """All segments of one channel. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        *,
+        did: str,
+        root: str,
+        chains: Chains,
+        state: Path,
+        guarded: bool,
+        limit: int,
+        control_keys: Callable[[], list[str]],
+        sign: Sign,
+        verify: Verify,
+        told: Sequence[tuple[str, str, str]] = (),
+    ) -> None:
+        self.did = did
+        self.keys = EpochKeys()
+        self.guarded = guarded
+        self._chains = chains
+        self._state = state
+        self._limit = limit
+        self._control_keys = control_keys
+        self._sign = sign
+        self._verify = verify
+        self._lock = threading.RLock()
+        self._advancing = threading.Lock()
+        self._judges: dict[str, SegmentJudge] = {}
+        self._tops: dict[str, int] = {}
+        self._loaded: list[str] = []
+        #: When segments that are no longer the newest are closed.
+        self._closing: dict[str, float] = {}
+        self._followed: str | None = None
+        #: The segment that this device wrote to last, and since when one is known to be full.
+        self._wrote: str | None = None
+        self._full: tuple[str, float] = ("", 0.0)
+        self.tree = self._load(root)
+        for chain, parent, link in told:
+            self.tree.add(chain, parent=parent, link=link, connected=False)
+        for segment in self.tree.in_order():
+            self._guard(segment.chain)
+            self._tops[segment.chain] = chains.top(segment.chain)
+
+    def __repr__(self) -> str:
+        return f"<SegmentedLedger {self.did} [{len(self.tree.segments)} segments]>"
+
+    def _load(self, root: str) -> SegmentTree:
+        try:
+            tree = SegmentTree.decode(self._state.read_bytes())
+        except FileNotFoundError:
+            return SegmentTree(root)
+        except RemoteProtocolError as error:
+            # The chains are the truth; places are given anew.
+            _log.warning("the list of segments of %s is damaged: %s", self.did, error)
+            return SegmentTree(root)
+        return tree if tree.root == root else SegmentTree(root)
+
+    def _save(self) -> None:
+        write_atomically(self._state, self.tree.encode())
+
+    def _guard(self, chain: str) -> None:
+        if chain in self._judges:
+            return
+        judge = SegmentJudge(chain, self.did, self.keys, self._control_keys, self._verify)
+        self._judges[chain] = judge
+        if self.guarded:
+
+            def prepare(
+                payload: bytes, topics: Sequence[str], parents: Sequence[bytes]
+            ) -> bytes:
+                is_link = TOPIC_LINK in topics
+                key = self.keys.get(payload_epoch(payload, link=is_link))
+                return wrap(payload, key, chain, parents)
+
+            self._chains.guard(chain, judge, prepare)
+
+    # ------------------------------------------------------------------ life cycle
+
+    def follow(self) -> None:
+        """Open the newest segment, and look for news in those that grew. Idempotent."""
+        with self._lock:
+            for segment in self.tree.in_order():
+                if self._tops.get(segment.chain, 0) > segment.looked:
+                    self._look(segment)
+            self._follow_head()
+
+    def close(self) -> None:
+        """Follow no segment any more. Idempotent."""
+        with self._lock:
+            for chain in (*self._closing, self._followed):
+                if chain is not None:
+                    self._chains.close(chain)
+            self._closing.clear()
+            self._followed = None
+
+    def tick(self, now: float) -> None:
+        """Close segments whose time is over."""
+        with self._lock:
+            over = [chain for chain, at in self._closing.items() if at <= now]
+            for chain in over:
+                del self._closing[chain]
+                self._chains.close(chain)
+                self._chains.release(chain)
+
+    def _follow_head(self) -> None:
+        head = self.tree.head().chain
+        if head == self._followed or not self._chains.has(head):
+            return
+        self._chains.open(head)
+        if self._followed is not None:
+            self._closing[self._followed] = time.monotonic() + LINGER_S
+        self._closing.pop(head, None)
+        self._followed = head
+
+    # --------------------------------------------------------------------- writing
+
+    def append(self, payload: bytes) -> tuple[str, int]:
+        """Write an anchor; returns its block's name and place (0 while what comes before
+        the newest segment is not here).
+
+        Raises:
+            LocalProtocolError: the ledger was closed, or the payload is no anchor.
+            LedgerError: the key of its epoch, or the newest segment, is not here yet.
+        """
+        with self._lock:
+            if self._followed is None:
+                raise LocalProtocolError("the ledger is not open")
+            chain = self.tree.head().chain
+            if chain != self._followed:
+                raise LedgerError("the newest segment is not here yet")
+            try:
+                ref, position = self._chains.append(chain, payload, [TOPIC_ANCHOR])
+            except RemoteProtocolError as error:
+                raise LedgerError(f"the payload would be refused: {error}") from error
+            self._tops[chain] = max(position, self._tops.get(chain, 0))
+            if position - GENESIS_BLOCKS >= self._limit:
+                self._wrote = chain
+            self._extend()
+            return ref, self.tree.place_of(chain, position)
+
+    def wants_next(self, now: float) -> bool:
+        """Whether it is this device's turn to open the next segment, at a monotonic time."""
+        with self._lock:
+            head = self.tree.head().chain
+            if (
+                self.keys.newest() is None
+                or head != self._followed
+                or self._chains.top(head) - GENESIS_BLOCKS < self._limit
+            ):
+                return False
+            if self._full[0] != head:
+                # Devices that wait for another one do not all wait equally long.
+                self._full = (head, now + OTHERS_AFTER_S * (1 + random.random()))  # noqa: S311
+            return self._wrote == head or now >= self._full[1]
+
+    def advance(self) -> None:
+        """Open the next segment if it is time."""
+        with self._advancing:
+            newest = self.keys.newest()
+            if newest is None or not self.wants_next(time.monotonic()):
+                return
+            # Made without the lock: it takes some tenths of a second, and others may write.
+            following = self._chains.create()
+            self._chains.close(following)
+            with self._lock:
+                head = self.tree.head()
+                if head.chain != self._followed or self.tree.next_of(head.chain):
+                    # Somebody else's link came meanwhile; the new chain is of no use.
+                    self._chains.discard(following)
+                    return
+                number = head.number + 1
+                body = link_body(self.did, head.chain, number, following)
+                link = Link(
+                    group=self.did,
+                    previous=head.chain,
+                    number=number,
+                    chain=following,
+                    birth=tuple(self._chains.export(following)[:GENESIS_BLOCKS]),
+                    signature=self._sign(body),
+                )
+                epoch_id, key = newest
+                payload = seal_link(link, key, epoch_id, os.urandom(SALT_SIZE))
+                if not self.guarded:
+                    raise LedgerError("segments are for guarded ledgers")
+                self._chains.append(head.chain, payload, [TOPIC_LINK])
+                self._look(head)
+
+    # --------------------------------------------------------------------- reading
+
+    def grew(self, chain: str) -> None:
+        """Blocks were admitted to a chain."""
+        with self._lock:
+            segment = self.tree.segments.get(chain)
+            if segment is not None:
+                self._look(segment)
+
+    def _look(self, segment: Segment) -> None:
+        """Take note of what a segment gained: blocks, and links to next segments."""
+        if not self._chains.has(segment.chain):
+            return
+        files = self._files(segment.chain)
+        before = len(self.tree.segments), segment.connected
+        for entry in files.with_topic(TOPIC_LINK):
+            try:
+                content = content_of(files.read(entry.cid))
+                self._take_link(segment, entry.cid, content)
+            except WalyoffError as error:
+                _log.warning("link %s of %s does not count: %s", entry.cid, self.did, error)
+        self._tops[segment.chain] = files.top
+        segment.looked = files.top
+        segment.leaves = files.leaves()
+        if before[0] != len(self.tree.segments) or segment.chain != self._followed:
+            self._save()
+        self._extend()
+        self._follow_head()
+
+    def _take_link(self, segment: Segment, ref: str, content: bytes) -> None:
+        link = self._judges[segment.chain].link(content)
+        if link.number != segment.number + 1:
+            raise RemoteProtocolError("link with a wrong number", reason="bad-link")
+        new = self.tree.add(
+            link.chain, parent=segment.chain, link=ref, connected=segment.connected
+        )
+        self._guard(link.chain)
+        if not self._chains.has(link.chain):
+            self._chains.import_files(link.chain, link.birth)
+            self._tops[link.chain] = self._chains.top(link.chain)
+        if new:
+            _log.info("%s: segment %d is %s", self.did, link.number, link.chain)
+            # What was told before it was seen may have told of others.
+            following = self.tree.segments[link.chain]
+            if following.looked < self._tops.get(link.chain, 0):
+                self._look(following)
+
+    def _files(self, chain: str) -> Any:
+        """The blocks of a segment; of those that are not open a few stay in memory."""
+        files = self._chains.files(chain)
+        if not self._chains.is_open(chain):
+            if chain in self._loaded:
+                self._loaded.remove(chain)
+            self._loaded.append(chain)
+            while len(self._loaded) > MAX_LOADED:
+                self._chains.release(self._loaded.pop(0))
+        return files
+
+    def _extend(self) -> None:
+        if self.tree.extend(self._tops):
+            # Before anybody is told a place.
+            self._save()
+
+    def blocks(self, after: int, limit: int) -> dict[str, Any]:
+        """[name, place, topics, payload] of blocks after a place, in order of places."""
+        if not isinstance(after, int) or not isinstance(limit, int) or limit < 1:
+            raise LocalProtocolError("after and limit are positive integers")
+        with self._lock:
+            self._extend()
+            found: list[list[Any]] = []
+            size, place = 0, max(after, 0)
+            limit = min(limit, MAX_LISTED)
+            while len(found) < limit and size < MAX_LISTED_BYTES:
+                run = self.tree.run_after(place)
+                if run is None:
+                    break
+                start, chain, before, left = run
+                files = self._files(chain)
+                page = files.after(before, limit - len(found))
+                page = [(at, entry) for at, entry in page if at <= before + left]
+                place = start + left
+                for at, entry in page:
+                    payload = self._payload(content_of(files.read(entry.cid)))
+                    size += len(payload)
+                    if size > MAX_LISTED_BYTES and found:
+                        break
+                    place = start + at - before
+                    found.append([entry.cid, place, list(entry.topics), payload])
+                else:
+                    # All of the run, unless the limit cut it.
+                    if len(found) < limit:
+                        place = start + left
+            return {"blocks": found, "top": self.tree.top}
+
+    def _payload(self, content: bytes) -> bytes:
+        if not self.guarded:
+            return content
+        try:
+            return unwrap(content)[0]
+        except RemoteProtocolError:
+            # From before the guard: the reader will refuse it by name.
+            return content
+
+    # ------------------------------------------------------------------- hand-over
+
+    def listing(self) -> list[list[str | None]]:
+        """[chain, parent, link] of all segments but the first, for a joiner."""
+        with self._lock:
+            return [[s.chain, s.parent, s.link] for s in self.tree.in_order() if s.parent]
+
+    def complete(self) -> bool:
+        """Whether all segments that are known of are here and connected."""
+        with self._lock:
+            return all(
+                s.connected and self._chains.has(s.chain) for s in self.tree.segments.values()
+            )
+
+    def leaves(self) -> list[str]:
+        """What another device has to know to find out whether it lacks something.
+
+        `CHAIN/BLOCK` for each leaf of the newest segments, and `older/DIGEST/COUNT` for
+        the others.
+        """
+        with self._lock:
+            newest = self.tree.head().number - RECENT
+            names: list[str] = []
+            older: list[list[Any]] = []
+            for segment in self._held():
+                if segment.number > newest:
+                    names += [f"{segment.chain}/{leaf}" for leaf in segment.leaves]
+                else:
+                    older.append([segment.chain, segment.leaves])
+            if older:
+                digest = blake3(pack(sorted(older))).hexdigest(16)
+                names.append(f"{_OLDER}/{digest}/{len(older)}")
+            return names[:MAX_NAMES]
+
+    def _held(self) -> list[Segment]:
+        held = [s for s in self.tree.in_order() if self._chains.has(s.chain)]
+        for segment in held:
+            if not segment.leaves or segment.chain == self._followed:
+                segment.leaves = self._files(segment.chain).leaves()
+        return held
+
+    def wanted(self, theirs: Sequence[str]) -> list[str] | None:
+        """The leaves that are held here, if a device with those leaves has more; else None."""
+        with self._lock:
+            own = set(self.leaves())
+            if all(self._has_leaf(name) for name in theirs if name not in own):
+                return None
+            # The oldest first, as those are what comes first.
+            names = [f"{s.chain}/{leaf}" for s in self._held() for leaf in s.leaves]
+            return names[:MAX_NAMES]
+
+    def _has_leaf(self, name: str) -> bool:
+        chain, _, leaf = name.partition("/")
+        if chain == _OLDER:
+            return False
+        segment = self.tree.segments.get(chain)
+        if segment is None or not self._chains.has(chain):
+            return False
+        return leaf in segment.leaves or leaf in self._files(chain)
+
+    def export(self, known: Sequence[str] | None, limit: int) -> list[bytes]:
+        """`pack([chain, file])` of blocks that a device with these leaves lacks, in order."""
+        limit = min(limit, MAX_FILES_BYTES)
+        by_chain: dict[str, list[str]] = {}
+        for name in known or ():
+            chain, _, leaf = name.partition("/")
+            by_chain.setdefault(chain, []).append(leaf)
+        with self._lock:
+            lacking = [
+                s.chain
+                for s in self._held()
+                if not set(s.leaves) <= set(by_chain.get(s.chain, ()))
+            ]
+        packed: list[bytes] = []
+        for chain in lacking:
+            with self._lock:
+                files = self._files(chain)
+            refs = by_chain.get(chain)
+            for file in files.export(refs, limit):
+                packed.append(pack([chain, file]))
+                limit -= len(file)
+            if limit <= 0:
+                break
+        return packed
+
+    def import_files(self, packed: Sequence[bytes]) -> dict[str, Any]:
+        """Take what `export` gave on another device; how many were new, refused by reason."""
+        admitted = 0
+        refused: dict[str, int] = {}
+        for chain, files in _by_chain(packed):
+            with self._lock:
+                segment = self.tree.segments.get(chain)
+                if segment is None:
+                    refused["unknown-segment"] = refused.get("unknown-segment", 0) + len(files)
+                    continue
+                answer = self._chains.import_files(chain, files)
+                admitted += answer["admitted"]
+                for reason, count in answer["refused"].items():
+                    refused[reason] = refused.get(reason, 0) + count
+                if answer["admitted"]:
+                    # At once: the next files may be of a segment that these name.
+                    self._look(segment)
+        return {"admitted": admitted, "refused": refused}
+
+    # ------------------------------------------------------------------ statistics
+
+    def statistics(self) -> dict[str, int]:
+        """What was refused on all segments, by reason, and what waits for a key."""
+        with self._lock:
+            found: dict[str, int] = {}
+            for chain in self.tree.segments:
+                for reason, count in self._chains.refusals(chain).statistics().items():
+                    found[reason] = found.get(reason, 0) + count
+                if aside := self._chains.aside(chain):
+                    found["kept-aside"] = found.get("kept-aside", 0) + aside
+            return found
+
+    def take_keys(self, keys: Sequence[tuple[bytes, bytes]]) -> None:
+        """Epoch ids and anchor keys, newest last; what waited for them is admitted."""
+        if not self.keys.add(keys):
+            return
+        with self._lock:
+            chains = [chain for chain in self.tree.segments if self._chains.is_open(chain)]
+        for chain in chains:
+            self._chains.admit_aside(chain)
+        # Links that did not open before may do so now.
+        with self._lock:
+            for segment in self.tree.in_order():
+                if self._chains.is_open(segment.chain) or segment.looked == 0:
+                    self._look(segment)
+
+
+def _by_chain(packed: Sequence[bytes]) -> list[tuple[str, list[bytes]]]:
+    """Files in the given order, those of one chain that follow each other together."""
+    groups: list[tuple[str, list[bytes]]] = []
+    for item in packed:
+        chain, file = expect_array(unpack(item, MAX_FILE + 1024), 2, "block file")
+        name = expect_str(chain, "chain", limit=64)
+        data = expect_bytes(file, "file", limit=MAX_FILE)
+        if not groups or groups[-1][0] != name:
+            groups.append((name, []))
+        groups[-1][1].append(data)
+    return groups
+
+
+__all__ = ["LINGER_S", "SEGMENT_BLOCKS", "SegmentedLedger"]
