@@ -15,9 +15,9 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.walyoff-installed
-SOURCES := walyoff transports codecs tests
+SOURCES := walyoff transports codecs tests fuzz
 
-.PHONY: demo test check format install clean
+.PHONY: demo test check format fuzz install clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -36,6 +36,15 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# Every decoder and every machine without I/O for FUZZ_SECONDS each, about half an hour in all;
+# FUZZ="frame reconciler" for some. What is found is left in fuzz/found.
+FUZZ ?=
+FUZZ_SECONDS ?= 60
+
+fuzz: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),fuzz]'
+	$(BIN)/python -m fuzz.run --seconds $(FUZZ_SECONDS) $(FUZZ)
 
 install: $(STAMP)
 

@@ -45,6 +45,9 @@ class Commands:
     async def join(self, invitation: str) -> str:
         return (await self.device.join(invitation)).did
 
+    async def remove(self, did: str) -> None:
+        await self.channel.remove(did)
+
     async def info(self) -> dict[str, Any]:
         return {
             "did": self.channel.did,

@@ -1,0 +1,28 @@
+"""The process of one target: `python -m fuzz.one TARGET [options of libFuzzer] CORPUS`."""
+
+from __future__ import annotations
+
+import sys
+
+import atheris
+
+#: Only ours is watched: watching the standard library costs a minute at each start.
+WATCHED = ["walyoff", "walyoff_codecs", "walyoff_transports", "fuzz"]
+
+
+def main() -> None:
+    """Become the fuzzer of a target; does not return."""
+    with atheris.instrument_imports(include=WATCHED):
+        from fuzz.targets import attempt  # noqa: PLC0415 - watched from its import on
+
+    name, *arguments = sys.argv[1:]
+
+    def try_input(data: bytes) -> None:
+        attempt(name, data)
+
+    atheris.Setup([f"fuzz-{name}", *arguments], try_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

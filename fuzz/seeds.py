@@ -1,0 +1,40 @@
+"""Where the fuzzer begins: every value of the golden vectors, and pieces of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+VECTORS = Path(__file__).parent.parent / "tests" / "vectors"
+#: What the formats that are not ours begin like.
+FOREIGN = (
+    b'{"message": "New block!", "block_id": "AAAA"}',
+    b'{"message": "Leaf blocks:", "leaf_blocks": ["AAAA"]}',
+    b'{"info_content": {"did": "did:walytisidentities:x"}, "signature": "AAAA"}',
+    b'{"old_keys": "k", "new_keys": "k", "signature": "AAAA"}',
+    b"\1\0\0cid\0\0time\0\0topic\0\0hash\0\0hash\0\0\0\0parent\0\0\0\0\0content",
+)
+
+
+def seeds() -> list[bytes]:
+    """All of them, each once, in a fixed order."""
+    found: dict[bytes, None] = dict.fromkeys(FOREIGN)
+    for path in sorted(VECTORS.glob("*.json")):
+        for text in _texts(json.loads(path.read_text())):
+            try:
+                found[bytes.fromhex(text)] = None
+            except ValueError:
+                found[text.encode()] = None
+    return list(found)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)

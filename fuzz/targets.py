@@ -1,0 +1,211 @@
+"""What is fuzzed, and what must hold of any bytes: a value, or the one error.
+
+A decoder whose values have one encoding must also give back the very bytes that it took. A
+target raises AssertionError, or whatever else, when something does not hold;
+RemoteProtocolError and CipherError are how bytes from outside are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from walyoff_codecs.classic1 import Classic1
+from walyoff_transports import gossip
+
+from fuzz import machines
+from walyoff import certificates, discovery, epochs, frames, invitations, records, wire
+from walyoff.child import blocks, guard, reader, rpc, segment_tree
+from walyoff.engine.removals import parse_statement
+from walyoff.errors import CipherError, InvitationError, RemoteProtocolError
+from walyoff.session import flights
+from walyoff.walytis.identity import decode_grant
+
+Target = Callable[[bytes], None]
+
+LIMIT = 1 << 20
+EPOCH = epochs.Epoch(key=bytes(32), created_ms=1)
+REFUSALS = (RemoteProtocolError, CipherError)
+CLASSIC = Classic1()
+
+
+def _wire(data: bytes) -> None:
+    assert wire.pack(wire.unpack(data, LIMIT)) == data
+
+
+def _frame(data: bytes) -> None:
+    assert frames.encode(frames.decode(data)) == data
+
+
+def _batch(data: bytes) -> None:
+    batch = records.decode_batch(data)
+    made = records.make_batch(
+        channel=batch.channel,
+        author=batch.author,
+        certificate_id=batch.certificate_id,
+        first_seq=batch.first_seq,
+        prev=batch.prev,
+        seen=batch.seen,
+        records=batch.records,
+    )
+    assert made == batch
+    for record in batch.records:
+        statement = parse_statement(record)
+        assert statement is None or statement.topics() == record.topics
+
+
+def _certificate(data: bytes) -> None:
+    signed = certificates.decode(data)
+    assert certificates.encode(signed.certificate, signed.signature) == data
+
+
+def _flights(data: bytes) -> None:
+    with suppress(RemoteProtocolError):
+        assert flights.encode_hello(flights.decode_hello(data)) == data
+    with suppress(RemoteProtocolError):
+        assert flights.encode_answer(flights.decode_answer(data)) == data
+    with suppress(RemoteProtocolError):
+        assert flights.encode_proof(flights.decode_proof(data)) == data
+
+
+def _anchor(data: bytes) -> None:
+    """By a member gone bad, who can seal whatever it wants."""
+    salt = bytes(epochs.SALT_SIZE)
+    header = wire.pack([epochs.ANCHOR_VERSION, EPOCH.epoch_id, salt])
+    key = epochs._block_key(epochs.anchor_key(EPOCH), salt)
+    sealed = key.encrypt(bytes(12), data, header)
+    payload = wire.pack([epochs.ANCHOR_VERSION, EPOCH.epoch_id, salt, sealed])
+    anchor = epochs.open_anchor(EPOCH, payload)
+    assert 0 < len(anchor.batches) <= epochs.MAX_ANCHOR_PARTS
+
+
+def _outer_anchor(data: bytes) -> None:
+    epochs.anchor_epoch(data)
+    epochs.open_anchor(EPOCH, data)
+
+
+def _epochs(data: bytes) -> None:
+    found = epochs.decode_epochs(wire.unpack(data, LIMIT), 1024)
+    assert wire.pack(epochs.encode_epochs(found)) == data
+
+
+def _presence(data: bytes) -> None:
+    discovery.decode_presence(data, 1_800_000_000_000)
+
+
+def _invitation(data: bytes) -> None:
+    try:
+        invitations.parse(data.decode("utf-8", "replace"), now=0.0)
+    except InvitationError:
+        return
+
+
+def _grant(data: bytes) -> None:
+    decode_grant(data)
+
+
+def _segments(data: bytes) -> None:
+    segment_tree.SegmentTree.decode(data)
+
+
+def _broadcast(data: bytes) -> None:
+    gossip.decode(data)
+
+
+def _rpc(data: bytes) -> None:
+    rpc.decode(data)
+
+
+def _rpc_stream(data: bytes) -> None:
+    stream = rpc.FrameReader()
+    for at in range(0, len(data), 7):
+        for _ in stream.feed(data[at : at + 7]):
+            pass
+
+
+def _block(data: bytes) -> None:
+    blocks.decode_block(data)
+
+
+def _block_id(data: bytes) -> None:
+    blocks.decode_id(data)
+
+
+def _announcement(data: bytes) -> None:
+    guard.decode_announcement(data)
+
+
+def _holds(key: str, signature: bytes, signed: bytes) -> bool:
+    return True
+
+
+def _fails(key: str, signature: bytes, signed: bytes) -> bool:
+    return False
+
+
+def _identity(data: bytes) -> None:
+    """One block after a good key block, with signatures that hold and that do not."""
+    first = b'{"old_keys": "k", "new_keys": "k", "signature": "AAAA"}'
+    for verify in (_holds, _fails):
+        for topic in sorted(reader.TOPICS):
+            chain = [
+                reader.IdentityBlock(
+                    ref="a", topics=(reader.TOPIC_KEY,), parents=(), content=first
+                ),
+                reader.IdentityBlock(ref="b", topics=(topic,), parents=("a",), content=data),
+            ]
+            reading = reader.read_identity("group", None, chain, verify)
+            assert sum(reading.refused.values()) <= 2
+
+
+def _suite(data: bytes) -> None:
+    """Keys, signatures and sealed texts from outside."""
+    half = len(data) // 2
+    for attempt in (
+        lambda: CLASSIC.verify(data[:32], b"message", data[32:]),
+        lambda: CLASSIC.seal(data[:half], b"plain", b"info"),
+        lambda: CLASSIC.load_sign_key(data),
+        lambda: CLASSIC.load_seal_key(data[:half]).open(data[half:], b"info"),
+    ):
+        try:
+            attempt()
+        except CipherError:
+            continue
+
+
+#: By name: what is run with any bytes.
+TARGETS: dict[str, Target] = {
+    "wire": _wire,
+    "frame": _frame,
+    "batch": _batch,
+    "certificate": _certificate,
+    "flights": _flights,
+    "anchor": _anchor,
+    "outer-anchor": _outer_anchor,
+    "epochs": _epochs,
+    "presence": _presence,
+    "invitation": _invitation,
+    "grant": _grant,
+    "segments": _segments,
+    "broadcast": _broadcast,
+    "rpc": _rpc,
+    "rpc-stream": _rpc_stream,
+    "block": _block,
+    "block-id": _block_id,
+    "announcement": _announcement,
+    "identity": _identity,
+    "suite": _suite,
+    "initiator": machines.initiator,
+    "responder": machines.responder,
+    "session-records": machines.session_records,
+    "reconciler": machines.reconciler,
+    "anchoring": machines.anchoring,
+}
+
+
+def attempt(name: str, data: bytes) -> None:
+    """Run a target; being refused is fine."""
+    try:
+        TARGETS[name](data)
+    except REFUSALS:
+        return
