@@ -23,6 +23,8 @@ class TestLibp2pTransport(TransportConformance):
     # More than may wait, and not much more: each costs milliseconds here.
     flood_streams = 160
     flood_broadcasts = 300
+    # All the cryptography of a connection is Python here, and the machine may be busy.
+    patience = 30.0
 
     @asynccontextmanager
     async def open_transports(self) -> AsyncIterator[tuple[Transport, Transport]]:
