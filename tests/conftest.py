@@ -24,7 +24,7 @@ _PROC = Path("/proc")
 # examples are the same each time; elsewhere new ones are tried in each run.
 settings.register_profile("walyoff", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("ci" if os.environ.get("CI") else "walyoff")
+settings.load_profile("ci" if os.environ.get("WALYOFF_CI") else "walyoff")
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

@@ -179,8 +179,20 @@ async def receive_all(stream: ByteStream, into: bytearray) -> None:
         into += await stream.receive()
 
 
+def same(got: bytes, expected: bytes) -> None:
+    """Fail unless both are equal. A plain assert would draw the difference for minutes."""
+    if got != expected:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b),
+            min(len(got), len(expected)),
+        )
+        raise AssertionError(
+            f"{len(got)} bytes arrived, {len(expected)} were sent; they differ from byte {at}"
+        )
+
+
 async def expect(stream: ByteStream, data: bytes) -> None:
-    assert await receive_exactly(stream, len(data)) == data
+    same(await receive_exactly(stream, len(data)), data)
 
 
 async def echo(stream: ByteStream) -> None:

@@ -17,6 +17,7 @@ from walyoff.testing.transport_base import (
     expect,
     receive_all,
     receive_exactly,
+    same,
     send_in_pieces,
 )
 
@@ -60,7 +61,7 @@ class StreamChecks(TransportChecks):
                 for turn in range(5):
                     text = b"%04d %04d" % (number, turn)
                     await stream.send(text)
-                    assert await receive_exactly(stream, len(text)) == text
+                    same(await receive_exactly(stream, len(text)), text)
 
         async with self.echoing() as (a, b), anyio.create_task_group() as talkers:
             for number in range(count):
@@ -156,7 +157,7 @@ class StreamChecks(TransportChecks):
                     got += await far.receive(1_000 + turn % 3_000)
                 if turn % 50 == 0 and len(got) < len(blob):
                     got += await far.receive()
-            assert bytes(got) == blob
+            same(bytes(got), blob)
 
     async def test_a_cancelled_send_leaves_the_stream_usable_or_closed(self) -> None:
         blob, tail = os.urandom(self.too_much), b"after the cancelled one"
@@ -165,7 +166,7 @@ class StreamChecks(TransportChecks):
                 await near.send(blob)
             if not scope.cancelled_caught:
                 # It went out whole, which is one of the two things allowed.
-                assert await receive_exactly(far, len(blob)) == blob
+                same(await receive_exactly(far, len(blob)), blob)
                 return
             got = bytearray()
 
