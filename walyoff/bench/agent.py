@@ -13,6 +13,7 @@ import time
 _BEGAN = time.monotonic_ns()
 
 import argparse  # noqa: E402  (the moment of the start comes first)
+import cProfile  # noqa: E402
 import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
@@ -23,6 +24,7 @@ from anyio.abc import TaskGroup  # noqa: E402
 import walyoff  # noqa: E402
 from walyoff.bench.load import Tallies, payload, shares  # noqa: E402
 from walyoff.bench.machine import usage  # noqa: E402
+from walyoff.bench.profiling import functions  # noqa: E402
 from walyoff.bench.serving import Action, serve, tell  # noqa: E402
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Agent:
         self._tasks = tasks
         self._tracer = tracer
         self._tallies = Tallies()
+        self._profiler = cProfile.Profile()
         #: When a session with another device was first seen, in nanoseconds.
         self._met = 0
         self.actions: dict[str, Action] = {
@@ -54,6 +57,7 @@ class Agent:
             "usage": self._usage,
             "status": self._status,
             "trace": self._trace,
+            "profile": self._profile,
         }
         for channel in device.channels():
             self._follow(channel)
@@ -168,6 +172,14 @@ class Agent:
     async def _trace(self, _: dict[str, Any]) -> dict[str, Any]:
         """What the tracer saw since it was asked the last time."""
         return {"events": self._tracer.take() if self._tracer else []}
+
+    async def _profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Begin to profile the event loop's thread, or end it and tell what took the time."""
+        if request["on"]:
+            self._profiler.enable()
+            return {}
+        self._profiler.disable()
+        return {"functions": functions(self._profiler)}
 
 
 async def main(options: argparse.Namespace) -> None:
