@@ -557,9 +557,7 @@ def test_a_machine_whose_driver_fails_is_dead_as_well() -> None:
     def broken(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
         raise ZeroDivisionError
 
-    right = Responder(
-        cipher_for=cipher_for, suites=BOTH, find_tag=broken, random=os.urandom
-    )
+    right = Responder(cipher_for=cipher_for, suites=BOTH, find_tag=broken, random=os.urandom)
     flight_1 = initiator().start()
     with pytest.raises(ZeroDivisionError):
         right.receive(flight_1)

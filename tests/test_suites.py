@@ -213,8 +213,9 @@ def test_another_implementation_agrees_on_ed25519(cipher: Cipher) -> None:
     stored = vectors(cipher)
     bound = b"walyoff/sign/" + cipher.name.encode() + b"\x00" + stored["message"]
     VerifyKey(stored["sign_public"][:32]).verify(bound, stored["signature"][:64])
-    assert SigningKey(stored["sign_secret"][:32]).sign(bound).signature == (
-        stored["signature"][:64]
+    assert (
+        SigningKey(stored["sign_secret"][:32]).sign(bound).signature
+        == (stored["signature"][:64])
     )
 
 
