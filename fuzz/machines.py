@@ -24,6 +24,8 @@ CIPHER = Classic1()
 KEY = CIPHER.new_sign_key()
 TAG_KEY = b"t" * 32
 SALT = bytes(32)
+#: Bytes of an input that become steps of a machine, two each: more are only slower.
+MAX_STEPS = 160
 
 
 def _context() -> HandshakeContext:
@@ -208,7 +210,7 @@ class _World:
 def reconciler(data: bytes) -> None:
     """Facts in any order, two bytes each."""
     world = _World()
-    for at in range(0, min(len(data), 400) - 1, 2):
+    for at in range(0, min(len(data), MAX_STEPS) - 1, 2):
         world.step(data[at], data[at + 1])
 
 
@@ -216,7 +218,7 @@ def anchoring(data: bytes) -> None:
     """Batches that come, blocks that succeed and fail, at any times."""
     machine, now = Anchoring(seed=1), 0.0
     added: set[bytes] = set()
-    for at in range(0, min(len(data), 400) - 1, 2):
+    for at in range(0, min(len(data), MAX_STEPS) - 1, 2):
         what, which = data[at] % 5, data[at + 1]
         now += which / 32
         if what == 0:

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.sim.virtual import group, in_virtual_time, read, run
-from walyoff import Channel
+from walyoff import Channel, frames
+from walyoff.engine.facts import Reason
 from walyoff.engine.links import LinkServer
 from walyoff.engine.outbox import Outgoing
 from walyoff.engine.removals import BAR_S, Statement, parse_statement
-from walyoff.epochs import open_anchor
+from walyoff.epochs import Epoch, open_anchor
 from walyoff.errors import CipherError, LocalProtocolError, NotAMemberError
 from walyoff.records import KIND_MESSAGE, KIND_REMOVAL, MAX_TIME_MS, Record, device_id
 from walyoff.testing.network import Link
@@ -180,10 +181,14 @@ async def test_what_a_member_had_when_it_learned_of_the_removal_counts_for_all()
         assert await agree([a, b, d]) == {b"heard by d", b"c is out"}
         # What it writes from now on, whatever it claims, counts for nobody.
         await send_anyway(c, b"too late")
+        await until(lambda: c.engine.anchors.blocks_written > 0)
         network.repair()
+        # What it anchored under the old epoch, which all can open, reaches them as well.
+        g.world.broadcast_leaves(f"{a.did}/ledger")
         await anyio.sleep(100)
         assert await agree([a, b, d]) == {b"heard by d", b"c is out"}
         assert len({x.engine.durable[c.me] for x in (a, b, d)}) == 1
+        assert any(r.reason == Reason.NOT_A_MEMBER for r in a.reports())
         assert all(x.engine.rotation.usable() == a.engine.rotation.usable() for x in (b, d))
         assert b"c is out" not in await contents(c)
 
@@ -280,6 +285,32 @@ async def lie_about_a_leaving() -> None:
         await anyio.sleep(100)
         await until(lambda: c.me in b.peers(), within=120)
         await (await c.send(b"still here")).wait_received(by=b.me)
+
+
+@in_virtual_time
+async def test_what_a_liar_states_and_gives_is_bounded_and_spoils_nothing() -> None:
+    """It states another last record than the true one, unknown devices, and gives epochs."""
+    async with group(4) as g:
+        a, b, c, d = g.channels
+        await (await c.send(b"true")).wait_received(by=[a.me, b.me, d.me])
+        member = next(m for m in a.members() if m.did == c.me)
+        lies = [Statement(device_id(c.me), member.joined_at, 1, b"x" * 32)]
+        lies += [Statement(n.to_bytes(16), 0, 9, bytes(32)) for n in range(600)]
+        await d.engine.outbox.send([Outgoing(b"", s.topics(), KIND_REMOVAL) for s in lies])
+        link = next(s for s in d.engine.links.values() if s.link.did == b.me)
+        for n in range(100):
+            names = tuple(i.to_bytes(24) for i in range(512))
+            link.send(frames.EpochKeys((Epoch(key=n.to_bytes(32), created_ms=1, ended=names),)))
+        await a.remove(c.me)
+        await anyio.sleep(5)
+        assert len(b.engine.removals._known) <= 256 + 4
+        assert sum(len(e.ended) for e in b.engine.epochs.values()) <= 16 * 1024
+        async with g.world.device("e") as device:
+            e = await device.join(await a.invite())
+            assert await read(e, 1) == [b"true"]
+    # The store takes it all back.
+    async with g.world.device("b") as device:
+        assert device.channel("family").engine.rotation.usable() is not None
 
 
 @in_virtual_time

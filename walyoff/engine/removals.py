@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from walyoff.records import HASH_SIZE, KIND_REMOVAL, Batch, Record, device_id
-from walyoff.wire import expect_array, expect_bytes, expect_int, pack, unpack
+from walyoff.wire import expect_array, expect_int, pack, unpack
 
 if TYPE_CHECKING:
     from walyoff.abc import Member
@@ -34,8 +34,8 @@ log = logging.getLogger("walyoff.engine")
 #: Who was named by a statement is shut out for so long, in seconds, if the chain is silent:
 #: it comes over the same sessions, and a member who lies must not shut others out for good.
 BAR_S = 600.0
-#: Devices of which statements are kept: more than a channel can have.
-MAX_STATED = 8192
+#: Devices that statements name and the chain does not (yet) know: a liar invents any number.
+MAX_STRANGERS = 256
 #: A grown limit is tried with the ledger, in seconds, if nobody who is connected helped.
 REREAD_AFTER_S = 5.0
 _MAX_VALUE = 256
@@ -83,7 +83,6 @@ class _Known:
     """What was stated of one device."""
 
     seq: int = 0
-    record_id: bytes = bytes(HASH_SIZE)
     #: One more than the `joined_at` of the newest membership whose end this device stated.
     stated: int = 0
 
@@ -106,10 +105,9 @@ class Removals:
         """True if a batch's author is a member now, or wrote it before it left."""
         if self._engine.trust.admits(batch.author):
             return True
+        # By number alone: a liar who states another record must not make the true one unfit.
         known = self._known.get(device_id(batch.author))
-        if known is None or batch.last_seq > known.seq:
-            return False
-        return batch.last_seq < known.seq or batch.record_ids[-1] == known.record_id
+        return known is not None and batch.last_seq <= known.seq
 
     def ended(self) -> tuple[bytes, ...]:
         """The memberships that are over, each as 24 bytes, in order: what epochs name."""
@@ -180,17 +178,22 @@ class Removals:
     async def _learn(self, statement: Statement, *, changed: bool = False) -> None:
         known = self._known.get(statement.device)
         if known is None:
-            if len(self._known) >= MAX_STATED:
+            if not self._has_room(statement.device):
                 return
             known = self._known[statement.device] = _Known()
         if statement.seq > known.seq:
-            known.seq, known.record_id = statement.seq, statement.record_id
+            known.seq = statement.seq
             self._grown.add(statement.device.hex())
             changed = True
             self._wake()
         if changed:
-            value = pack([known.seq, known.record_id, known.stated])
+            value = pack([known.seq, known.stated])
             await self._engine.trust.store.put({self._key(statement.device): value})
+
+    def _has_room(self, device: bytes) -> bool:
+        """True for members, who are as many as the chain says, and for a few others."""
+        members = {device_id(m.did) for m in self._engine.trust.identity.membership.members}
+        return device in members or len(self._known.keys() - members) < MAX_STRANGERS
 
     # ---------------------------------------------------------------- life cycle
 
@@ -199,10 +202,9 @@ class Removals:
         store = self._engine.trust.store
         for key in await store.keys(self._key(b"")):
             if value := await store.get(key):
-                seq, record_id, stated = expect_array(unpack(value, _MAX_VALUE), 3, "removal")
+                seq, stated = expect_array(unpack(value, _MAX_VALUE), 2, "removal")
                 self._known[bytes.fromhex(key.rpartition("/")[2])] = _Known(
                     expect_int(seq, "sequence"),
-                    expect_bytes(record_id, "record id", size=HASH_SIZE),
                     expect_int(stated, "membership"),
                 )
 

@@ -28,6 +28,9 @@ log = logging.getLogger("walyoff.engine")
 
 #: Epochs of one channel that are kept: one a month, and one for each leaving.
 MAX_KEPT = frames.MAX_EPOCHS
+#: And the memberships that they name, in all: bounds what a liar makes us keep, and what is
+#: written at each new epoch, to half a megabyte.
+MAX_KEPT_NAMES = 16 * 1024
 #: The remover begins an epoch at once; another member does after this and as much at random.
 GRACE_S = 2.0
 #: An epoch is replaced at this age, in milliseconds: bounds what one stolen key opens.
@@ -74,7 +77,7 @@ class Rotation:
             created_ms=max(engine.runtime.wall_ms(), newest + 1),
             ended=self._ended(),
         )
-        if len(self.epochs) >= MAX_KEPT:
+        while not self._has_room([epoch]):
             oldest = min(self.epochs.values(), key=lambda e: (e.created_ms, e.epoch_id))
             del self.epochs[oldest.epoch_id]
         self._add([epoch], None)
@@ -89,13 +92,17 @@ class Rotation:
         for epoch in epochs:
             if epoch.epoch_id in self.epochs:
                 continue
-            if epoch.created_ms > latest or len(self.epochs) + len(new) >= MAX_KEPT:
+            if epoch.created_ms > latest or not self._has_room([*new, epoch]):
                 detail = "an epoch from the future, or one too many"
                 engine.report(Report(Reason.UNKNOWN_EPOCH, source.link.did, detail))
                 continue
             new.append(epoch)
         if new:
             self._add(new, source)
+
+    def _has_room(self, new: Sequence[Epoch]) -> bool:
+        names = sum(len(e.ended) for e in (*self.epochs.values(), *new))
+        return len(self.epochs) + len(new) <= MAX_KEPT and names <= MAX_KEPT_NAMES
 
     def _add(self, new: Sequence[Epoch], source: LinkState | None) -> None:
         engine = self._engine
