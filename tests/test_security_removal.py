@@ -213,6 +213,9 @@ async def test_removal_and_sending_at_once_converge_after_crashes() -> None:
     async with g.world.device("b") as two, g.world.device("d") as four:
         b, d = two.channel("family"), four.channel("family")
         assert await contents(b) == held
+        await anyio.sleep(5)
+        own = [r.kind async for m, r in b.records() if m.author == b.me]
+        assert own == [KIND_REMOVAL], "it said so once, and knows it"
         async with g.world.device("e") as five:
             e = await five.join(await b.invite())
             assert await agree([b, d, e]) == held, "a newcomer reads what counted"
