@@ -165,6 +165,7 @@ class Registers:
 
     def _keep(self) -> None:
         """Follow what happens on the segments, and open the next ones."""
+        next_tick = 0.0
         while True:
             chains = set()
             try:
@@ -183,9 +184,12 @@ class Registers:
                     if ledger.wants_next(time.monotonic()):
                         ledger.advance()
                         self._emit("group.block", {"did": did})
-                    ledger.tick(time.monotonic())
+                    if time.monotonic() >= next_tick:
+                        ledger.tick(time.monotonic())
                 except Exception:
                     _log.exception("the segments of %s could not be kept", did)
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + _TICK_S
 
 
 def _names(value: Any) -> list[str]:

@@ -101,6 +101,8 @@ class SegmentedLedger:
         #: The segment that this device wrote to last, and since when one is known to be full.
         self._wrote: str | None = None
         self._full: tuple[str, float] = ("", 0.0)
+        #: A segment that this device wrote to, to be announced once more.
+        self._repeat: str | None = None
         self.tree = self._load(root)
         for chain, parent, link in told:
             self.tree.add(chain, parent=parent, link=link, connected=False)
@@ -161,8 +163,13 @@ class SegmentedLedger:
             self._followed = None
 
     def tick(self, now: float) -> None:
-        """Close segments whose time is over."""
+        """Close segments whose time is over, and repeat announcements."""
         with self._lock:
+            # Pubsub loses messages in silence, the more the busier it is, and Walytis repeats
+            # its own only after 20 seconds.
+            repeat, self._repeat = self._repeat, None
+            if repeat is not None and self._chains.is_open(repeat):
+                self._chains.announce(repeat)
             over = [chain for chain, at in self._closing.items() if at <= now]
             for chain in over:
                 del self._closing[chain]
@@ -200,6 +207,7 @@ class SegmentedLedger:
             except RemoteProtocolError as error:
                 raise LedgerError(f"the payload would be refused: {error}") from error
             self._tops[chain] = max(position, self._tops.get(chain, 0))
+            self._repeat = chain
             if position - GENESIS_BLOCKS >= self._limit:
                 self._wrote = chain
             self._extend()
