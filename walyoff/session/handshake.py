@@ -132,9 +132,7 @@ class Initiator(Machine):
             raise RemoteProtocolError("the peer chose a suite that was not offered")
         self._cipher = self._cipher_for(answer.suite)
         transcript = have(self._transcript)
-        self._secret = have(self._ephemeral).open(
-            answer.sealed, seal_info(transcript.digest())
-        )
+        self._secret = have(self._ephemeral).open(answer.sealed, seal_info(transcript.digest()))
         if len(self._secret) != HASH_SIZE:
             raise RemoteProtocolError("session secret of the wrong size")
         # From here on nobody, this device included, can open the sealed secret again.
@@ -212,9 +210,7 @@ class Responder(Machine):
             hello.ephemeral, self._secret, seal_info(transcript.digest())
         )
         transcript.add("answer", common[0].encode(), sealed)
-        return encode_answer(
-            Answer(suite=common[0], sealed=sealed, proof=self._make_proof())
-        )
+        return encode_answer(Answer(suite=common[0], sealed=sealed, proof=self._make_proof()))
 
     def _on_accepted(self) -> list[Event]:
         return [self._establish()]
