@@ -250,6 +250,15 @@ def _decode_record(value: object) -> Record:
     )
 
 
+def batch_certificate(body: bytes) -> bytes:
+    """The certificate id of a batch that was decoded before. Raises RemoteProtocolError.
+
+    For those that hold a batch and need no more of it: decoding hashes every record.
+    """
+    fields = expect_array(unpack(body, MAX_BATCH_BODY), 8, "batch")
+    return expect_bytes(fields[3], "certificate id", size=HASH_SIZE)
+
+
 def decode_batch(body: bytes) -> Batch:
     """Decode a batch body and hash its records. Raises RemoteProtocolError."""
     fields = expect_array(unpack(body, MAX_BATCH_BODY), 8, "batch")

@@ -32,7 +32,7 @@ from walyoff.errors import (
     TransportError,
     WalyoffError,
 )
-from walyoff.records import batch_hash, decode_batch
+from walyoff.records import batch_certificate, batch_hash
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
@@ -153,7 +153,7 @@ class AnchorKeeper:
                 # Its signature is still on its way to the store.
                 engine.anchoring.put_off(batch_id, engine.runtime.now())
                 continue
-            certificate_id = decode_batch(stored.body).certificate_id
+            certificate_id = batch_certificate(stored.body)
             encoded = b""
             if certificate_id not in certificates and (
                 trusted := await engine.trust.load(certificate_id)

@@ -93,10 +93,11 @@ class _Commit:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Delivered:
     """A message of the local log, decoded."""
 
+    #: 0 until it is committed; not changed after.
     position: int
     batch: Batch
     index: int
@@ -475,9 +476,8 @@ class Engine:
                     link.send(frames.HaveVector((self.have(self.me),)))
 
     def _remember(self, position: int, message: Delivered) -> None:
-        self._recent[position] = Delivered(
-            position=position, batch=message.batch, index=message.index, content=message.content
-        )
+        message.position = position
+        self._recent[position] = message
         self._recent_bytes += message.size
         while len(self._recent) > RECENT_MESSAGES or self._recent_bytes > RECENT_BYTES:
             _, old = self._recent.popitem(last=False)
