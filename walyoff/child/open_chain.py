@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from walyoff.child import guard
+from walyoff.child import guard, patches
 from walyoff.child.blocks import BlockFile, decode_block, decode_id
 from walyoff.child.chainfiles import ChainFiles, causal_order
 from walyoff.child.inbox import Inbox
@@ -39,7 +39,7 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
     """The class of open chains; made here because its base exists only after the import."""
     client = stock.client
 
-    class GuardedBlockchain(stock.blockchain):  # type: ignore[misc, name-defined]
+    class GuardedBlockchain(patches.answers_from_files(stock.blockchain)):  # type: ignore[misc]
         """The stock core class behind the guard."""
 
         def __init__(self, chain: str | None) -> None:
@@ -165,35 +165,7 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
             with self._mutate:
                 self.terminate()
 
-        # -------------------------------------------------- answers from the files
-
-        def is_block_known(self, block_id: Any) -> bool:
-            return self._cid(block_id) in self.files
-
-        def find_block(self, short_id: Any) -> bytearray | None:
-            if not self.blockchain_id:
-                return super().find_block(short_id)  # type: ignore[no-any-return]
-            entry = self.files.entry(self._cid(short_id))
-            return None if entry is None else bytearray(entry.long_id)
-
-        def remove_ancestors(self, blocks: Any, short_ids: bool = True) -> list[bytearray]:
-            if not self.blockchain_id:
-                return super().remove_ancestors(blocks, short_ids)  # type: ignore[no-any-return]
-            kept = self.files.without_ancestors(self._cid(b) for b in blocks)
-            entries = [self.files.entry(cid) for cid in kept]
-            return [bytearray(e.short_id if short_ids else e.long_id) for e in entries if e]
-
-        def load_latest_block_ids(self, *_args: Any, **_kwargs: Any) -> list[bytearray]:
-            # Asked for at the start, to find the leaves; stock takes the newest by their
-            # own dates, which misses leaves and lets a future date hide them.
-            entries = [self.files.entry(cid) for cid in self.files.leaves()]
-            return [bytearray(entry.long_id) for entry in entries if entry]
-
-        def get_genesis_block(self) -> bytearray:
-            entry = self.files.entry(self.blockchain_id) if self.blockchain_id else None
-            if entry is None:
-                return super().get_genesis_block()  # type: ignore[no-any-return]
-            return bytearray(entry.long_id)
+        # ------------------------------------------------- what stock code asks for
 
         def save_block(self, block: Any) -> None:
             data = bytes(block.file_data)
@@ -203,9 +175,6 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
 
         def publish_new_block(self, _block: Any) -> None:
             """Applications are told by `Chains.admitted`."""
-
-        def ensure_ipfs_pinned(self) -> None:
-            """Done by `_repin`, off the way of the start."""
 
         def _repin(self) -> None:
             try:
@@ -217,10 +186,6 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
                         client.files.publish_bytes(entry.cid, self.files.read(entry.cid))
             except WalyoffError as error:
                 _log.warning("chain %s: pinning failed: %s", self.blockchain_id, error)
-
-        @staticmethod
-        def _cid(block_id: Any) -> str:
-            return decode_id(bytes(block_id)).cid
 
         # ------------------------------------------------------------- from outside
 

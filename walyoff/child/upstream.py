@@ -5,18 +5,13 @@ open listeners as side effects of being imported; modules of our own stand in th
 where they would look for those things, before they are imported. What is never imported
 cannot be reached: no code of upstream that listens for conversations is in this process.
 
-The recursion limit stays as it is: stock code recurses over chains that it catches up with,
-but here it is only given blocks whose parents are known, and a high limit would let deep
-JSON from outside overflow the C stack.
-
-Versions are pinned in pyproject.toml; others are refused, because the places that are
-replaced may have moved.
+What is replaced in stock code, and why, is in `patches`; other versions than those that it
+knows are refused.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -29,18 +24,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from walyoff.child import patches
 from walyoff.child.ipfs_client import IpfsClient
 from walyoff.child.oqs_adapter import import_multi_crypt
+from walyoff.child.patches import VERSIONS, check_versions
 from walyoff.errors import LedgerError
 
-#: What the stand-ins were made for; anything else is refused.
-VERSIONS = {
-    "walytis_beta": "2.4.43",
-    "walytis_beta_api": "2.4.20",
-    "walytis-identities": "0.5.3",
-}
-#: Stock's peer files are written this often; 20 s makes its end take as long.
-_PEER_FILE_INTERVAL_S = 1
 _IPFS_MODULE = "walytis_beta_tools._experimental.ipfs_interface"
 
 _log = logging.getLogger(__name__)
@@ -58,23 +47,6 @@ class Stock:
     #: Stock identity block classes and key classes.
     blocks: ModuleType
     keys: ModuleType
-
-
-class _InertPeerMonitor:
-    """Stock's peer monitor dials addresses it read from files; ours are dialled elsewhere."""
-
-    def __init__(self, _client: Any, _path: str) -> None:
-        self.file_write_interval_sec = _PEER_FILE_INTERVAL_S
-
-    def register_contact_event(self, _peer_id: str) -> None:
-        """Nothing is remembered."""
-
-    def peers(self) -> list[Any]:
-        """No peers are known here."""
-        return []
-
-    def terminate(self, _wait: bool = False) -> None:
-        """Nothing to end."""
 
 
 def load_stock(kubo: Any, hub: Any, home: Path) -> Stock:
@@ -106,11 +78,9 @@ def load_stock(kubo: Any, hub: Any, home: Path) -> Stock:
         _stand_in(_IPFS_MODULE, ipfs=client)
         _stand_in("ipfs_tk_generics", __path__=[])
         _stand_in("ipfs_tk_generics.client", IpfsClient=IpfsClient)
-        _stand_in("ipfs_tk_peer_monitor", PeerMonitor=_InertPeerMonitor)
+        _stand_in("ipfs_tk_peer_monitor", PeerMonitor=patches.InertPeerMonitor)
         core = importlib.import_module("walytis_beta.walytis_beta")
-        importlib.import_module("walytis_beta.networking").__dict__[
-            "PM_FILE_WRITE_INTERVALL_SEC"
-        ] = _PEER_FILE_INTERVAL_S
+        patches.shorten_peer_file_interval(importlib.import_module("walytis_beta.networking"))
         importlib.import_module("walytis_beta.walytis_beta_appdata").set_appdata_dir(str(data))
         # Only annotations of the block classes want the API package, and it is a heavy one.
         _stand_in("walytis_beta_api", Blockchain=core.Blockchain)
@@ -119,14 +89,6 @@ def load_stock(kubo: Any, hub: Any, home: Path) -> Stock:
         blocks = importlib.import_module("walytis_identities.did_manager_blocks")
     _quieten()
     return Stock(client, core.Blockchain, core, blocks, keys)
-
-
-def check_versions() -> None:
-    """Raise LedgerError unless the installed upstream packages are the known ones."""
-    for name, wanted in VERSIONS.items():
-        found = importlib.metadata.version(name)
-        if found != wanted:
-            raise LedgerError(f"{name} {found} is installed; {wanted} is needed")
 
 
 def _stand_in(name: str, **content: Any) -> None:
@@ -177,3 +139,6 @@ def install(server: Any, kubo: Any, hub: Any, home: Path) -> Callable[[], None]:
     for name, function in {**chains.methods(), **identities.methods()}.items():
         server.register(name, function)
     return chains.close_all
+
+
+__all__ = ["VERSIONS", "Stock", "check_versions", "install", "load_stock"]
