@@ -551,7 +551,15 @@ class Reconciler:
             for name in ready:
                 self.peers[name].queued[author] = None
             return
-        peer = min(free, key=lambda name: (self.peers[name].score, self._random.random()))
+        # The least busy of the best, so that several devices are caught up from several peers.
+        peer = min(
+            free,
+            key=lambda name: (
+                self.peers[name].score,
+                self.peers[name].ranges,
+                self._random.random(),
+            ),
+        )
         self.peers[peer].ranges += 1
         self._ranges[author] = _Range(peer, now + REQUEST_TIMEOUT, seq + 1)
         self._wake_at(now + REQUEST_TIMEOUT)
