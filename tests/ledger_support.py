@@ -11,11 +11,15 @@ from typing import Any
 
 import anyio
 
+from tests.walytis_blocks import make_block
 from walyoff.abc import Block
+from walyoff.child.blocks import decode_block
+from walyoff.child.proofs import wrap
 from walyoff.epochs import Epoch, anchor_key, new_epoch, open_anchor, seal_anchor
 from walyoff.walytis.identity import WalytisIdentity
 from walyoff.walytis.process import Child, open_child
 from walyoff.walytis.register import RegisterLedger
+from walyoff.wire import pack
 
 EPOCH = new_epoch(key=b"e" * 32, now_ms=1)
 LATER = new_epoch(key=b"l" * 32, now_ms=2)
@@ -107,3 +111,32 @@ async def until_peers(child: Child, topic: str) -> None:
 async def head(ledger: RegisterLedger) -> dict[str, Any]:
     """The newest segment."""
     return (await ledger.segments())[-1]
+
+
+def made_blocks(
+    birth: list[bytes], count: int, epoch: Epoch = EPOCH, parent: bytes | None = None
+) -> list[bytes]:
+    """Block files as a member's device writes them one after the other, on a chain's birth.
+
+    Made here, because Walytis takes some hundredths of a second for each.
+    """
+    first = decode_block(birth[0])
+    tip = decode_block(parent or birth[-1])
+    key = anchor_key(epoch)
+    made: list[bytes] = []
+    for number in range(count):
+        ids = sorted([tip.short_id, first.short_id])
+        content = wrap(anchor(b"made %d" % number, epoch), key, first.cid, ids)
+        made.append(make_block(content, ["walyoff", first.cid], ids, minute=number % 60))
+        tip = decode_block(made[-1])
+    return made
+
+
+async def fill(ledger: RegisterLedger, child: Child, count: int) -> None:
+    """Give a register that has one segment so many blocks at once."""
+    args = {"chain": ledger.chain_id, "known": None, "limit_bytes": 48 << 20}
+    files = (await child.call("chain.export", args))["files"]
+    made = made_blocks([files[0], files[-1]], count)
+    for start in range(0, count, 2_000):
+        part = [pack([ledger.chain_id, file]) for file in made[start : start + 2_000]]
+        assert await ledger.import_files(part) == (len(part), {})

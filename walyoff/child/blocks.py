@@ -11,6 +11,7 @@ fields, so that a file that passes here cannot surprise the stock decoder.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,10 +35,15 @@ MAX_FILE = MAX_CONTENT + 256 * 1024
 #: The major version of Walytis whose blocks are understood.
 WALYTIS_MAJOR = 2
 
+#: Decoded ids that are remembered, and the largest of them in bytes: some megabytes in all.
+_CACHED_IDS = 2_048
+_CACHED_ID = 2_048
 _FIELDS_IN_FILE = 10
 _FIELDS_IN_ID = 11
 _HASH = b"sha512"
 _CHUNK = 262_144
+_PIECE_DIGITS = 7
+_PIECE = 255**_PIECE_DIGITS
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _CID_LENGTH = 46
 _VERSION_PARTS = 3
@@ -72,6 +78,8 @@ class BlockFile:
     parents: tuple[str, ...]
     short_id: bytes
     long_id: bytes
+    #: Short ids of the parents, in the order of the file.
+    parent_ids: tuple[bytes, ...]
     #: The hash of the content: the same in every block that repeats it.
     content_hash: bytes
 
@@ -132,6 +140,7 @@ def decode_block(data: bytes, cid: str | None = None) -> BlockFile:
         parents=parent_cids,
         short_id=short,
         long_id=short + b"\0" * 4 + b"\0\0\0".join(parents),
+        parent_ids=parents,
         content_hash=digest,
     )
 
@@ -160,6 +169,18 @@ def decode_id(block_id: bytes) -> BlockId:
     """Decode a short or a long block id. Raises RemoteProtocolError."""
     if len(block_id) > MAX_LONG_ID:
         raise RemoteProtocolError("block id too large", reason="too-large")
+    # A block's id comes again with each of its children, several times.
+    if len(block_id) <= _CACHED_ID:
+        return _decode_id_again(bytes(block_id))
+    return _decode_id(bytes(block_id))
+
+
+@functools.lru_cache(_CACHED_IDS)
+def _decode_id_again(block_id: bytes) -> BlockId:
+    return _decode_id(block_id)
+
+
+def _decode_id(block_id: bytes) -> BlockId:
     short, is_long, parents_part = bytes(block_id).partition(b"\0" * 4)
     if not 0 < len(short) <= MAX_SHORT_ID:
         raise RemoteProtocolError("block id has the wrong size")
@@ -263,6 +284,7 @@ def _decode_topics(field: bytes) -> tuple[str, ...]:
         raise RemoteProtocolError("block topic is not UTF-8", reason="bad-topics") from error
 
 
+@functools.lru_cache(1024)
 def _from_base254(field: bytes) -> int:
     # Digits are 2..255; four of them hold any number that occurs (microseconds, a year).
     if not 0 < len(field) <= 4 or min(field) < 2:
@@ -277,11 +299,18 @@ def _from_base254(field: bytes) -> int:
 
 def _base255(number: int) -> bytes:
     digits = bytearray()
+    # In pieces, because each division of a long number costs much more than one of a short one.
+    while number >= _PIECE:
+        number, piece = divmod(number, _PIECE)
+        for _ in range(_PIECE_DIGITS):
+            piece, digit = divmod(piece, 255)
+            digits.append(digit + 1)
     while True:
         number, digit = divmod(number, 255)
         digits.append(digit + 1)
         if not number:
-            return bytes(reversed(digits))
+            digits.reverse()
+            return bytes(digits)
 
 
 def from_base255(field: bytes) -> int:

@@ -27,7 +27,6 @@ from walyoff.child.blocks import (
     BlockFile,
     check_cid,
     decode_block,
-    decode_id,
     from_base255,
     index_record,
 )
@@ -518,8 +517,7 @@ def content_of(data: bytes) -> bytes:
 
 def parent_ids(block: BlockFile) -> list[bytes]:
     """The short ids of a block's parents."""
-    decoded = decode_id(block.long_id)
-    return list(decoded.parents or ())
+    return list(block.parent_ids)
 
 
 def causal_order(blocks: dict[str, BlockFile]) -> list[BlockFile]:

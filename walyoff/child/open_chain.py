@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 #: Parents of a new block: outsiders can make leaves at will, and each parent costs 300 bytes.
 MAX_OWN_PARENTS = 16
+#: So many blocks go to Kubo at once; of more, one after each pause, in seconds: each takes
+#: some milliseconds of a core.
+MAX_PINNED_AT_ONCE = 32
+PIN_PAUSE_S = 0.05
 #: The exit status of a child whose stock code is in an unknown state.
 EXIT_STOCK_FAILED = 70
 
@@ -47,6 +52,8 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
             self._own: ChainFiles | None = chains.files(chain) if chain else None
             self._inbox = Inbox("guard", self._announcement)
             self._handle: Any = None
+            self._pinning = threading.Lock()
+            self._pin_again = False
             self.refused = chains.refusals(chain or "")
             self.aside = guard.Aside()
             self.current_endblocks: list[bytearray] = []
@@ -177,15 +184,30 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
             """Applications are told by `Chains.admitted`."""
 
         def _repin(self) -> None:
+            """Give Kubo what it has not got, without getting in anybody's way."""
+            if not self._pinning.acquire(blocking=False):
+                # Who is at it finds what came meanwhile.
+                self._pin_again = True
+                return
             try:
-                pins = client.files.list_pins()
-                for entry in self.files.in_order():
-                    if self._terminate:
-                        return
-                    if entry.cid not in pins:
-                        client.files.publish_bytes(entry.cid, self.files.read(entry.cid))
+                self._pin_again = True
+                while self._pin_again and not self._terminate:
+                    self._pin_again = False
+                    self._pin_missing()
             except WalyoffError as error:
                 _log.warning("chain %s: pinning failed: %s", self.blockchain_id, error)
+            finally:
+                self._pinning.release()
+
+        def _pin_missing(self) -> None:
+            pins = client.files.list_pins()
+            missing = [entry.cid for entry in self.files.in_order() if entry.cid not in pins]
+            for cid in missing:
+                if self._terminate:
+                    return
+                client.files.publish_bytes(cid, self.files.read(cid))
+                if len(missing) > MAX_PINNED_AT_ONCE:
+                    time.sleep(PIN_PAUSE_S)
 
         # ------------------------------------------------------------- from outside
 
