@@ -107,7 +107,7 @@ class Discovery:
             )
             engine = self._channel.engine
             while (epoch := engine.rotation.usable()) is None:
-                await engine.changed()
+                await engine.company_changed()
             key = epoch.derive("broadcast")
             nonce = self._runtime.random_bytes(NONCE_SIZE)
             sealed = nonce + AESGCM(key).encrypt(nonce, presence, None)
@@ -162,7 +162,7 @@ class Discovery:
         """Take up those who were heard of before the chain said that they are members."""
         trust = self._channel.engine.trust
         while True:
-            await self._channel.engine.changed()
+            await self._channel.engine.company_changed()
             for member in [name for name in self._strangers if trust.is_member(name)]:
                 self._learn(tasks, member, self._strangers.pop(member))
 
@@ -188,7 +188,7 @@ class Discovery:
         while self._channel.engine.trust.admits(member):
             if member in self._channel.peers():
                 pause = RETRY_FIRST_S
-                await self._channel.engine.changed()
+                await self._channel.engine.company_changed()
                 continue
             self._news[member] = anyio.Event()
             if await self._try(member):

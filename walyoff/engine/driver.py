@@ -88,9 +88,12 @@ class _Commit:
     done: anyio.Event = field(default_factory=anyio.Event)
 
     def __bool__(self) -> bool:
-        return bool(
-            self.batches or self.contents or self.deliver or self.signatures or self.anchors
-        )
+        return self.urgent or bool(self.signatures)
+
+    @property
+    def urgent(self) -> bool:
+        """True if there is more than signatures, which can wait for company."""
+        return bool(self.batches or self.contents or self.deliver or self.anchors)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -174,6 +177,7 @@ class Engine:
         #: Until when the timer sleeps, if nothing becomes due before.
         self._timer_until = -math.inf
         self._changed = anyio.Event()
+        self._company = anyio.Event()
         #: Positions that named cursors committed and the store does not have yet.
         self.cursors: dict[str, int] = {}
         #: Batches that were anchored in this run, while not all that are not are known.
@@ -298,8 +302,8 @@ class Engine:
             # Nothing to write is durable already.
             commit = _Commit()
             commit.done.set()
-            return commit.done
-        self._commit_work.set()
+        elif commit.urgent:
+            self._commit_work.set()
         return commit.done
 
     def _carry_out(self, order: Order) -> None:
@@ -318,7 +322,9 @@ class Engine:
     async def settled(self) -> None:
         """Wait until what was ordered up to now is in the store."""
         begun = self._committing
-        await self.dispatch().wait()
+        committed = self.dispatch()
+        self._commit_work.set()
+        await committed.wait()
         if begun is not None:
             await begun.wait()
 
@@ -432,6 +438,7 @@ class Engine:
         self._accepted.clear()
         self._staged.clear()
         self._unsigned.clear()
+        self._anchored_lately.clear()
         self._uncommitted = 0
         self._make_room()
         self.inbox = Inbox(self)
@@ -457,7 +464,7 @@ class Engine:
         self.reconciler.landed(record_id for record_id, _ in commit.contents)
         # Those who wait run in this order: the sender, the readers, then the links.
         commit.done.set()
-        self.notify()
+        self.notify(company=False)
         self._announce_own(commit)
         announce = [a for a in commit.changed if a != self.me]
         if announce and self.links:
@@ -536,6 +543,10 @@ class Engine:
 
     def anchored(self, anchors: Sequence[tuple[bytes, str]]) -> None:
         """Blocks that anchor these batches are on the ledger."""
+        # This device's own blocks are read back from the ledger: those are known.
+        anchors = [anchor for anchor in anchors if anchor[0] not in self._anchored_lately]
+        if not anchors:
+            return
         for batch_id, _ in anchors:
             self.anchoring.anchored(batch_id)
             self._anchored_lately[batch_id] = None
@@ -543,17 +554,29 @@ class Engine:
                 self._anchored_lately.popitem(last=False)
         self._commit.anchors.extend(anchors)
         self._commit_work.set()
-        self.notify()
+        self.notify(company=False)
 
-    def notify(self) -> None:
-        """Wake everybody who waits in `changed`."""
+    def notify(self, *, company: bool = True) -> None:
+        """Wake everybody who waits in `changed`, and in `company_changed` if it did.
+
+        Many wait there who need not be woken for each message.
+        """
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
+        if company:
+            changed, self._company = self._company, anyio.Event()
+            changed.set()
 
     async def changed(self) -> None:
         """Wait for the log to grow, an anchor, or news of what others hold."""
         self._check_open()
         await self._changed.wait()
+        self._check_open()
+
+    async def company_changed(self) -> None:
+        """Wait for news of who is a member or connected."""
+        self._check_open()
+        await self._company.wait()
         self._check_open()
 
     # ---------------------------------------------------------------------- vector

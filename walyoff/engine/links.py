@@ -256,7 +256,7 @@ class LinkServer:
                 self._state.pushed = have.seq
         # What was never heard of begins with its first record.
         self._state.pushed = max(self._state.pushed, 0)
-        engine.notify()
+        engine.notify(company=False)
 
     async def _certificate(self, data: bytes) -> None:
         try:
