@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.reconciler_model import CHANNEL, ME, ReconcilerMachine
@@ -179,21 +179,33 @@ MUTANTS = [
 ]
 
 
+#: Seeds from which a mutant may be caught.
+SEEDS = 6
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_reconciler_that_is_wrong_in_one_thing_is_caught(mutant: type[Reconciler]) -> None:
+    assert any(is_caught(mutant, number) for number in range(SEEDS))
+
+
+def is_caught(mutant: type[Reconciler], number: int) -> bool:
+    """Whether the model finds a fault, from one seed. The rarest are not found from each."""
     machine = type(f"{mutant.__name__}Machine", (ReconcilerMachine,), {"make": mutant})
-    with pytest.raises(BaseException):  # noqa: B017, PT011 - any failure catches it
+    seed(number)(machine)
+    try:
         run_state_machine_as_test(
             machine,
             settings=settings(
                 max_examples=1000,
                 stateful_step_count=40,
                 phases=[Phase.generate],
-                derandomize=True,
                 database=None,
-                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
             ),
         )
+    except Exception:
+        return True
+    return False
 
 
 def requests_in_a_minute(make: type[Reconciler]) -> int:
