@@ -507,6 +507,16 @@ class ChainFiles:
                 (folder / name).unlink()
 
 
+def index_differs(folder: Path, long_ids: Sequence[bytes]) -> bool:
+    """Whether the stock index of a chain lists other blocks than these."""
+    try:
+        names = sorted(os.listdir(folder / "KnownBlocksIndex"))
+        present = b"".join((folder / "KnownBlocksIndex" / name).read_bytes() for name in names)
+    except OSError:
+        return True
+    return sorted(_split_index(present)) != sorted(index_record(i) for i in long_ids)
+
+
 def content_of(data: bytes) -> bytes:
     """The content of a block file that was decoded before. Raises LedgerError."""
     _, found, content = data.partition(b"\0" * 5)

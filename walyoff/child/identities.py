@@ -82,6 +82,8 @@ class Identities:
             "did.export": lambda did: {"files": self._chains.export(chain_of(did))},
             "did.sign": self._keyring_sign,
             "did.verify": self.verify,
+            "did.check": self._keyring.verify,
+            "did.check_compact": self._keyring.verify_compact,
             "group.create": self.create_group,
             "group.open": self.open_group,
             "group.adopt": self.adopt,

@@ -13,6 +13,7 @@ import click
 
 from walyoff import __version__
 from walyoff.bench.command import bench
+from walyoff.cli.auditing import audit, graph
 from walyoff.cli.options import Settings, common, json_option
 from walyoff.cli.runtime import start
 
@@ -284,3 +285,5 @@ def demo(settings: Settings, keep: Path | None) -> None:
 
 
 cli.add_command(bench)
+cli.add_command(audit)
+cli.add_command(graph)

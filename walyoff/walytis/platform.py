@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from walyoff.abc import IpfsNode
 from walyoff.child.repo import ensure_repo, multiaddr
@@ -23,8 +24,9 @@ MAX_CHAIN_NAME = 128
 class WalytisPlatform:
     """Satisfies `walyoff.platform.Platform`."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, *, segment_blocks: int | None = None) -> None:
         self._child = child
+        self._options: dict[str, Any] = {"guarded": True, "segment_blocks": segment_blocks}
         self._identities: dict[str, WalytisIdentity] = {}
 
     @property
@@ -52,7 +54,7 @@ class WalytisPlatform:
     async def create(self, device: str) -> AsyncIterator[Foundation]:
         """A new identity; its keys and its first segment are on the chain."""
         async with self._founded(
-            await WalytisIdentity.create(self._child, device, guarded=True)
+            await WalytisIdentity.create(self._child, device, **self._options)
         ) as foundation:
             yield foundation
 
@@ -60,7 +62,7 @@ class WalytisPlatform:
     async def open(self, did: str, *, pin: bytes, device: str) -> AsyncIterator[Foundation]:
         """An identity that this device belongs to."""
         async with self._founded(
-            await WalytisIdentity.open(self._child, did, pin, device, guarded=True)
+            await WalytisIdentity.open(self._child, did, pin, device, **self._options)
         ) as foundation:
             yield foundation
 
@@ -75,7 +77,7 @@ class WalytisPlatform:
         if decode_grant(grant)["did"] in self._identities:
             raise LocalProtocolError("this device is in the channel already")
         async with self._founded(
-            await WalytisIdentity.adopt(self._child, grant, device, guarded=True)
+            await WalytisIdentity.adopt(self._child, grant, device, **self._options)
         ) as foundation:
             yield foundation
 
@@ -161,12 +163,12 @@ class _IdentityChains:
 
 @asynccontextmanager
 async def open_platform(
-    home: Path, listen: Sequence[str] | None = None
+    home: Path, listen: Sequence[str] | None = None, *, segment_blocks: int | None = None
 ) -> AsyncIterator[Platform]:
     """The platform of a home: its child process lives as long as the context.
 
     `listen` are IP addresses for the node; None keeps those of the last start (127.0.0.1 at
-    first).
+    first). `segment_blocks` is for tests: the blocks of one segment.
 
     Raises:
         LocalProtocolError: one is no IP address.
@@ -174,7 +176,7 @@ async def open_platform(
     if listen:
         ensure_repo(home / "ipfs", [multiaddr(host) for host in listen])
     async with open_child(home) as child:
-        yield WalytisPlatform(child)
+        yield WalytisPlatform(child, segment_blocks=segment_blocks)
 
 
 __all__ = ["WalytisPlatform", "open_platform"]
