@@ -225,6 +225,14 @@ class Member:
     current: bool
     #: How many membership blocks came before its joining block.
     joined_at: int
+    #: From the device to the direct member of the identity that it belongs to; a device that is
+    #: a member itself is alone in it.
+    path: tuple[str, ...] = ()
+
+    @property
+    def voice(self) -> str:
+        """The direct member of the identity that this device speaks for."""
+        return self.path[-1] if self.path else self.did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
