@@ -53,6 +53,8 @@ CHUNK_SIZE = 1024 * 1024
 KIND_MESSAGE = 0
 #: The author states that a member left; see `walyoff.engine.removals`.
 KIND_REMOVAL = 1
+#: The content is a manifest: a caption, and the chunks of a file; see `walyoff.manifest`.
+KIND_ATTACHMENT = 2
 MAX_KIND = 255
 #: The year 9999 in milliseconds, so that a time always converts.
 MAX_TIME_MS = 253_402_300_799_999

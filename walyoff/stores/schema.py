@@ -15,8 +15,6 @@ from pathlib import Path
 from walyoff.errors import StoreError
 
 DATABASE_NAME = "store.db"
-VERSION = 1
-
 #: records.held: whether the content is in `contents`.
 MISSING, HELD = 0, 1
 
@@ -83,6 +81,39 @@ CREATE INDEX contents_by_file ON contents(file) WHERE file IS NOT NULL;
 CREATE TABLE cursors(ref BLOB PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID
 """
 
+_ATTACHMENTS = """
+/* Large contents: size in bytes, number of chunks, whether all of them are here, and what
+   somebody wished in place of the channel's policy: 1 fetch, -1 dropped. */
+CREATE TABLE attachments(
+    record INTEGER PRIMARY KEY, channel INTEGER NOT NULL, size INTEGER NOT NULL,
+    count INTEGER NOT NULL, complete INTEGER NOT NULL, wish INTEGER NOT NULL
+);
+
+CREATE INDEX attachments_open ON attachments(channel, record) WHERE complete = 0;
+
+/* The chunks of each attachment in order, held or not. A negative record is an attachment
+   that is being sent and has no record yet. */
+CREATE TABLE uses(
+    record INTEGER NOT NULL, place INTEGER NOT NULL, ref BLOB NOT NULL,
+    PRIMARY KEY(record, place)
+) WITHOUT ROWID;
+
+CREATE INDEX uses_by_ref ON uses(ref);
+
+/* The chunks that are here. One that nothing uses is left of a send that was broken off. */
+CREATE TABLE chunks(
+    ref BLOB PRIMARY KEY, channel INTEGER NOT NULL, size INTEGER NOT NULL,
+    key BLOB NOT NULL /* wrapped */, file BLOB NOT NULL UNIQUE
+) WITHOUT ROWID;
+
+CREATE INDEX chunks_by_channel ON chunks(channel, size)
+"""
+
+#: What makes each version of the tables from the one before. A step that was in a release is
+#: never changed, only followed by another.
+_STEPS = (_TABLES, _ATTACHMENTS)
+VERSION = len(_STEPS)
+
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     # A commit that returned survives a power loss, and not only a crash of the process.
@@ -125,9 +156,10 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def prepare(connection: sqlite3.Connection, check: bytes) -> bytes:
-    """Make the tables if there are none; returns the sealed check value of the store.
+    """Make the tables, or bring those of an older version up to date.
 
-    `check` is stored when the tables are made, in the same transaction.
+    Returns the sealed check value of the store. `check` is stored when the tables are made,
+    in the same transaction.
 
     Raises:
         StoreError: the store was written by a newer version of this library.
@@ -140,12 +172,14 @@ def prepare(connection: sqlite3.Connection, check: bytes) -> bytes:
         )
     if version < 0:
         raise StoreError(f"the store is damaged: version {version}")
-    if version == 0:
+    if version < VERSION:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for statement in _TABLES.split(";\n\n"):
-                connection.execute(statement)
-            connection.execute("INSERT INTO checks VALUES (?)", (check,))
+            for step in _STEPS[version:]:
+                for statement in step.split(";\n\n"):
+                    connection.execute(statement)
+            if version == 0:
+                connection.execute("INSERT INTO checks VALUES (?)", (check,))
             connection.execute(f"PRAGMA user_version = {VERSION}")
             connection.execute("COMMIT")
         except BaseException:
