@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from walyoff_transports import gossip
 
 from walyoff import frames
-from walyoff.channel import ChannelState
+from walyoff.channel_state import ChannelState
 from walyoff.child import rpc
 from walyoff.epochs import Epoch, seal_anchor
 from walyoff.invitations import Invitation

@@ -21,7 +21,7 @@ from tests.walytis_blocks import make_block
 from walyoff import audit as auditing
 from walyoff import open_device
 from walyoff.audit import Report, audit, audit_with, find_channel
-from walyoff.channel import ChannelState
+from walyoff.channel_state import ChannelState
 from walyoff.child.blocks import BlockFile, decode_block
 from walyoff.cli import run
 from walyoff.errors import HomeInUseError, LocalProtocolError
@@ -238,7 +238,7 @@ def test_a_link_that_no_member_signed_is_found(copy: Made) -> None:
     assert not copy.report.segments[0].raw.findings
     # Without the identity's keys no link holds: the walk ends at the first segment.
     from walyoff.audit_chains import read_segments
-    from walyoff.channel import load_epochs
+    from walyoff.channel_state import load_epochs
     from walyoff.epochs import anchor_key
 
     async def keys() -> dict[bytes, bytes]:

@@ -194,11 +194,11 @@ async def test_a_broken_path_is_replaced_within_two_seconds_and_nothing_is_lost(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(flood)
             await anyio.sleep(0.5)
-            sessions = {session.name for session in a._sessions.values()}
+            sessions = {session.name for session in a.connections.sessions()}
             for name in ("a", "b"):
                 Broken(g.devices[name], "libp2p").now()
             began = time.monotonic()
-            while not {s.name for s in a._sessions.values()} - sessions:  # noqa: ASYNC110
+            while not {s.name for s in a.connections.sessions()} - sessions:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
             took = time.monotonic() - began
             await anyio.sleep(0.3)
@@ -219,7 +219,7 @@ async def test_the_first_transport_is_the_one_that_is_used(home: Path) -> None:
         for name, best in (("a", "libp2p"), ("b", "ipfs")):
             other = g.channel("b" if name == "a" else "a").me
             seen = dials(g.devices[name])
-            for session in list(g.channel(name)._sessions.values()):
+            for session in g.channel(name).connections.sessions():
                 session.close()
             await anyio.sleep(1.5)
             await g.channel(name).wait_peer(other)

@@ -92,7 +92,7 @@ def test_messages_do_not_wake_those_who_wait_for_company() -> None:
                 receipt = await first.send(str(number).encode())
                 await receipt.wait_received(second.me)
             assert woken == []
-            for session in list(first._sessions.values()):
+            for session in first.connections.sessions():
                 session.close()
             await anyio.sleep(1)
             assert woken, "a session that ends is news"

@@ -100,7 +100,7 @@ async def test_counters_do_not_fall_when_sessions_end() -> None:
         (channel,) = alice.channels()
         before = channel.statistics()
         assert "1 peers | sim" in repr(alice)
-        for session in list(channel._sessions.values()):
+        for session in channel.connections.sessions():
             statistics = session.statistics()
             assert statistics["records_sent"] > 0
             assert statistics["bytes_received"] > len(CONTENT)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.sim.virtual import group, in_virtual_time, read, run
 from walyoff import Channel, Device, frames
+from walyoff.accepting import judge
 from walyoff.engine.facts import Reason
 from walyoff.errors import RemoteProtocolError
 from walyoff.records import KIND_MESSAGE, Record, commit, make_batch, signed_message
@@ -23,7 +24,7 @@ SALT = bytes(32)
 
 @pytest.fixture(autouse=True)
 def _renewal_is_looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("walyoff.channel.RENEWAL_CHECK_S", CHECK_S)
+    monkeypatch.setattr("walyoff.running.RENEWAL_CHECK_S", CHECK_S)
 
 
 def certificate_id(channel: Channel) -> bytes:
@@ -84,12 +85,12 @@ async def test_keys_renew_while_messages_flow_and_old_messages_stay_verifiable()
         await anyio.sleep(15)
         g.world.network.repair()
         await b.wait_peer(a.me)
-        (session,) = (s for s in b._sessions.values() if s.did == a.me)
+        (session,) = (s for s in b.connections.sessions() if s.did == a.me)
         assert session.peer.certificate.certificate_id == certificate_id(a)
 
 
 def test_a_key_that_has_signed_much_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("walyoff.channel.MAX_SIGNATURES", 10)
+    monkeypatch.setattr("walyoff.running.MAX_SIGNATURES", 10)
 
     async def main() -> None:
         async with group(2) as g:
@@ -153,7 +154,7 @@ def test_who_stole_a_replaced_key_can_neither_write_nor_connect() -> None:
                 tag_key=a.state.tag_key,
                 context=context,
                 suites=device.suites(),
-                judge=device.judge(a),
+                judge=judge(a),
                 runtime=device.runtime,
             )
             # The initiator is done first; the refusal is the first thing that it hears.
@@ -175,9 +176,9 @@ async def test_sessions_with_expired_certificates_end() -> None:
         a, b = g.channels
         assert a.peers() == [b.me]
         a.engine.credentials = a.engine.credentials
-        a.end_expired_sessions(g.devices[0].runtime.wall_ms())
+        a.connections.end_expired(g.devices[0].runtime.wall_ms())
         assert a.peers() == [b.me]
-        a.end_expired_sessions(g.devices[0].runtime.wall_ms() + CERTIFICATE_LIFETIME_MS + 1)
+        a.connections.end_expired(g.devices[0].runtime.wall_ms() + CERTIFICATE_LIFETIME_MS + 1)
         await anyio.sleep(0.01)
         assert a.peers() == []
 
@@ -198,7 +199,7 @@ def test_a_member_moves_to_another_suite_without_joining_again(suites: tuple[str
                 assert a.me == did
                 assert a.engine.credentials.certificate.suite == new
                 await (await a.send(b"new suite")).wait_received(by=b.me)
-                (session,) = b._sessions.values()
+                (session,) = b.connections.sessions()
                 assert session.peer.certificate.suite == new
                 assert await read(b, 2) == [b"old suite", b"new suite"]
 

@@ -76,7 +76,7 @@ def test_devices_of_different_suites_share_a_channel(backend: str) -> None:
                 others = [x.me for x in (a, b, c) if x is not channel]
                 receipt = await channel.send(channel.me.encode())
                 await receipt.wait_received(by=others)
-                used = {s.peer.certificate.suite for s in channel._sessions.values()}
+                used = {s.peer.certificate.suite for s in channel.connections.sessions()}
                 expected = {"classic-1", "hybrid-1"} if channel is not b else {"hybrid-1"}
                 assert used == expected
             assert len(await read(c, 3, anchored=True)) == 3

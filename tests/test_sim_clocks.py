@@ -20,7 +20,7 @@ CHECK_S = 60.0
 
 @pytest.fixture(autouse=True)
 def _renewal_is_looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("walyoff.channel.RENEWAL_CHECK_S", CHECK_S)
+    monkeypatch.setattr("walyoff.running.RENEWAL_CHECK_S", CHECK_S)
 
 
 def certificate_id(channel: Channel) -> bytes:

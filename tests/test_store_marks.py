@@ -34,7 +34,7 @@ READER = textwrap.dedent(
     import sys, anyio
     from contextlib import asynccontextmanager
     from pathlib import Path
-    from walyoff.node import open_device
+    from walyoff.opening import open_device
     from walyoff.testing.world import SimPlatform, SimWorld
     from walyoff.wire import pack
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
         WalyoffError,
     )
     from walyoff.messages import Message, MessageStream, Receipt
-    from walyoff.node import Device, open_device
+    from walyoff.node import Device
+    from walyoff.opening import open_device
 
 __version__ = "0.1.0"
 
@@ -56,7 +57,8 @@ _HOMES = {
         "WalyoffError",
     ),
     "walyoff.messages": ("Message", "MessageStream", "Receipt"),
-    "walyoff.node": ("Device", "open_device"),
+    "walyoff.node": ("Device",),
+    "walyoff.opening": ("open_device",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -32,7 +32,7 @@ from walyoff.audit_chains import (
     read_chain,
     read_segments,
 )
-from walyoff.channel import ChannelState, load_epochs
+from walyoff.channel_state import ChannelState, load_epochs
 from walyoff.child.reader import (
     IdentityBlock,
     Reading,

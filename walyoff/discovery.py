@@ -203,7 +203,10 @@ class Discovery:
 
     def _candidates(self, member: str) -> list[str]:
         """Where a member may be: the newest word first, and what it said in a session last."""
-        words = [*self._said.get(member, ()), self._channel.heard_addresses.get(member, ())]
+        words = [
+            *self._said.get(member, ()),
+            self._channel.connections.heard_addresses.get(member, ()),
+        ]
         return list(dict.fromkeys(address for word in words for address in word))
 
     async def _try(self, member: str) -> bool:

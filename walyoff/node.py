@@ -1,20 +1,14 @@
 """A device: one running installation, with its store, its keys, its transports, its channels.
 
-`open_device` is the way in. Everything that a device starts lives in its context and ends
-with it: the child process, listeners, sessions, channels.
+Everything that a device starts lives in the context of `walyoff.open_device` and ends with
+it: the child process, listeners, sessions, channels.
 """
 
 from __future__ import annotations
 
-import hmac
 import logging
-import os
-import shutil
-import stat
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -22,48 +16,40 @@ from anyio.abc import ByteStream, TaskGroup, TaskStatus
 from blake3 import blake3
 
 from walyoff import plugins
-from walyoff.abc import Store, Transport, TransportFactory, TransportHost
-from walyoff.channel import (
+from walyoff.abc import Store, Transport
+from walyoff.accepting import Acceptor, judge
+from walyoff.channel import Channel
+from walyoff.channel_state import (
     MAX_NAME_CHARS,
     SECRET_SIZE,
-    Channel,
     ChannelState,
     load_epochs,
-    run_channel,
     save_epochs,
 )
 from walyoff.discovery import Discovery, bridges
 from walyoff.epochs import EPOCH_KEY_SIZE, new_epoch
 from walyoff.errors import (
     LocalProtocolError,
-    NotAMemberError,
     RemoteProtocolError,
     TransportError,
     WalyoffError,
 )
 from walyoff.invitations import REMEMBER_S, Issued
-from walyoff.joining import Granted, grant_join, request_join
-from walyoff.platform import Foundation, Platform, PlatformFactory, StoreFactory
-from walyoff.runtime import REAL, Runtime
-from walyoff.session.handshake import HandshakeContext, PeerPresented
-from walyoff.session.peer import Judge, Session, answer, dial
-from walyoff.session.transcript import Mode, blinded_tag
+from walyoff.joining import Granted, request_join
+from walyoff.platform import Foundation, Platform
+from walyoff.running import run_channel
+from walyoff.runtime import Runtime
+from walyoff.session.peer import dial
 from walyoff.tasks import background_tasks
 from walyoff.wire import pack, unpack
 
 log = logging.getLogger("walyoff.device")
 
-DEFAULT_SUITE = "hybrid-1"
-DEFAULT_TRANSPORTS = ("ipfs",)
-#: Handshakes in progress at a time: each costs milliseconds of signatures and some memory.
-MAX_HANDSHAKES = 32
 MAX_ADDRESSES = 16
-#: Bytes of the temporary folder's path that leave room for a socket's name below it.
-MAX_RUN_DIR = 50
 
 
 class Device:
-    """One running device. Get one from `open_device`."""
+    """One running device. Get one from `walyoff.open_device`."""
 
     def __init__(
         self,
@@ -95,8 +81,7 @@ class Device:
         self._former: set[str] = set()
         self._invitations: dict[str, Issued] = {}
         self.invitation_lock = anyio.Lock()
-        #: Those who are in a handshake with us, the oldest first.
-        self._handshakes: dict[anyio.CancelScope, None] = {}
+        self.acceptor = Acceptor(self)
         self._started = runtime.now()
 
     def __repr__(self) -> str:
@@ -127,6 +112,10 @@ class Device:
     def channels(self) -> list[Channel]:
         """The channels of this device."""
         return list(self._channels.values())
+
+    def find_channel(self, did: str) -> Channel | None:
+        """The channel of a DID, if it is open here."""
+        return self._channels.get(did)
 
     def channel(self, name: str) -> Channel:
         """A channel by its name or its DID.
@@ -260,7 +249,7 @@ class Device:
         return {
             "uptime_s": self.runtime.now() - self._started,
             "channels": len(self._channels),
-            "handshakes": len(self._handshakes),
+            "handshakes": self.acceptor.handshakes,
         }
 
     # -------------------------------------------------------------------- channels
@@ -404,11 +393,11 @@ class Device:
             tag_key=channel.state.tag_key,
             context=channel.handshake_context(),
             suites=self.suites(),
-            judge=self.judge(channel),
+            judge=judge(channel),
             runtime=self.runtime,
         )
         if claim(session.did):
-            await channel.serve(session)
+            await channel.connections.serve(session)
             return
         async with session.run():
             log.debug("the session with %s at %s is not wanted", session.did, address)
@@ -417,110 +406,6 @@ class Device:
         """The suites that this device accepts, its own first."""
         others = [name for name in plugins.installed_suites() if name != self._suite]
         return [self._suite, *others]
-
-    def judge(self, channel: Channel) -> Judge:
-        """Decides about certificates in handshakes of a channel."""
-
-        async def decide(presented: PeerPresented) -> None:
-            trusted = await channel.engine.trust.add(presented.encoded)
-            certificate = trusted.certificate
-            if not channel.engine.trust.admits(certificate.member):
-                raise NotAMemberError(f"{certificate.member} is not a member now")
-            if channel.engine.trust.is_retired(certificate.certificate_id):
-                raise NotAMemberError(f"{certificate.member} has replaced this key")
-            if not certificate.covers(self.runtime.wall_ms()):
-                raise NotAMemberError(
-                    f"the certificate of {certificate.member} is not valid now: "
-                    "it has expired, or a clock is wrong"
-                )
-
-        return decide
-
-    async def listen(self, transport: Transport, *, task_status: TaskStatus[None]) -> None:
-        """Accept streams of a transport and answer their handshakes."""
-        async with transport.listen() as streams, background_tasks() as tasks:
-            task_status.started()
-            async for stream in streams:
-                if len(self._handshakes) >= MAX_HANDSHAKES:
-                    # The oldest makes room: an honest one takes milliseconds, so streams
-                    # that say nothing cannot keep the others out.
-                    oldest = next(iter(self._handshakes))
-                    del self._handshakes[oldest]
-                    oldest.cancel()
-                scope = anyio.CancelScope()
-                self._handshakes[scope] = None
-                tasks.start_soon(self._accept, stream, scope)
-
-    async def _accept(self, stream: ByteStream, scope: anyio.CancelScope) -> None:
-        chosen: list[Channel | Issued] = []
-
-        def find(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
-            return self._find(mode, ephemeral, tag, chosen)
-
-        async def decide(presented: PeerPresented) -> None:
-            if isinstance(chosen[0], Channel):
-                await self.judge(chosen[0])(presented)
-
-        try:
-            session: Session | None = None
-            try:
-                with scope:
-                    session = await answer(
-                        stream,
-                        find_tag=find,
-                        suites=self.suites(),
-                        judge=decide,
-                        runtime=self.runtime,
-                    )
-            finally:
-                self._handshakes.pop(scope, None)
-            if session is None:
-                log.info("a handshake that took long made room for another one")
-                return
-            await self._serve(session, chosen[0])
-        except RemoteProtocolError as error:
-            log.warning("a peer was refused: %s (%s)", error, error.reason)
-        except (TransportError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            log.info("a connection ended: %r", error)
-        except WalyoffError as error:
-            log.warning("a session failed: %s", error)
-        except Exception:
-            # A bug of ours, that one peer met: it must not end the sessions with others.
-            log.exception("a session failed by a fault of this program")
-
-    def _find(
-        self, mode: Mode, ephemeral: bytes, tag: bytes, chosen: list[Channel | Issued]
-    ) -> HandshakeContext | None:
-        if mode == "member":
-            for channel in self._channels.values():
-                expected = blinded_tag(channel.state.tag_key, mode, ephemeral)
-                if hmac.compare_digest(expected, tag):
-                    chosen[:] = [channel]
-                    return channel.handshake_context()
-            return None
-        for issued in self._invitations.values():
-            invitation = issued.invitation()
-            if hmac.compare_digest(blinded_tag(invitation.tag_key, mode, ephemeral), tag):
-                inviting = self._channels.get(issued.channel)
-                if inviting is None:
-                    return None
-                chosen[:] = [issued]
-                own = inviting.handshake_context()
-                return HandshakeContext(
-                    channel=invitation.invitation_id,
-                    sign_key=own.sign_key,
-                    certificate=own.certificate,
-                    psk=invitation.psk,
-                )
-        return None
-
-    async def _serve(self, session: Session, subject: Channel | Issued) -> None:
-        if isinstance(subject, Channel):
-            await subject.serve(session)
-            return
-        channel = self._channels.get(subject.channel)
-        if channel is not None:
-            await grant_join(self, channel, subject, session)
 
     # ----------------------------------------------------- invitations and addresses
 
@@ -532,6 +417,10 @@ class Device:
     def invitation(self, invitation_id: str) -> Issued | None:
         """What is known of an invitation of this device."""
         return self._invitations.get(invitation_id)
+
+    def invitations(self) -> list[Issued]:
+        """What this device invited and still remembers."""
+        return list(self._invitations.values())
 
     async def _load_invitations(self) -> None:
         for key in await self._store.keys("invitation/"):
@@ -561,104 +450,3 @@ class Device:
     def platform(self) -> Platform:
         """Where this device's identities come from."""
         return self._platform
-
-
-@asynccontextmanager
-async def open_device(
-    home: str | os.PathLike[str],
-    *,
-    transports: Sequence[str] | Mapping[str, TransportFactory] = DEFAULT_TRANSPORTS,
-    listen: Sequence[str] | None = None,
-    passphrase: str | None = None,
-    suite: str = DEFAULT_SUITE,
-    platform: PlatformFactory | None = None,
-    store: StoreFactory | None = None,
-    runtime: Runtime = REAL,
-) -> AsyncIterator[Device]:
-    """Open the device that lives in a home folder, which is made if it is not there.
-
-    `transports` names installed transports, the best first, or maps names to factories.
-    `listen` are the IP addresses of this machine at which others reach it (0.0.0.0 is all of
-    them); they are kept for later starts, and it is 127.0.0.1 alone until something else was
-    said. `passphrase` protects the home's key; the same one is needed ever after. `suite` is
-    for keys that this device makes from now on. `platform`, `store` and `runtime` are for
-    simulations.
-
-    Raises:
-        HomeInUseError: another process has it open.
-        StoreError: the passphrase is wrong, or the home cannot be used.
-        UnknownSuiteError: the suite is not installed.
-        WalyoffError: a transport is not installed or cannot be opened.
-    """
-    path = Path(home)
-    plugins.suite(suite)
-    if not isinstance(transports, Mapping):
-        transports = {name: plugins.transport_factory(name) for name in transports}
-    async with AsyncExitStack() as stack:
-        opened_store = await stack.enter_async_context(
-            (store or _sqlite_store)(path, passphrase)
-        )
-        base = await stack.enter_async_context(
-            (platform or partial(_walytis_platform, listen=listen))(path)
-        )
-        run_dir = _make_run_dir(path)
-        stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
-        opened: dict[str, Transport] = {}
-        for name, factory in transports.items():
-            state_dir = path / "transports" / name
-            # The mode is for the last folder only, so one after the other.
-            for folder in (state_dir.parent, state_dir):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            host = TransportHost(state_dir=state_dir, run_dir=run_dir / name, ipfs=base.ipfs)
-            host.run_dir.mkdir(mode=0o700)
-            opened[name] = await stack.enter_async_context(factory(host))
-        tasks = await stack.enter_async_context(background_tasks())
-        device = Device(
-            home=path,
-            store=opened_store,
-            platform=base,
-            transports=opened,
-            suite=suite,
-            tasks=tasks,
-            runtime=runtime,
-        )
-        await device.open_channels()
-        for transport in opened.values():
-            await tasks.start(device.listen, transport)
-        yield device
-
-
-def _make_run_dir(home: Path) -> Path:
-    """A private folder for sockets, whose paths may have no more than 107 bytes.
-
-    Its name belongs to the home, so what a killed process left there goes at the next start.
-    """
-    folder = tempfile.gettempdir()
-    if len(folder.encode()) > MAX_RUN_DIR and os.access("/tmp", os.W_OK):  # noqa: S108
-        folder = "/tmp"  # noqa: S108 - see below: it is ours, or it is not used
-    name = blake3(str(home.resolve()).encode()).hexdigest(8)
-    run_dir = Path(folder) / f"walyoff-{name}"
-    try:
-        run_dir.mkdir(mode=0o700)
-    except FileExistsError:
-        found = run_dir.lstat()
-        # Others may write to the folder above: only one that is ours alone is taken over.
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            return Path(tempfile.mkdtemp(prefix="walyoff-", dir=folder))
-        shutil.rmtree(run_dir)
-        run_dir.mkdir(mode=0o700)
-    return run_dir
-
-
-def _sqlite_store(home: Path, passphrase: str | None) -> AbstractAsyncContextManager[Store]:
-    from walyoff.stores import open_store  # noqa: PLC0415 - imported when it is needed
-
-    return open_store(home, passphrase=passphrase)
-
-
-def _walytis_platform(
-    home: Path, listen: Sequence[str] | None
-) -> AbstractAsyncContextManager[Platform]:
-    from walyoff.walytis.platform import open_platform  # noqa: PLC0415 - as above
-
-    return open_platform(home, listen)

@@ -166,7 +166,7 @@ async def _with_device(
     failure: Exception | None = None
     async with AsyncExitStack() as stack:
         with console.step("opening the device"):
-            from walyoff.node import DEFAULT_TRANSPORTS, open_device  # noqa: PLC0415  (heavy)
+            from walyoff.opening import DEFAULT_TRANSPORTS, open_device  # noqa: PLC0415  (heavy)
 
             action = getattr(importlib.import_module(f"walyoff.cli.{module}"), function)
             device = await stack.enter_async_context(

@@ -23,7 +23,8 @@ from walyoff.errors import (
     PayloadTooLargeError,
     RemoteProtocolError,
 )
-from walyoff.node import Device, open_device
+from walyoff.node import Device
+from walyoff.opening import open_device
 from walyoff.platform import Foundation, Platform
 from walyoff.tasks import background_tasks
 from walyoff.testing.memory import MemoryDisk, MemoryStore, open_memory_store

@@ -1,0 +1,159 @@
+"""Answering those who connect: which channel or invitation it is about, and who gets in.
+
+Decided here: whose certificate is accepted in a handshake, and how many handshakes there are
+at a time.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.abc import ByteStream, TaskStatus
+
+from walyoff.abc import Transport
+from walyoff.channel import Channel
+from walyoff.errors import (
+    NotAMemberError,
+    RemoteProtocolError,
+    TransportError,
+    WalyoffError,
+)
+from walyoff.invitations import Issued
+from walyoff.joining import grant_join
+from walyoff.session.handshake import HandshakeContext, PeerPresented
+from walyoff.session.peer import Judge, Session, answer
+from walyoff.session.transcript import Mode, blinded_tag
+from walyoff.tasks import background_tasks
+
+if TYPE_CHECKING:
+    from walyoff.node import Device
+
+log = logging.getLogger("walyoff.device")
+
+#: Handshakes in progress at a time: each costs milliseconds of signatures and some memory.
+MAX_HANDSHAKES = 32
+
+
+def judge(channel: Channel) -> Judge:
+    """Decides about certificates in handshakes of a channel."""
+
+    async def decide(presented: PeerPresented) -> None:
+        trusted = await channel.engine.trust.add(presented.encoded)
+        certificate = trusted.certificate
+        if not channel.engine.trust.admits(certificate.member):
+            raise NotAMemberError(f"{certificate.member} is not a member now")
+        if channel.engine.trust.is_retired(certificate.certificate_id):
+            raise NotAMemberError(f"{certificate.member} has replaced this key")
+        if not certificate.covers(channel.engine.runtime.wall_ms()):
+            raise NotAMemberError(
+                f"the certificate of {certificate.member} is not valid now: "
+                "it has expired, or a clock is wrong"
+            )
+
+    return decide
+
+
+class Acceptor:
+    """Accepts the streams that others open to a device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        #: Those who are in a handshake with us, the oldest first.
+        self._handshakes: dict[anyio.CancelScope, None] = {}
+
+    @property
+    def handshakes(self) -> int:
+        """Handshakes in progress."""
+        return len(self._handshakes)
+
+    async def listen(self, transport: Transport, *, task_status: TaskStatus[None]) -> None:
+        """Accept streams of a transport and answer their handshakes."""
+        async with transport.listen() as streams, background_tasks() as tasks:
+            task_status.started()
+            async for stream in streams:
+                if len(self._handshakes) >= MAX_HANDSHAKES:
+                    # The oldest makes room: an honest one takes milliseconds, so streams
+                    # that say nothing cannot keep the others out.
+                    oldest = next(iter(self._handshakes))
+                    del self._handshakes[oldest]
+                    oldest.cancel()
+                scope = anyio.CancelScope()
+                self._handshakes[scope] = None
+                tasks.start_soon(self._accept, stream, scope)
+
+    async def _accept(self, stream: ByteStream, scope: anyio.CancelScope) -> None:
+        chosen: list[Channel | Issued] = []
+
+        def find(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
+            return self._find(mode, ephemeral, tag, chosen)
+
+        async def decide(presented: PeerPresented) -> None:
+            if isinstance(chosen[0], Channel):
+                await judge(chosen[0])(presented)
+
+        try:
+            session: Session | None = None
+            try:
+                with scope:
+                    session = await answer(
+                        stream,
+                        find_tag=find,
+                        suites=self._device.suites(),
+                        judge=decide,
+                        runtime=self._device.runtime,
+                    )
+            finally:
+                self._handshakes.pop(scope, None)
+            if session is None:
+                log.info("a handshake that took long made room for another one")
+                return
+            await self._serve(session, chosen[0])
+        except RemoteProtocolError as error:
+            log.warning("a peer was refused: %s (%s)", error, error.reason)
+        except (TransportError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            log.info("a connection ended: %r", error)
+        except WalyoffError as error:
+            log.warning("a session failed: %s", error)
+        except Exception:
+            # A bug of ours, that one peer met: it must not end the sessions with others.
+            log.exception("a session failed by a fault of this program")
+
+    def _find(
+        self, mode: Mode, ephemeral: bytes, tag: bytes, chosen: list[Channel | Issued]
+    ) -> HandshakeContext | None:
+        if mode == "member":
+            for channel in self._device.channels():
+                expected = blinded_tag(channel.state.tag_key, mode, ephemeral)
+                if hmac.compare_digest(expected, tag):
+                    chosen[:] = [channel]
+                    return channel.handshake_context()
+            return None
+        for issued in self._device.invitations():
+            invitation = issued.invitation()
+            if hmac.compare_digest(blinded_tag(invitation.tag_key, mode, ephemeral), tag):
+                inviting = self._device.find_channel(issued.channel)
+                if inviting is None:
+                    return None
+                chosen[:] = [issued]
+                own = inviting.handshake_context()
+                return HandshakeContext(
+                    channel=invitation.invitation_id,
+                    sign_key=own.sign_key,
+                    certificate=own.certificate,
+                    psk=invitation.psk,
+                )
+        return None
+
+    async def _serve(self, session: Session, subject: Channel | Issued) -> None:
+        if isinstance(subject, Channel):
+            await subject.connections.serve(session)
+            return
+        channel = self._device.find_channel(subject.channel)
+        if channel is not None:
+            await grant_join(self._device, channel, subject, session)
+
+
+__all__ = ["Acceptor", "judge"]

@@ -1,0 +1,142 @@
+"""The sessions of one channel.
+
+Decided here: which of two sessions with one device is kept, and when one has to end. What is
+said in a session is decided in `engine.links`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from walyoff.engine.driver import Engine
+from walyoff.engine.links import Chain, LinkServer
+from walyoff.tasks import background_tasks
+
+if TYPE_CHECKING:
+    from walyoff.node import Device
+    from walyoff.session.peer import Session
+
+log = logging.getLogger("walyoff.channel")
+
+
+class Connections:
+    """Who this device is connected with in a channel."""
+
+    def __init__(
+        self, *, device: Device, engine: Engine, channel: str, chains: Mapping[str, Chain]
+    ) -> None:
+        self._device = device
+        self._engine = engine
+        self._channel = channel
+        self._chains = chains
+        self._sessions: dict[str, Session] = {}
+        self._servers: dict[str, LinkServer] = {}
+        #: Where devices said in a session that they are: nobody else can have said it.
+        self.heard_addresses: dict[str, tuple[str, ...]] = {}
+        #: Totals of sessions that have ended, so that counters never fall.
+        self._ended: Counter[str] = Counter()
+
+    def sessions(self) -> list[Session]:
+        """The sessions of now."""
+        return list(self._sessions.values())
+
+    def servers(self) -> list[LinkServer]:
+        """Those who serve the sessions of now."""
+        return list(self._servers.values())
+
+    def status(self) -> list[dict[str, Any]]:
+        """A row for each session."""
+        peers = self._engine.reconciler.peers
+        return [
+            {
+                "did": session.did,
+                "role": session.role,
+                "backlog": session.backlog,
+                "score": round(peers[name].score, 2) if name in peers else 0.0,
+            }
+            for name, session in self._sessions.items()
+        ]
+
+    def statistics(self) -> dict[str, float]:
+        """Counters since the channel was opened, and the sizes of now."""
+        sessions = self.sessions()
+        ended = self._ended
+        return {
+            "peers": len({session.did for session in sessions}),
+            "sessions": len(sessions),
+            "sessions_total": ended["sessions"] + len(sessions),
+            "backlog": sum(s.backlog for s in sessions),
+            "bytes_sent": ended["sent"] + sum(s.bytes_sent for s in sessions),
+            "bytes_received": ended["received"] + sum(s.bytes_received for s in sessions),
+        }
+
+    async def serve(self, session: Session) -> None:
+        """Serve an established session of this channel until it ends."""
+        replaced = self._choose(session)
+        if replaced is session:
+            async with session.run():
+                return
+        if replaced is not None:
+            replaced.close()
+        self._sessions[session.name] = session
+        server = LinkServer(
+            self._engine,
+            session,
+            addresses=tuple(self._device.addresses),
+            chains=self._chains,
+        )
+        self._servers[session.name] = server
+        try:
+            async with session.run(), background_tasks() as tasks:
+                self._engine.notify()
+                tasks.start_soon(self._note_addresses, session.did, server)
+                await server.run()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            log.info("session with %s ended", session.did)
+        finally:
+            self._sessions.pop(session.name, None)
+            self._servers.pop(session.name, None)
+            self._ended.update(
+                sessions=1, sent=session.bytes_sent, received=session.bytes_received
+            )
+            self._engine.notify()
+
+    async def _note_addresses(self, did: str, server: LinkServer) -> None:
+        """Keep what a device says of where it is, as soon as it says so.
+
+        Not when the session ends: a device that is killed in its first session would know
+        nobody when it comes back.
+        """
+        while not server.peer_addresses:
+            await self._engine.changed()
+        self.heard_addresses[did] = server.peer_addresses
+        await self._device.remember_addresses(self._channel, did, server.peer_addresses)
+
+    def _choose(self, session: Session) -> Session | None:
+        """Of two sessions with one device, the one to give up; both sides choose alike."""
+        for other in self._sessions.values():
+            if other.did != session.did:
+                continue
+            if other.role == session.role:
+                # The same side dialled twice: the older connection is dead or dying.
+                return other
+            first = "initiator" if self._engine.me < session.did else "responder"
+            return other if session.role == first else session
+        return None
+
+    def end_expired(self, now_ms: int) -> None:
+        """End the sessions whose other side showed a certificate that has ended."""
+        for session in list(self._sessions.values()):
+            if not session.peer.certificate.covers(now_ms):
+                session.close()
+
+    def end_strangers(self) -> None:
+        """End the sessions with devices that are no longer members."""
+        for session in list(self._sessions.values()):
+            if not self._engine.trust.admits(session.did):
+                session.close()

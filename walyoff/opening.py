@@ -1,0 +1,134 @@
+"""Opening a device: its store, its platform and its transports, in the order in which they
+depend on one another.
+
+Decided here: what a home needs to be opened. What a device does is in `node`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from blake3 import blake3
+
+from walyoff import plugins
+from walyoff.abc import Store, Transport, TransportFactory, TransportHost
+from walyoff.node import Device
+from walyoff.platform import Platform, PlatformFactory, StoreFactory
+from walyoff.runtime import REAL, Runtime
+from walyoff.tasks import background_tasks
+
+DEFAULT_SUITE = "hybrid-1"
+DEFAULT_TRANSPORTS = ("ipfs",)
+#: Bytes of the temporary folder's path that leave room for a socket's name below it.
+MAX_RUN_DIR = 50
+
+
+@asynccontextmanager
+async def open_device(
+    home: str | os.PathLike[str],
+    *,
+    transports: Sequence[str] | Mapping[str, TransportFactory] = DEFAULT_TRANSPORTS,
+    listen: Sequence[str] | None = None,
+    passphrase: str | None = None,
+    suite: str = DEFAULT_SUITE,
+    platform: PlatformFactory | None = None,
+    store: StoreFactory | None = None,
+    runtime: Runtime = REAL,
+) -> AsyncIterator[Device]:
+    """Open the device that lives in a home folder, which is made if it is not there.
+
+    `transports` names installed transports, the best first, or maps names to factories.
+    `listen` are the IP addresses of this machine at which others reach it (0.0.0.0 is all of
+    them); they are kept for later starts, and it is 127.0.0.1 alone until something else was
+    said. `passphrase` protects the home's key; the same one is needed ever after. `suite` is
+    for keys that this device makes from now on. `platform`, `store` and `runtime` are for
+    simulations.
+
+    Raises:
+        HomeInUseError: another process has it open.
+        StoreError: the passphrase is wrong, or the home cannot be used.
+        UnknownSuiteError: the suite is not installed.
+        WalyoffError: a transport is not installed or cannot be opened.
+    """
+    path = Path(home)
+    plugins.suite(suite)
+    if not isinstance(transports, Mapping):
+        transports = {name: plugins.transport_factory(name) for name in transports}
+    async with AsyncExitStack() as stack:
+        opened_store = await stack.enter_async_context(
+            (store or _sqlite_store)(path, passphrase)
+        )
+        base = await stack.enter_async_context(
+            (platform or partial(_walytis_platform, listen=listen))(path)
+        )
+        run_dir = _make_run_dir(path)
+        stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
+        opened: dict[str, Transport] = {}
+        for name, factory in transports.items():
+            state_dir = path / "transports" / name
+            # The mode is for the last folder only, so one after the other.
+            for folder in (state_dir.parent, state_dir):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            host = TransportHost(state_dir=state_dir, run_dir=run_dir / name, ipfs=base.ipfs)
+            host.run_dir.mkdir(mode=0o700)
+            opened[name] = await stack.enter_async_context(factory(host))
+        tasks = await stack.enter_async_context(background_tasks())
+        device = Device(
+            home=path,
+            store=opened_store,
+            platform=base,
+            transports=opened,
+            suite=suite,
+            tasks=tasks,
+            runtime=runtime,
+        )
+        await device.open_channels()
+        for transport in opened.values():
+            await tasks.start(device.acceptor.listen, transport)
+        yield device
+
+
+def _make_run_dir(home: Path) -> Path:
+    """A private folder for sockets, whose paths may have no more than 107 bytes.
+
+    Its name belongs to the home, so what a killed process left there goes at the next start.
+    """
+    folder = tempfile.gettempdir()
+    if len(folder.encode()) > MAX_RUN_DIR and os.access("/tmp", os.W_OK):  # noqa: S108
+        folder = "/tmp"  # noqa: S108 - see below: it is ours, or it is not used
+    name = blake3(str(home.resolve()).encode()).hexdigest(8)
+    run_dir = Path(folder) / f"walyoff-{name}"
+    try:
+        run_dir.mkdir(mode=0o700)
+    except FileExistsError:
+        found = run_dir.lstat()
+        # Others may write to the folder above: only one that is ours alone is taken over.
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return Path(tempfile.mkdtemp(prefix="walyoff-", dir=folder))
+        shutil.rmtree(run_dir)
+        run_dir.mkdir(mode=0o700)
+    return run_dir
+
+
+def _sqlite_store(home: Path, passphrase: str | None) -> AbstractAsyncContextManager[Store]:
+    from walyoff.stores import open_store  # noqa: PLC0415 - imported when it is needed
+
+    return open_store(home, passphrase=passphrase)
+
+
+def _walytis_platform(
+    home: Path, listen: Sequence[str] | None
+) -> AbstractAsyncContextManager[Platform]:
+    from walyoff.walytis.platform import open_platform  # noqa: PLC0415 - as above
+
+    return open_platform(home, listen)
+
+
+__all__ = ["DEFAULT_SUITE", "DEFAULT_TRANSPORTS", "open_device"]
