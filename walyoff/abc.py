@@ -17,6 +17,8 @@ from typing import Protocol, runtime_checkable
 
 from anyio.abc import ByteStream, ObjectReceiveStream
 
+from walyoff.chunkstore import ChunkStore, NewAttachment
+
 # --------------------------------------------------------------------------- transport
 
 
@@ -452,13 +454,15 @@ class ChannelStore(Protocol):
         deliver: Sequence[bytes] = (),
         signatures: Sequence[tuple[bytes, bytes]] = (),
         anchors: Sequence[tuple[bytes, str]] = (),
+        attachments: Sequence[NewAttachment] = (),
     ) -> int:
         """Write all of it in one transaction; durable when it returns.
 
         `contents` are (record hash, content) of records known before; `deliver` are record
         hashes that get the next positions, one each, in that order; `signatures` are (batch
-        hash, signature); `anchors` are (batch hash, block name). Everything is idempotent: what
-        is there already is left as it is. Concurrent calls are committed in call order and
+        hash, signature); `anchors` are (batch hash, block name); `attachments` are those whose
+        manifests are held now. Everything is idempotent: what is there already is left as it
+        is. Concurrent calls are committed in call order and
         may share one commit. Cancelling leaves all of it written or nothing.
 
         Returns the highest position of the log after it.
@@ -466,6 +470,10 @@ class ChannelStore(Protocol):
         Raises:
             StoreError: nothing was written (disk full, read only, corrupt).
         """
+
+    @property
+    def chunks(self) -> ChunkStore:
+        """The chunks of the channel's attachments."""
 
     async def heads(self) -> list[Head]:
         """The head of each device, from records held without a gap."""

@@ -1,16 +1,19 @@
 """Contents that are too large for the database: one encrypted file each.
 
-A file is named after its content key, which is fresh for each write, so a name is never
-used twice and a file never changes. Files exist before the transaction that refers to them
-commits; what a crash leaves without a reference is swept at the next start.
+The file of a content is named after its key, which is fresh for each write, and that of a
+chunk of an attachment at random, so a name is never used twice and a file never changes.
+Files exist before the transaction that refers to them commits; what a crash leaves without a
+reference is swept at the next start.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -26,12 +29,16 @@ from walyoff.stores.home import (
     write_all,
 )
 from walyoff.stores.schema import connect
+from walyoff.stores.threads import as_store_error
 from walyoff.stores.vault import (
+    FILE_NAME_SIZE,
     SEGMENT,
     TAG_SIZE,
     Vault,
     damaged,
+    decrypt_chunk,
     decrypt_segments,
+    encrypt_chunk,
     encrypt_segments,
 )
 
@@ -44,6 +51,8 @@ MAX_CONTENT = 2**30
 _MAX_FILE = MAX_CONTENT + 256 + (MAX_CONTENT // SEGMENT + 2) * TAG_SIZE
 #: How many files are encrypted and synced at once; more only wait for the same disk.
 _STAGERS = 4
+#: So many chunks of attachments that follow one another lie in one folder.
+_FOLDER_RUN = 256
 #: How long opening waits for the sweep, in seconds; a longer one goes on beside the work.
 _SWEEP_PATIENCE = 0.2
 
@@ -68,6 +77,8 @@ class ChunkFiles:
         self._pool = ThreadPoolExecutor(_STAGERS, "walyoff-chunks")
         # Names that are written now, and not yet committed: the sweep leaves them alone.
         self._in_flight: set[str] = set()
+        self._chunk_numbers = itertools.count()
+        self._first_folder = os.urandom(1)[0]
         self._stop = threading.Event()
         self._sweeper: threading.Thread | None = None
 
@@ -89,9 +100,7 @@ class ChunkFiles:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            with suppress(FileExistsError):
-                path.parent.mkdir(mode=FOLDER_MODE)
-                sync_folder(self._root)
+            self._make_folder(path.parent)
             temporary.rename(path)
             # Here and not in the writer: these wait for the disk side by side.
             sync_folder(path.parent)
@@ -102,6 +111,70 @@ class ChunkFiles:
             self._in_flight.discard(name)
             raise
         return staged
+
+    def stage_chunk(self, data: bytes, place: bytes) -> Staged:
+        """Write a chunk of an attachment; as `stage`, but blocking.
+
+        The file has its name from the start, because nothing refers to it before its row does.
+        """
+        key, wrapped = self._vault.new_key(place)
+        staged = Staged(self._chunk_name(), wrapped)
+        sealed = encrypt_chunk(key, data, place)
+        self._in_flight.add(staged.name.hex())
+        try:
+            path = self._path(staged.name)
+            self._make_folder(path.parent)
+            descriptor = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                write_all(descriptor, sealed)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            sync_folder(path.parent)
+        except OSError as error:
+            self.discard(staged)
+            raise as_store_error(error) from error
+        except BaseException:
+            self.discard(staged)
+            raise
+        return staged
+
+    def _chunk_name(self) -> bytes:
+        """A fresh name. Those of one time share a folder, whose sync then serves many."""
+        number = next(self._chunk_numbers)
+        return bytes((self._first_folder + number // _FOLDER_RUN & 0xFF,)) + os.urandom(
+            FILE_NAME_SIZE - 1
+        )
+
+    def read_chunk(
+        self, staged: Staged, place: bytes, size: int, record_id: bytes
+    ) -> bytes | None:
+        """A chunk of so many bytes; None if its file is gone.
+
+        Raises:
+            StoreError: it does not authenticate, or cannot be read.
+        """
+        key = self._vault.open_key(staged.wrapped, place, record_id)
+        try:
+            descriptor = open_private(self._path(staged.name), os.O_RDONLY)
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
+                sealed = file.read(size + TAG_SIZE + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise as_store_error(error) from error
+        return decrypt_chunk(key, sealed, place, record_id)
+
+    def remove(self, names: Iterable[bytes]) -> None:
+        """Remove files that no transaction refers to any more; a sweep does what fails."""
+        for name in names:
+            with suppress(OSError):
+                self._path(name).unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> None:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=FOLDER_MODE)
+            sync_folder(self._root)
 
     def committed(self, staged: Staged) -> None:
         """A transaction refers to the file now."""
@@ -164,8 +237,11 @@ class ChunkFiles:
         except ValueError:
             return set()
         high = low + b"\xff" * 64
-        query = "SELECT file FROM contents WHERE file >= ? AND file <= ?"
-        return {bytes(row[0]).hex() for row in connection.execute(query, (low, high))}
+        found: set[str] = set()
+        for table in ("contents", "chunks"):
+            query = f"SELECT file FROM {table} WHERE file >= ? AND file <= ?"  # noqa: S608
+            found |= {bytes(row[0]).hex() for row in connection.execute(query, (low, high))}
+        return found
 
     def close(self) -> None:
         """Wait for what was begun. Idempotent."""

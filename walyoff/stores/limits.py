@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from walyoff.abc import NewBatch, StoredContent
+from walyoff.chunkstore import NewAttachment
 from walyoff.errors import LocalProtocolError, PayloadTooLargeError
+from walyoff.manifest import chunk_count
+from walyoff.records import CHUNK_SIZE
 from walyoff.stores.chunks import MAX_CONTENT, MAX_INLINE
 from walyoff.stores.places import HASH_SIZE, MAX_INTEGER
 from walyoff.stores.vault import MAX_SALT
@@ -85,6 +88,26 @@ def check_write(
         check_hash(batch_id, "batch hash")
         check_name(anchor, "block name")
     return total
+
+
+def check_attachments(attachments: Sequence[NewAttachment]) -> int:
+    """Check the attachments of a write; returns about how many bytes it writes for them."""
+    total = 0
+    for attachment in attachments:
+        check_hash(attachment.record_id, "record hash")
+        check_number(attachment.size, "size of an attachment")
+        if len(attachment.chunk_ids) != chunk_count(attachment.size):
+            raise LocalProtocolError("an attachment has not the chunks of its size")
+        for chunk_id in attachment.chunk_ids:
+            check_hash(chunk_id, "chunk id")
+        total += len(attachment.chunk_ids) * HASH_SIZE
+    return total
+
+
+def check_chunk(data: bytes) -> None:
+    """Raises LocalProtocolError unless it is one chunk of an attachment."""
+    if not 1 <= len(data) <= CHUNK_SIZE:
+        raise LocalProtocolError(f"a chunk of {len(data)} bytes is not of 1 to {CHUNK_SIZE}")
 
 
 def _check_batch(batch: NewBatch) -> int:

@@ -61,6 +61,8 @@ def open_home(path: Path, passphrase: str | None) -> OpenHome:
                 vault.unseal(check, places.CHECK, "")
             except StoreError:
                 raise StoreError(f"the key in {path} is not the key of its store") from None
+            # Drafts of attachments end with the run that sent them.
+            writer.execute("DELETE FROM uses WHERE record < 0")
             reader = schema.connect(database)
             undo.callback(reader.close)
             reader.execute("PRAGMA query_only = ON")

@@ -15,6 +15,7 @@ BATCH = b"b"
 RECORD = b"r"
 CURSOR = b"n"
 MARK = b"m"
+CHUNK = b"k"
 
 HASH_SIZE = 32
 #: Sequence numbers, positions and counts are SQLite integers.
@@ -28,6 +29,7 @@ DID = b"did"
 BODY = b"body"
 SIGNATURE = b"signature"
 ANCHOR = b"anchor"
+CHUNK_DATA = b"chunk"
 _IDS = struct.Struct(">3s16s16s16sQQ")
 
 

@@ -166,6 +166,18 @@ class Reading:
         """Records with content and without a position."""
         return self._named("held = 1 AND position IS NULL ORDER BY record")
 
+    def record_ids(self, numbers: Sequence[int]) -> dict[int, bytes]:
+        """The hashes of records by their row numbers."""
+        batches: dict[int, int] = {}
+        for start, size in chunks(len(numbers)):
+            query = packed_query(
+                ("record", "batch"), (), f"FROM records WHERE record IN ({marks(size)})"
+            )
+            batches |= dict(query.rows(self._connection, numbers[start : start + size]))
+        indexes: dict[int, _Batch] = {}
+        self._add_indexes(indexes, batches.values())
+        return {number: indexes[batches[number]].record(number)[1] for number in numbers}
+
     def _named(self, condition: str) -> list[tuple[str, int, bytes]]:
         query = packed_query(
             ("record", "batch"), (), f"FROM records WHERE channel = ? AND {condition}"

@@ -7,8 +7,9 @@ commit. The event loop only checks arguments and waits.
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from walyoff.abc import Head, LogEntry, NewBatch, StoredBatch, StoredContent
+from walyoff.chunkstore import NewAttachment
 from walyoff.stores import limits, places
-from walyoff.stores.chunks import MAX_INLINE, Staged
+from walyoff.stores.attachments import FILES_AT_ONCE, SqliteChunkStore
+from walyoff.stores.chunks import MAX_INLINE, ChunkFiles, Staged
 from walyoff.stores.committing import Committer, read_group
 from walyoff.stores.opening import OpenHome, open_home
 from walyoff.stores.reading import Reading
 from walyoff.stores.threads import Job, Worker
+from walyoff.stores.vault import Vault
 from walyoff.stores.writing import Write, Writing
 from walyoff.waking import Waker
 
@@ -52,6 +56,9 @@ class SqliteStore:
         self._home = home
         self._vault = home.vault
         self._files = home.files
+        #: How many files of attachments are written or read at a time.
+        self.file_limiter = anyio.CapacityLimiter(FILES_AT_ONCE)
+        self._drafts = itertools.count(1)
         committer = Committer()
         waker = Waker()
         self._writer = Worker(
@@ -141,6 +148,25 @@ class SqliteStore:
 
     # For the channels.
 
+    @property
+    def vault(self) -> Vault:
+        """The keys of this store."""
+        return self._vault
+
+    @property
+    def files(self) -> ChunkFiles:
+        """The files of large contents and of chunks."""
+        return self._files
+
+    def new_draft(self) -> int:
+        """A number for an attachment that begins to be sent in this run."""
+        return next(self._drafts)
+
+    def queue(self, job: Job[T]) -> Awaitable[T]:
+        """Queue something for the writer at once; awaiting only waits for it."""
+        self._writer.submit(job)
+        return self._writer.wait(job)
+
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do something in a snapshot in the reader's thread."""
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -226,6 +252,7 @@ class SqliteChannelStore:
         deliver: Sequence[bytes] = (),
         signatures: Sequence[tuple[bytes, bytes]] = (),
         anchors: Sequence[tuple[bytes, str]] = (),
+        attachments: Sequence[NewAttachment] = (),
     ) -> int:
         """Write all of it or nothing; see `walyoff.abc.ChannelStore.write`.
 
@@ -242,12 +269,18 @@ class SqliteChannelStore:
             deliver=tuple(deliver),
             signatures=tuple(signatures),
             anchors=tuple(anchors),
+            attachments=tuple(attachments),
             staged={},
         )
         size = limits.check_write(
             write.batches, write.contents, write.deliver, write.signatures, write.anchors
-        )
+        ) + limits.check_attachments(write.attachments)
         return await self._store.write_channel(write, size)
+
+    @property
+    def chunks(self) -> SqliteChunkStore:
+        """The chunks of the channel's attachments."""
+        return SqliteChunkStore(self._store, self._id)
 
     async def _read(self, query: Callable[[Reading], T]) -> T:
         store, channel_id = self._store, self._id

@@ -88,8 +88,17 @@ class Worker:
             anyio.ClosedResourceError: the worker was closed before.
             StoreError: what the job raised.
         """
+        self.submit(job)
+        return await self.wait(job)
+
+    def submit(self, job: Job[Any]) -> None:
+        """Queue a job, which will be done. Raises anyio.ClosedResourceError."""
         self.check_open()
         self._queue.put(job)
+
+    @staticmethod
+    async def wait(job: Job[T]) -> T:
+        """Wait for a job that was queued. Raises StoreError: what the job raised."""
         await job.done.wait()
         if job.error is not None:
             raise job.error

@@ -153,6 +153,19 @@ def encrypt_segments(key: bytes, content: StoredContent, place: bytes) -> Iterat
         yield aead.encrypt(_nonce(index, last), data[start : start + SEGMENT], place)
 
 
+def encrypt_chunk(key: bytes, data: bytes, place: bytes) -> bytes:
+    """The ciphertext of a chunk of an attachment, under a key that is used for it alone."""
+    return AESGCM(key).encrypt(_ONLY_SEGMENT, data, place)
+
+
+def decrypt_chunk(key: bytes, sealed: bytes, place: bytes, record_id: bytes) -> bytes:
+    """The inverse of `encrypt_chunk`. Raises StoreError that names the record."""
+    try:
+        return AESGCM(key).decrypt(_ONLY_SEGMENT, sealed, place)
+    except (InvalidTag, ValueError):
+        raise damaged(record_id) from None
+
+
 def decrypt_segments(
     key: bytes, sealed: memoryview, place: bytes, record_id: bytes
 ) -> StoredContent:

@@ -13,8 +13,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from walyoff.abc import NewBatch, StoredContent
+from walyoff.chunkstore import NewAttachment
 from walyoff.errors import StoreError
 from walyoff.stores import places
+from walyoff.stores.attachments import register
 from walyoff.stores.chunks import MAX_INLINE, Staged
 from walyoff.stores.packing import chunks, insert_rows, marks
 from walyoff.stores.schema import HELD, MISSING
@@ -31,6 +33,7 @@ class Write:
     deliver: Sequence[bytes]
     signatures: Sequence[tuple[bytes, bytes]]
     anchors: Sequence[tuple[bytes, str]]
+    attachments: Sequence[NewAttachment]
     #: The files of large contents, by record hash.
     staged: dict[bytes, Future[Staged]]
     used: list[Staged] = field(default_factory=list)
@@ -88,11 +91,18 @@ class Writing:
         given += write.contents
         self._find_records([record_id for record_id, _ in given])
         self._find_records(write.deliver)
+        self._find_records([attachment.record_id for attachment in write.attachments])
         self._random = os.urandom(KEY_RANDOM_SIZE * len(given))
         for record_id, content in given:
             self._add_content(record_id, content)
         self._deliver()
         self._insert()
+        register(
+            self._connection,
+            self._vault,
+            (self._channel, self._channel_ref),
+            [(self._records[a.record_id].number, a) for a in write.attachments],
+        )
         self._update_batches("signature", places.SIGNATURE, signatures)
         self._update_batches("anchor", places.ANCHOR, [(i, a.encode()) for i, a in anchors])
         return self._top

@@ -16,7 +16,9 @@ from walyoff.abc import (
     StoredBatch,
     StoredContent,
 )
+from walyoff.chunkstore import NewAttachment
 from walyoff.errors import HomeInUseError, StoreError
+from walyoff.testing.memory_chunks import ChunkData, MemoryChunkStore
 
 #: As many as `ChannelStore.batches` returns at most.
 MAX_BATCHES = 64
@@ -40,6 +42,7 @@ class _Data:
     delivered: set[bytes] = field(default_factory=set)
     heads: dict[str, Head] = field(default_factory=dict)
     cursors: dict[str, int] = field(default_factory=dict)
+    chunks: ChunkData = field(default_factory=ChunkData)
 
 
 @dataclass(slots=True)
@@ -108,6 +111,7 @@ class MemoryChannelStore:
         self._store = store
         self._data = data
         self._marks: dict[str, int] = {}
+        self.chunks = MemoryChunkStore(data.chunks, store.sync, data.log)
 
     async def write(
         self,
@@ -117,6 +121,7 @@ class MemoryChannelStore:
         deliver: Sequence[bytes] = (),
         signatures: Sequence[tuple[bytes, bytes]] = (),
         anchors: Sequence[tuple[bytes, str]] = (),
+        attachments: Sequence[NewAttachment] = (),
     ) -> int:
         """See `walyoff.abc.ChannelStore`."""
         await self._store.sync()
@@ -127,6 +132,8 @@ class MemoryChannelStore:
             if record_id not in data.records:
                 raise StoreError(f"content of an unknown record {record_id[:4].hex()}")
             data.contents.setdefault(record_id, content)
+        for attachment in attachments:
+            self.chunks.register(attachment)
         for record_id in deliver:
             if record_id not in data.delivered:
                 data.delivered.add(record_id)
