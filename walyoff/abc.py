@@ -142,6 +142,16 @@ class IpfsNode(Protocol):
         """The peer ids that the node sees on a topic."""
 
 
+class Sealer(Protocol):
+    """Makes secrets fit to lie in files: nobody reads them without the home's key."""
+
+    def seal(self, value: bytes, place: str) -> bytes:
+        """A value as it goes into a file; the place is a name that stays."""
+
+    def unseal(self, data: bytes, place: str) -> bytes:
+        """The inverse. Raises StoreError if it was altered, moved, or put there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportHost:
     """What a device gives a transport to work with."""
@@ -152,6 +162,8 @@ class TransportHost:
     run_dir: Path
     #: None on a platform without an IPFS node, as in simulations.
     ipfs: IpfsNode | None
+    #: For what is secret in `state_dir`; None where nothing is sealed, as in tests.
+    sealer: Sealer | None = None
 
 
 class TransportFactory(Protocol):
@@ -558,6 +570,7 @@ __all__ = [
     "Membership",
     "NewBatch",
     "SealKey",
+    "Sealer",
     "SignKey",
     "Store",
     "StoredBatch",

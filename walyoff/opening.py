@@ -22,6 +22,7 @@ from walyoff.abc import Store, Transport, TransportFactory, TransportHost
 from walyoff.node import Device
 from walyoff.platform import Platform, PlatformFactory, StoreFactory
 from walyoff.runtime import REAL, Runtime
+from walyoff.sealing import Sealing, all_sealed, load_sealing
 from walyoff.tasks import background_tasks
 
 DEFAULT_SUITE = "hybrid-1"
@@ -65,8 +66,9 @@ async def open_device(
         opened_store = await stack.enter_async_context(
             (store or _sqlite_store)(path, passphrase)
         )
+        sealing = await load_sealing(opened_store, path)
         base = await stack.enter_async_context(
-            (platform or partial(_walytis_platform, listen=listen))(path)
+            (platform or partial(_walytis_platform, listen=listen, sealing=sealing))(path)
         )
         run_dir = _make_run_dir(path)
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
@@ -76,9 +78,13 @@ async def open_device(
             # The mode is for the last folder only, so one after the other.
             for folder in (state_dir.parent, state_dir):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            host = TransportHost(state_dir=state_dir, run_dir=run_dir / name, ipfs=base.ipfs)
+            host = TransportHost(
+                state_dir=state_dir, run_dir=run_dir / name, ipfs=base.ipfs, sealer=sealing
+            )
             host.run_dir.mkdir(mode=0o700)
             opened[name] = await stack.enter_async_context(factory(host))
+        if sealing.plain:
+            await all_sealed(opened_store)
         tasks = await stack.enter_async_context(background_tasks())
         device = Device(
             home=path,
@@ -124,11 +130,11 @@ def _sqlite_store(home: Path, passphrase: str | None) -> AbstractAsyncContextMan
 
 
 def _walytis_platform(
-    home: Path, listen: Sequence[str] | None
+    home: Path, listen: Sequence[str] | None, sealing: Sealing
 ) -> AbstractAsyncContextManager[Platform]:
     from walyoff.walytis.platform import open_platform  # noqa: PLC0415 - as above
 
-    return open_platform(home, listen)
+    return open_platform(home, listen, sealing=sealing)
 
 
 __all__ = ["DEFAULT_SUITE", "DEFAULT_TRANSPORTS", "open_device"]

@@ -252,7 +252,9 @@ def libp2p_transport(
     async def opener(host: TransportHost) -> AsyncIterator[Transport]:
         # A second of importing, which the event loop does not have.
         node = await anyio.to_thread.run_sync(_load_node)
-        settings = node.Settings(state_dir=host.state_dir, host=bind, port=port, mdns=mdns)
+        settings = node.Settings(
+            state_dir=host.state_dir, sealer=host.sealer, host=bind, port=port, mdns=mdns
+        )
 
         def open_host(accept: Accept) -> AbstractAsyncContextManager[Hosted[Node]]:
             hosted: AbstractAsyncContextManager[Hosted[Node]]

@@ -33,7 +33,8 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from multiaddr import Multiaddr
 
-from walyoff.errors import TransportError
+from walyoff.abc import Sealer
+from walyoff.errors import StoreError, TransportError
 from walyoff_transports.libp2p_carry import carry
 from walyoff_transports.libp2p_guard import (
     guard_connections,
@@ -57,6 +58,7 @@ CLOSE_TIME = 4.0
 #: Peers whose addresses are remembered, and addresses of each.
 MAX_KNOWN, MAX_KNOWN_ADDRESSES = 512, 8
 SEED_SIZE = 32
+KEY_PLACE = "transports/libp2p/key"
 #: Numbers only: a name would have to be looked up, which tells others whom we want to reach.
 _DIALLED = re.compile(r"/ip[46]/[0-9a-fA-F:.]+/tcp/[0-9]+/p2p/[A-Za-z0-9]+", re.A)
 #: What comes from pubsub: the sender's peer id, which is signed, and the data.
@@ -68,6 +70,7 @@ class Settings:
     """How a node begins."""
 
     state_dir: Path
+    sealer: Sealer | None = None
     #: The numeric address to listen on, and the port; 0 for the one of the last time.
     host: str = "127.0.0.1"
     port: int = 0
@@ -314,7 +317,7 @@ async def run_node(
 
 
 def _make_host(settings: Settings) -> Any:
-    keys = create_new_key_pair(_seed(settings.state_dir / "key"))
+    keys = create_new_key_pair(_seed(settings.state_dir / "key", settings.sealer))
     host = new_host(
         key_pair=keys,
         muxer_preference="YAMUX",
@@ -348,14 +351,21 @@ async def _nothing(*_: Any) -> None:
     """In the place of what is not wanted."""
 
 
-def _seed(path: Path) -> bytes:
-    """The key of this device on this transport, made the first time."""
-    with contextlib.suppress(FileNotFoundError):
-        seed = path.read_bytes()
-        if len(seed) == SEED_SIZE:
-            return seed
-    seed = os.urandom(SEED_SIZE)
-    _write(path, seed)
+def _seed(path: Path, sealer: Sealer | None) -> bytes:
+    """The key of this device on this transport, made the first time.
+
+    Also made again when it was altered or put there: peers learn the new address.
+    """
+    seed = b""
+    data = b""
+    with contextlib.suppress(FileNotFoundError, StoreError):
+        data = path.read_bytes()
+        seed = data if sealer is None else sealer.unseal(data, KEY_PLACE)
+    if len(seed) != SEED_SIZE:
+        seed, data = os.urandom(SEED_SIZE), b""
+    if not data or (sealer is not None and data == seed):
+        # New, or left in clear by an older version.
+        _write(path, seed if sealer is None else sealer.seal(seed, KEY_PLACE))
     return seed
 
 

@@ -4,7 +4,8 @@ Decided here: how private keys are kept and how signatures are encoded. Stock ke
 not used: they are readable by everyone, written in place, and whoever can write one can put
 keys into it.
 
-The wrapping of these files by the store key has its place in `_seal` and `_unseal`.
+The files are sealed under a key from the store (`sealing`); those of an older home are
+sealed when it is opened first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from blake3 import blake3
 from walyoff.child.chainfiles import write_atomically
 from walyoff.child.reader import MAX_KEY_ID, chain_of
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, StoreError
+from walyoff.sealing import Sealing
 from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 
 #: The families of new control keys, as stock code makes them.
@@ -40,14 +42,16 @@ _log = logging.getLogger(__name__)
 class Keyring:
     """The private control keys of this device's DIDs."""
 
-    def __init__(self, keys: Any, folder: Path) -> None:
+    def __init__(self, keys: Any, folder: Path, sealing: Sealing) -> None:
         self._keys = keys
         self._folder = folder
+        self._sealing = sealing
         self._lock = threading.Lock()
         self._loaded: dict[str, list[Any]] = {}
         self._remembered: OrderedDict[bytes, bool] = OrderedDict()
         self._public = functools.lru_cache(maxsize=128)(self._parse_public)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._seal_all()
 
     def __repr__(self) -> str:
         return f"<Keyring [{len(self._loaded)} loaded]>"
@@ -56,10 +60,25 @@ class Keyring:
         """Fresh control keys (about 50 ms)."""
         return self._keys.KeyGroup.create(list(FAMILIES))
 
+    def _seal_all(self) -> None:
+        """Seal the files that an older version wrote in clear."""
+        for path in self._folder.iterdir():
+            # The others are what a crash left of a file that never was.
+            if path.is_file() and not path.name.startswith("."):
+                data = path.read_bytes()
+                if self._sealing.must_be_sealed(data):
+                    place = self._place(path)
+                    value = self._sealing.unseal(data, place)
+                    write_atomically(path, self._sealing.seal(value, place))
+            elif path.name.startswith("."):
+                path.unlink(missing_ok=True)
+
     def save(self, did: str, groups: list[Any]) -> None:
         """Keep a DID's control keys, oldest first. Durable when it returns."""
         with self._lock:
-            write_atomically(self._path(did), _seal(self.serialise(groups)))
+            path = self._path(did)
+            sealed = self._sealing.seal(self.serialise(groups), self._place(path))
+            write_atomically(path, sealed)
             self._loaded[did] = list(groups)
 
     def groups(self, did: str) -> list[Any]:
@@ -71,12 +90,14 @@ class Keyring:
         """
         with self._lock:
             if did not in self._loaded:
+                path = self._path(did)
                 try:
-                    data = self._path(did).read_bytes()
+                    data = path.read_bytes()
                 except FileNotFoundError:
                     raise LocalProtocolError("this device has no keys of the DID") from None
                 try:
-                    self._loaded[did] = self.deserialise(_unseal(data))
+                    value = self._sealing.unseal(data, self._place(path))
+                    self._loaded[did] = self.deserialise(value)
                 except RemoteProtocolError as error:
                     raise StoreError("a key file is damaged") from error
             return self._loaded[did]
@@ -115,6 +136,10 @@ class Keyring:
 
     def _path(self, did: str) -> Path:
         return self._folder / chain_of(did)
+
+    @staticmethod
+    def _place(path: Path) -> str:
+        return f"keys/{path.name}"
 
     # ------------------------------------------------------------- signatures
 
@@ -169,11 +194,3 @@ class Keyring:
 def compact(signature: bytes) -> bytes:
     """A stock key group signature (hex texts joined by "-") as msgpack of raw signatures."""
     return pack([bytes.fromhex(part) for part in signature.decode().split("-")])
-
-
-def _seal(data: bytes) -> bytes:
-    return data
-
-
-def _unseal(data: bytes) -> bytes:
-    return data

@@ -20,17 +20,21 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from walyoff.child import repo
+from walyoff.child.hidden_key import hide_key, runnable
 from walyoff.child.kubo import Kubo, KuboError
 from walyoff.child.pubsub import PubsubHub, Subscription
 from walyoff.child.server import Gate, Server
+from walyoff.sealing import Sealing
 
 _log = logging.getLogger("walyoff.child")
 
+_NOT_SEALED = Sealing()
 #: Methods that the Walytis part answers, once it is there.
 UPSTREAM_PREFIXES = ("chain.", "did.", "group.")
 UPSTREAM_MODULE = "walyoff.child.upstream"
@@ -114,16 +118,22 @@ class PubsubEvents:
             self._server.emit("pubsub", batch)
 
 
-def start_kubo(home: Path) -> Kubo:
+def start_kubo(
+    home: Path, sealing: Sealing = _NOT_SEALED, listen: Sequence[str] | None = None
+) -> Kubo:
     """The running node of a home, on the port of its last start if that is still free.
+
+    `listen` are multiaddrs, as in `repo.ensure_repo`.
 
     Raises:
         StoreError: the repository cannot be used.
         KuboError: the node does not start.
     """
     path = home / "ipfs"
-    repo.ensure_repo(path)
-    kubo = Kubo(path)
+    links = home / "child" / "repo"
+    repo.ensure_repo(path, listen)
+    hide_key(path, sealing)
+    kubo = Kubo(runnable(path, links, sealing))
     try:
         kubo.start()
     except KuboError:
@@ -132,6 +142,7 @@ def start_kubo(home: Path) -> Kubo:
         if not repo.forget_ports(path):
             raise
         _log.warning("Kubo did not start on its old port, trying any port")
+        runnable(path, links, sealing)
         try:
             kubo.start()
         except KuboError:
@@ -158,7 +169,9 @@ def register_ipfs(server: Server, kubo: Kubo, hub: PubsubHub) -> None:
     server.register("pubsub.peers", kubo.topic_peers)
 
 
-def install_upstream(server: Server, kubo: Kubo, hub: PubsubHub, home: Path) -> None:
+def install_upstream(
+    server: Server, kubo: Kubo, hub: PubsubHub, home: Path, sealing: Sealing
+) -> None:
     """Bring Walytis up, on a thread of its own: its import takes most of a second."""
     failure = None
     try:
@@ -166,12 +179,20 @@ def install_upstream(server: Server, kubo: Kubo, hub: PubsubHub, home: Path) -> 
             failure = "this installation has no Walytis part"
         else:
             upstream: Any = importlib.import_module(UPSTREAM_MODULE)
-            upstream.install(server, kubo, hub, home)
+            upstream.install(server, kubo, hub, home, sealing)
     except BaseException as error:
         # SystemExit too: multi_crypt raises it when it finds no liboqs.
         _log.exception("Walytis could not be started")
         failure = f"Walytis could not be started: {type(error).__name__}: {error}"
     server.open_gate(failure)
+
+
+def _listen(told: dict[str, Any]) -> list[str] | None:
+    """The multiaddrs to listen at, if the parent named some."""
+    listen = told.get("listen")
+    if isinstance(listen, list) and listen and all(isinstance(a, str) for a in listen):
+        return listen
+    return None
 
 
 def _cut_kubo_log() -> None:
@@ -204,8 +225,10 @@ def main(fd: int, home: Path, parent: int) -> None:
     )
     _cut_kubo_log()
     began = time.monotonic()
-    kubo = start_kubo(home)
     server = Server(connection, Gate(UPSTREAM_PREFIXES))
+    told = server.greet()
+    sealing = Sealing.from_hello(told)
+    kubo = start_kubo(home, sealing, _listen(told))
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         server.ended.set()
@@ -221,7 +244,10 @@ def main(fd: int, home: Path, parent: int) -> None:
     server.start({"peer_id": kubo.peer_id, "addresses": kubo.addresses()})
     _log.info("ready after %.0f ms: %r", (time.monotonic() - began) * 1000, kubo)
     upstream = threading.Thread(
-        target=install_upstream, args=(server, kubo, hub, home), name="upstream", daemon=True
+        target=install_upstream,
+        args=(server, kubo, hub, home, sealing),
+        name="upstream",
+        daemon=True,
     )
     upstream.start()
     watched_upstream = True

@@ -141,7 +141,7 @@ def read_config(repo: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise StoreError("the IPFS config is damaged") from error
     identity = value.get("Identity") if isinstance(value, dict) else None
-    if not isinstance(identity, dict) or not isinstance(identity.get("PrivKey"), str):
+    if not isinstance(identity, dict) or not isinstance(identity.get("PeerID"), str):
         raise StoreError("the IPFS config is damaged: it has no identity")
     return value  # type: ignore[no-any-return]
 

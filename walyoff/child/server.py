@@ -92,6 +92,8 @@ class Server:
         self._work: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
+        self._reader = FrameReader()
+        self._greeted = False
         self._pending: set[_Call] = set()
         self._deadlines: list[_Call] = []
         self._deadline_added = threading.Event()
@@ -114,6 +116,18 @@ class Server:
         """Send an event; a parent that is gone is no error here."""
         self._send(Event(name=name, data=data))
 
+    def greet(self) -> dict[str, Any]:
+        """Wait for the parent's hello, and return what it says. At most once, first of all.
+
+        Raises:
+            RemoteProtocolError: something else came, or the parent is gone.
+        """
+        while data := self._connection.recv(_RECEIVE_SIZE):
+            for message in self._reader.feed(data):
+                self._greeted = True
+                return check_hello(message).info
+        raise RemoteProtocolError("the parent ended before it said hello", reason="no-hello")
+
     def start(self, info: dict[str, Any]) -> None:
         """Say hello, and serve from threads of its own until `ended`."""
         self._send(Hello(version=VERSION, info=info))
@@ -132,14 +146,12 @@ class Server:
     # --------------------------------------------------------------------- reading
 
     def _read(self) -> None:
-        reader = FrameReader()
-        greeted = False
         try:
             while data := self._connection.recv(_RECEIVE_SIZE):
-                for message in reader.feed(data):
-                    if not greeted:
+                for message in self._reader.feed(data):
+                    if not self._greeted:
                         check_hello(message)
-                        greeted = True
+                        self._greeted = True
                     elif isinstance(message, Request):
                         self._accept(message)
                     else:

@@ -29,8 +29,11 @@ from walyoff.child.ipfs_client import IpfsClient
 from walyoff.child.oqs_adapter import import_multi_crypt
 from walyoff.child.patches import VERSIONS, check_versions
 from walyoff.errors import LedgerError
+from walyoff.sealing import Sealing
 
 _IPFS_MODULE = "walytis_beta_tools._experimental.ipfs_interface"
+
+_NOT_SEALED = Sealing()
 
 _log = logging.getLogger(__name__)
 _import_lock = threading.Lock()
@@ -124,7 +127,9 @@ _STOCK_LOGGERS = {
 }
 
 
-def install(server: Any, kubo: Any, hub: Any, home: Path) -> Callable[[], None]:
+def install(
+    server: Any, kubo: Any, hub: Any, home: Path, sealing: Sealing = _NOT_SEALED
+) -> Callable[[], None]:
     """Load the stock code and register all methods; returns what ends it.
 
     Runs in a thread of its own once Kubo is up; it takes about half a second.
@@ -135,7 +140,7 @@ def install(server: Any, kubo: Any, hub: Any, home: Path) -> Callable[[], None]:
 
     stock = load_stock(kubo, hub, Path(home))
     chains = Chains(stock, hub, Path(home), server.emit)
-    identities = Identities(stock, chains, Path(home), server.emit)
+    identities = Identities(stock, chains, Path(home), server.emit, sealing)
     for name, function in {**chains.methods(), **identities.methods()}.items():
         server.register(name, function)
     return chains.close_all

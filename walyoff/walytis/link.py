@@ -217,10 +217,10 @@ class Link:
         self._outgoing: MemoryObjectSendStream[bytes] | None = None
         self.closed = False
 
-    async def greet(self) -> Hello:
-        """Exchange the hellos. Raises ChildError."""
+    async def greet(self, info: dict[str, Any]) -> Hello:
+        """Exchange the hellos; `info` is what ours says. Raises ChildError."""
         try:
-            await self._stream.send(encode(Hello(version=VERSION, info={})))
+            await self._stream.send(encode(Hello(version=VERSION, info=info)))
             with anyio.fail_after(HELLO_TIME):
                 while True:
                     data = await self._stream.receive(_RECEIVE_SIZE)

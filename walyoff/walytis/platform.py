@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from walyoff.abc import IpfsNode
-from walyoff.child.repo import ensure_repo, multiaddr
+from walyoff.child.repo import multiaddr
 from walyoff.errors import ChildError, LocalProtocolError
 from walyoff.platform import Foundation, Platform
+from walyoff.sealing import Sealing
 from walyoff.walytis.identity import WalytisIdentity, decode_grant
 from walyoff.walytis.process import Child, open_child
 from walyoff.walytis.register import RegisterLedger
@@ -19,6 +20,9 @@ from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 #: A block file and its chain's name around it.
 MAX_FILE = 2 * 1024 * 1024
 MAX_CHAIN_NAME = 128
+#: Seconds until the Walytis part of a child answers; normally one.
+SEAL_TIME = 60.0
+_NOT_SEALED = Sealing()
 
 
 class WalytisPlatform:
@@ -163,19 +167,26 @@ class _IdentityChains:
 
 @asynccontextmanager
 async def open_platform(
-    home: Path, listen: Sequence[str] | None = None, *, segment_blocks: int | None = None
+    home: Path,
+    listen: Sequence[str] | None = None,
+    *,
+    sealing: Sealing = _NOT_SEALED,
+    segment_blocks: int | None = None,
 ) -> AsyncIterator[Platform]:
     """The platform of a home: its child process lives as long as the context.
 
     `listen` are IP addresses for the node; None keeps those of the last start (127.0.0.1 at
-    first). `segment_blocks` is for tests: the blocks of one segment.
+    first). `sealing` is for the home's keys. `segment_blocks` is for tests: the blocks of one
+    segment.
 
     Raises:
         LocalProtocolError: one is no IP address.
     """
-    if listen:
-        ensure_repo(home / "ipfs", [multiaddr(host) for host in listen])
-    async with open_child(home) as child:
+    addresses = [multiaddr(host) for host in listen or ()]
+    async with open_child(home, sealing=sealing, listen=addresses) as child:
+        if sealing.plain and sealing.active:
+            # It answers when all that an older version wrote in clear has been sealed.
+            await child.call("did.sealed", {}, timeout=SEAL_TIME)
         yield WalytisPlatform(child, segment_blocks=segment_blocks)
 
 

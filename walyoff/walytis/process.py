@@ -31,6 +31,7 @@ from walyoff.errors import (
     WalyoffError,
 )
 from walyoff.fanout import Fanout
+from walyoff.sealing import Sealing
 from walyoff.tasks import background_tasks
 from walyoff.walytis.link import (
     GOODBYE_TIME,
@@ -41,6 +42,7 @@ from walyoff.walytis.link import (
 )
 
 _log = logging.getLogger(__name__)
+_NOT_SEALED = Sealing()
 
 #: Seconds between pings, and until an unanswered one condemns the child.
 PING_INTERVAL = 5.0
@@ -71,8 +73,9 @@ _setting_up: ContextVar[Link | None] = ContextVar("walyoff_child_setup", default
 class Child:
     """The child process as the rest of walyoff sees it; it implements `abc.IpfsNode`."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, sealing: Sealing, listen: Sequence[str]) -> None:
         self._home = home.absolute()
+        self._hello = {**sealing.hello(), "listen": list(listen)}
         self._link: Link | None = None
         self._ready = anyio.Event()
         self._closing = False
@@ -267,7 +270,7 @@ class Child:
             self._pid = process.pid
             async with connect(process) as stream:
                 link = Link(stream, self._dispatch)
-                hello = await link.greet()
+                hello = await link.greet(self._hello)
                 self._peer_id = str(hello.info.get("peer_id", ""))
                 self._addresses = tuple(map(str, _list(hello.info.get("addresses"))))
                 async with anyio.create_task_group() as tasks:
@@ -392,15 +395,18 @@ def _list(value: Any) -> list[Any]:
 
 
 @asynccontextmanager
-async def open_child(home: Path) -> AsyncIterator[Child]:
+async def open_child(
+    home: Path, *, sealing: Sealing = _NOT_SEALED, listen: Sequence[str] = ()
+) -> AsyncIterator[Child]:
     """Run the child process of a home (made if needed) while the context is open.
 
-    Only one child may use a home at a time; the store's lock sees to that.
+    Only one child may use a home at a time; the store's lock sees to that. Without a sealing
+    its keys are in clear. `listen` are multiaddrs; without any it listens where it did last.
 
     Raises:
         ChildError: it could not be started; `HOME/child/child.log` says why.
     """
-    child = Child(home)
+    child = Child(home, sealing, listen)
     async with background_tasks() as tasks:
         await tasks.start(child._supervise)
         try:
