@@ -18,7 +18,7 @@ import pytest
 
 import walyoff
 from tests.fixtures.make_homes import ARCHIVE, CHANNEL, FOLDER, LARGE, open_home, unpack
-from walyoff.channel import ChannelState
+from walyoff.channel_state import ChannelState
 from walyoff.epochs import decode_epochs
 from walyoff.wire import pack
 from walyoff.wire import unpack as decode
@@ -71,7 +71,7 @@ def found(folder: Path, secrets: dict[str, bytes]) -> dict[str, list[str]]:
 
 def old_keys(folder: Path) -> dict[str, bytes]:
     """The private keys that the old version left in clear."""
-    keys = {}
+    keys: dict[str, bytes] = {}
     for path in (folder / "keys").iterdir():
         for group in decode(path.read_bytes(), 1 << 20):
             for _, _, private, _ in group:
