@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from walyoff.engine.anchoring import (
     DELAY,
     DUTY,
+    LONGEST_DELAY,
     MAX_BLOCK_BATCHES,
     MAX_BLOCK_BYTES,
     ORPHAN_AFTER,
@@ -25,11 +26,27 @@ def test_batches_wait_for_company_and_share_a_block() -> None:
     anchoring.add(batch(1), 100, own=True, now=0.0)
     assert anchoring.take(DELAY / 2) == ()
     anchoring.add(batch(2), 100, own=True, now=DELAY / 2)
-    assert anchoring.deadline() == DELAY
-    assert anchoring.take(DELAY) == (batch(1), batch(2))
+    assert anchoring.deadline() == 1.5 * DELAY
+    assert anchoring.take(DELAY) == ()
+    assert anchoring.take(1.5 * DELAY) == (batch(1), batch(2))
     # One block at a time.
     assert anchoring.take(9.0) == ()
     assert anchoring.deadline() is None
+
+
+def test_a_steady_flow_is_anchored_in_few_blocks_but_not_later_than_that() -> None:
+    anchoring = Anchoring(seed=1)
+    blocks = []
+    for n in range(1000):
+        now = n / 100
+        anchoring.add(batch(n), 100, own=True, now=now)
+        if chosen := anchoring.take(now):
+            blocks.append(now)
+            anchoring.written(chosen, now)
+    assert blocks == [3.0, 6.01, 9.02]
+    assert LONGEST_DELAY == 3.0
+    # And when it ends, the rest soon.
+    assert anchoring.deadline() == 9.99 + DELAY
 
 
 def test_dear_blocks_are_written_seldom() -> None:

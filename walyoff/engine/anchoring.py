@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 #: A lone batch waits so long for company.
 DELAY = 0.2
+#: While more keep coming a block waits at most so long: it takes the processor from them.
+LONGEST_DELAY = 3.0
 #: The ledger is kept busy for at most one part in so many.
 DUTY = 4.0
 #: A batch that its author left behind is anchored by any member after this and a random part.
@@ -38,6 +40,9 @@ class Anchoring:
         self.waiting: dict[bytes, _Waiting] = {}
         self._random = random.Random(seed)  # noqa: S311 - jitter only
         self._next_block = 0.0
+        #: Since when own batches wait for the next block, and until when for more of them.
+        self._since: float | None = None
+        self._until = 0.0
         self._writing: tuple[bytes, ...] = ()
         self._started = 0.0
         self._failures = 0
@@ -51,7 +56,10 @@ class Anchoring:
         if waiting is None:
             pause = DELAY if own else ORPHAN_AFTER * (1 + self._random.random())
             waiting = self.waiting[batch_id] = _Waiting(size, now + pause)
-        return max(self._next_block, waiting.due)
+            if own:
+                self._since = now if self._since is None else self._since
+                self._until = min(now + DELAY, self._since + LONGEST_DELAY)
+        return max(self._next_block, self._until, waiting.due)
 
     def anchored(self, batch_id: bytes) -> None:
         """A block that anchors the batch is known."""
@@ -59,7 +67,7 @@ class Anchoring:
 
     def take(self, now: float) -> tuple[bytes, ...]:
         """The batches to write into one block now; empty if it is not time."""
-        if self._writing or now < self._next_block:
+        if self._writing or now < max(self._next_block, self._until):
             return ()
         if not any(w.due <= now for w in self.waiting.values()):
             return ()
@@ -76,6 +84,7 @@ class Anchoring:
             if len(chosen) == MAX_BLOCK_BATCHES:
                 break
         self._writing = tuple(chosen)
+        self._since = None
         self._started = now
         return self._writing
 
@@ -88,6 +97,7 @@ class Anchoring:
         """Begin anew, but for the pace."""
         self.waiting.clear()
         self._writing = ()
+        self._since = None
 
     def written(self, batch_ids: Iterable[bytes], now: float) -> None:
         """A block with these of the batches that `take` gave is on the ledger."""
@@ -108,4 +118,4 @@ class Anchoring:
         """When `take` may give something."""
         if self._writing or not self.waiting:
             return None
-        return max(self._next_block, min(w.due for w in self.waiting.values()))
+        return max(self._next_block, self._until, min(w.due for w in self.waiting.values()))
