@@ -35,7 +35,7 @@ async def keep_equal(source: SimChain, target: SimChain) -> None:
     while True:
         changed = source.changed
         leaves, _ = await target.leaves()
-        await target.take(await source.export(leaves))
+        await target.take(source.missing(leaves))
         await changed.wait()
 
 

@@ -92,6 +92,8 @@ def dag(count, width):
             tips.append(decode_block(other))
     methods["chain.import"](chain=chain, files=files)
     methods["chain.open"](chain=chain)
+    # What was handed over is in a pack, where stock code does not look.
+    chains.files(chain).spread()
     return chains._open[chain]
 
 class AsStock:

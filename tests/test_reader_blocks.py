@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 
 from tests.walytis_blocks import Birth, birth, make_block
 from walyoff.child import guard
-from walyoff.child.blocks import MAX_CONTENT, BlockFile, cid_of, decode_block, decode_id
-from walyoff.child.chainfiles import ChainFiles, causal_order
+from walyoff.child.blocks import MAX_CONTENT, BlockFile, decode_block, decode_id
+from walyoff.child.chainfiles import ChainFiles
+from walyoff.child.chainindex import index_differs
+from walyoff.child.dag import causal_order
 from walyoff.errors import LedgerError, RemoteProtocolError
 
 
@@ -206,6 +210,7 @@ def test_what_a_crash_left_torn_is_removed_and_the_index_written_again(
     born, files = chain
     one = add(files, born.child(b"one"))
     two = add(files, born.child(b"two", one))
+    assert files.spread() == 2
     (index,) = (tmp_path / "chain" / "KnownBlocksIndex").iterdir()
     whole = index.read_bytes()
     torn = tmp_path / "chain" / "ReceivedBlocks" / two.cid[:4] / two.cid
@@ -221,7 +226,62 @@ def test_what_a_crash_left_torn_is_removed_and_the_index_written_again(
     top = again.top
     add(again, born.child(b"two", one))
     assert [entry.cid for _, entry in again.after(top, 10)] == [two.cid]
+    assert again.spread() == 1
     assert index.read_bytes() == whole
+
+
+def test_what_was_handed_over_is_one_file_until_it_is_spread(
+    chain: tuple[Birth, ChainFiles], tmp_path: Path
+) -> None:
+    born, files = chain
+    data = [born.child(b"%d" % number) for number in range(4)]
+    blocks = [decode_block(file) for file in data]
+    pack = tmp_path / "chain" / "HandedOver"
+    files.add_closed(zip(blocks[:3], data[:3], strict=True))
+    whole = pack.read_bytes()
+    assert len(list((tmp_path / "chain" / "ReceivedBlocks").glob("*/*"))) == 5
+    # Torn in its last block; altered in its second.
+    altered = bytearray(whole[:-10])
+    altered[whole.index(data[1]) + 20] ^= 1
+    pack.write_bytes(altered)
+    again = ChainFiles(born.chain, tmp_path / "chain", tmp_path / "positions")
+    again.load()
+    assert [block.cid in again for block in blocks] == [True, False, False, False]
+    assert again.read(blocks[0].cid) == data[0]
+    # They come again, and one more; then stock code is given files.
+    again.add_closed(zip(blocks, data, strict=True))
+    third = ChainFiles(born.chain, tmp_path / "chain", tmp_path / "positions")
+    third.load()
+    assert [third.read(block.cid) for block in blocks] == data
+    order = [entry.cid for _, entry in third.after(0, 9)]
+    assert third.spread() == 4
+    assert not pack.exists()
+    assert [third.read(block.cid) for block in blocks] == data
+    assert not index_differs(tmp_path / "chain", [e.long_id for e in third.in_order()])
+    # A kill between the files and the end of the pack leaves blocks twice.
+    pack.write_bytes(whole)
+    last = ChainFiles(born.chain, tmp_path / "chain", tmp_path / "positions")
+    last.load()
+    assert [entry.cid for _, entry in last.after(0, 9)] == order
+    assert len(last) == 9
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_bytes_are_a_pack(
+    seed: int, chain: tuple[Birth, ChainFiles], tmp_path: Path
+) -> None:
+    born, files = chain
+    one = add(files, born.child(b"one"))
+    pack = tmp_path / "chain" / "HandedOver"
+    data = bytearray(pack.read_bytes())
+    source = random.Random(seed)
+    for _ in range(source.randrange(8)):
+        data[source.randrange(len(data))] = source.randrange(256)
+    pack.write_bytes(bytes(data[: source.randrange(len(data) + 1)]) + source.randbytes(60))
+    again = ChainFiles(born.chain, tmp_path / "chain", tmp_path / "positions")
+    again.load()
+    assert len(again) in (5, 6)
+    assert (one.cid in again) == (len(again) == 6)
 
 
 def test_chain_without_its_first_block_is_an_error(
@@ -240,10 +300,21 @@ def test_export_gives_what_is_not_known_in_causal_order(
     one = add(files, born.child(b"one"))
     two_data = born.child(b"two", one)
     add(files, two_data)
-    assert len(files.export(None, 1 << 20)) == 7
-    assert files.export([one.cid], 1 << 20) == [two_data]
-    assert files.export([cid_of(b"unknown")], 1) == born.files[:1]
-    shuffled = {decode_block(f).cid: decode_block(f) for f in files.export(None, 1 << 20)[::-1]}
+    everything, more = files.export(None, 1 << 20)
+    assert len(everything) == 7
+    assert more is None
+    assert files.export([one.cid], 1 << 20) == ([two_data], None)
+    # In pieces, also by who has not read the chain.
+    unread = ChainFiles(born.chain, files.folder, files._positions_path)
+    for export in (functools.partial(files.export, None), unread.export_unread):
+        pieces: list[bytes] = []
+        after: int | None = 0
+        while after is not None:
+            piece, after = export(1, after)
+            assert len(piece) <= 1
+            pieces += piece
+        assert pieces == everything
+    shuffled = {decode_block(f).cid: decode_block(f) for f in everything[::-1]}
     ordered = [block.cid for block in causal_order(shuffled)]
     assert ordered.index(one.cid) < ordered.index(decode_block(two_data).cid)
     assert ordered[0] == born.chain

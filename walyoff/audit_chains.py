@@ -10,14 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from walyoff.child import packs
 from walyoff.child.blocks import MAX_FILE, BlockFile, decode_block
-from walyoff.child.chainfiles import (
-    GENESIS,
-    GENESIS_BLOCKS,
-    POSITION_LINE,
-    causal_order,
-    index_differs,
-)
+from walyoff.child.chainfiles import GENESIS, GENESIS_BLOCKS, POSITION_LINE
+from walyoff.child.chainindex import index_differs
+from walyoff.child.dag import causal_order
 from walyoff.child.proofs import (
     TOPIC_ANCHOR,
     TOPIC_LINK,
@@ -79,7 +76,22 @@ class RawSegment:
 
 def count_blocks(home: Path, chain: str) -> int:
     """How many block files there are, for a progress bar."""
-    return sum(1 for _ in (home / "walytis" / chain / "ReceivedBlocks").glob("*/*"))
+    return sum(1 for _ in _stored(home / "walytis" / chain))
+
+
+def _stored(folder: Path) -> list[tuple[Path, str, int, int]]:
+    """(file, block name, offset, size) of all blocks of a chain, as they lie.
+
+    A block that is in two places is there twice.
+    """
+    found = [
+        (path, path.name, 0, MAX_FILE + 1)
+        for path in sorted((folder / "ReceivedBlocks").glob("*/*"))
+    ]
+    pack = folder / packs.NAME
+    if pack.is_file():
+        found += [(pack, cid, start, size) for cid, start, size in packs.records(pack)]
+    return found
 
 
 def read_chain(home: Path, chain: str, tick: Callable[[], None]) -> RawChain:
@@ -91,18 +103,22 @@ def read_chain(home: Path, chain: str, tick: Callable[[], None]) -> RawChain:
         return raw
     found: dict[str, BlockFile] = {}
     damaged: set[str] = set()
-    for path in sorted((folder / "ReceivedBlocks").glob("*/*")):
+    filed: list[bytes] = []
+    for path, cid, start, size in _stored(folder):
         tick()
         try:
             with open(path, "rb") as file:
-                block = decode_block(file.read(MAX_FILE + 1), path.name)
+                file.seek(start)
+                block = decode_block(file.read(size), cid)
         except (OSError, RemoteProtocolError) as error:
-            damaged.add(path.name)
+            damaged.add(cid)
             raw.findings.append(
-                Finding(kind=BLOCK_DAMAGED, where=f"{chain}/{path.name}", detail=str(error))
+                Finding(kind=BLOCK_DAMAGED, where=f"{chain}/{cid}", detail=str(error))
             )
         else:
             found[block.cid] = block
+            if path.name != packs.NAME:
+                filed.append(block.long_id)
     expected = {parent for block in found.values() for parent in block.parents}
     expected |= {chain, *_listed(home / "positions" / chain)}
     for cid in sorted(expected - set(found) - damaged):
@@ -114,7 +130,7 @@ def read_chain(home: Path, chain: str, tick: Callable[[], None]) -> RawChain:
     if births != GENESIS_BLOCKS:
         detail = f"{births} first blocks, not {GENESIS_BLOCKS}"
         raw.findings.append(Finding(kind=BIRTH_DAMAGED, where=chain, detail=detail))
-    if index_differs(folder, [block.long_id for block in raw.blocks]):
+    if index_differs(folder, filed):
         raw.findings.append(
             Finding(kind=INDEX_DIFFERS, where=chain, detail="it is written again at a start")
         )

@@ -202,7 +202,8 @@ def open_anchor_with(key: bytes, payload: bytes) -> Anchor:
     except InvalidTag:
         raise CipherError("anchor does not open") from None
     size = int.from_bytes(padded[:4], "big")
-    if len(padded) < 4 or size > len(padded) - 4 or padded[4 + size :].strip(b"\0"):
+    padding = len(padded) - 4 - size
+    if len(padded) < 4 or padding < 0 or padded.count(0, 4 + size) != padding:
         raise RemoteProtocolError("anchor has malformed padding")
     certificates, batches = expect_array(
         unpack(padded[4 : 4 + size], MAX_ANCHOR), 2, "anchor content"

@@ -42,9 +42,22 @@ _FIELDS_IN_FILE = 10
 _FIELDS_IN_ID = 11
 _HASH = b"sha512"
 _CHUNK = 262_144
-_PIECE_DIGITS = 7
-_PIECE = 255**_PIECE_DIGITS
+#: 512 bits take at most so many digits of base 255.
+_HASH_DIGITS = 65
+#: For lanes of so many bits: the lower lane of each pair, and what a higher lane's one is
+#: worth less in base 255 than in base 256.
+_LANES: list[tuple[int, int, int]] = [
+    (bits, sum(((1 << bits) - 1) << n for n in range(0, 1024, 2 * bits)), 2**bits - 255**size)
+    for size in (1, 2, 4, 8, 16, 32, 64)
+    if (bits := 8 * size)
+]
+_ONES: list[int] = [sum(255**n for n in range(size)) for size in range(_HASH_DIGITS + 1)]
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_BASE58_SET = frozenset(_BASE58)
+_PAIR = 58 * 58
+_PAIRS = [one + two for one in _BASE58 for two in _BASE58]
+_PIECE_PAIRS = 5
+_PIECE = _PAIR**_PIECE_PAIRS
 _CID_LENGTH = 46
 _VERSION_PARTS = 3
 #: Stock code names index files after block times; a year before its first file's, or one
@@ -123,7 +136,7 @@ def decode_block(data: bytes, cid: str | None = None) -> BlockFile:
         raise RemoteProtocolError("block lengths do not match")
     if algorithm != _HASH or palgorithm != _HASH:
         raise RemoteProtocolError("block with an unknown hash", reason="unknown-hash")
-    if digest != _hash_field(hashlib.sha512(content).digest()):
+    if _hash_value(digest) != int.from_bytes(hashlib.sha512(content).digest(), "little"):
         raise RemoteProtocolError("block content hash does not match", reason="bad-hash")
     parent_cids = _decode_parents(parents, pdigest)
     real = cid_of(data)
@@ -160,7 +173,7 @@ def _decode_parents(parents: tuple[bytes, ...], parents_hash: bytes) -> tuple[st
     if any(parent.parents is not None for parent in ids):
         raise RemoteProtocolError("block parent is not a short id")
     joined = b"".join(_from_hash_field(parent.parents_hash) for parent in ids)
-    if parents_hash != _hash_field(hashlib.sha512(joined).digest()):
+    if _hash_value(parents_hash) != int.from_bytes(hashlib.sha512(joined).digest(), "little"):
         raise RemoteProtocolError("block parents hash does not match", reason="bad-hash")
     return tuple(parent.cid for parent in ids)
 
@@ -219,7 +232,7 @@ def _decode_id(block_id: bytes) -> BlockId:
 
 def check_cid(cid: str) -> None:
     """Raise RemoteProtocolError unless it has the form of a CIDv0. It becomes a file name."""
-    if len(cid) != _CID_LENGTH or not cid.startswith("Qm") or not set(cid) <= set(_BASE58):
+    if len(cid) != _CID_LENGTH or not cid.startswith("Qm") or not _BASE58_SET.issuperset(cid):
         raise RemoteProtocolError("malformed CID", reason="bad-cid")
 
 
@@ -251,6 +264,7 @@ def index_record(long_id: bytes) -> bytes:
 # ---------------------------------------------------------------------------- fields
 
 
+@functools.lru_cache(16)
 def _check_version(field: bytes) -> None:
     parts = field.split(b"\x01")
     if len(parts) != _VERSION_PARTS + 1 or parts[-1] != b"":
@@ -274,6 +288,7 @@ def _decode_time(field: bytes) -> datetime:
         raise RemoteProtocolError("block time is impossible") from error
 
 
+@functools.lru_cache(256)
 def _decode_topics(field: bytes) -> tuple[str, ...]:
     parts = field.split(b"\0")
     if len(parts) > MAX_TOPICS or not all(0 < len(part) <= MAX_TOPIC for part in parts):
@@ -299,12 +314,6 @@ def _from_base254(field: bytes) -> int:
 
 def _base255(number: int) -> bytes:
     digits = bytearray()
-    # In pieces, because each division of a long number costs much more than one of a short one.
-    while number >= _PIECE:
-        number, piece = divmod(number, _PIECE)
-        for _ in range(_PIECE_DIGITS):
-            piece, digit = divmod(piece, 255)
-            digits.append(digit + 1)
     while True:
         number, digit = divmod(number, 255)
         digits.append(digit + 1)
@@ -314,23 +323,28 @@ def _base255(number: int) -> bytes:
 
 
 def from_base255(field: bytes) -> int:
-    """A number without zero bytes, most significant digit first."""
-    number = 0
-    for digit in field:
-        number = number * 255 + digit - 1
-    return number
+    """A number of at most 65 digits without zero bytes, most significant digit first."""
+    # All lanes of 8, then 16, then 32 bits at once: where the bytes say high * 256**n + low,
+    # high * 255**n + low is meant.
+    number = int.from_bytes(field)
+    for shift, mask, less in _LANES:
+        number -= (number >> shift & mask) * less
+    # Each digit is one more than it stands for.
+    return number - _ONES[len(field)]
 
 
-def _hash_field(digest: bytes) -> bytes:
-    return _base255(int.from_bytes(digest, "little"))
+def _hash_value(field: bytes) -> int:
+    """The number in a hash field that is in canonical form. Raises RemoteProtocolError."""
+    _check_hash_field(field)
+    return from_base255(field)
 
 
 def _check_hash_field(field: bytes) -> None:
-    # 512 bits take at most 65 digits of base 255.
-    if not 0 < len(field) <= 65 or 0 in field or (len(field) > 1 and field[0] == 1):
+    if not 0 < len(field) <= _HASH_DIGITS or 0 in field or (len(field) > 1 and field[0] == 1):
         raise RemoteProtocolError("block hash is malformed")
 
 
+@functools.lru_cache(1024)
 def _from_hash_field(field: bytes) -> bytes:
     number = from_base255(field)
     # Stock code writes as few bytes as the number needs, so leading zeros are lost there too.
@@ -359,9 +373,13 @@ def _leaf(chunk: bytes) -> bytes:
 
 
 def _base58(data: bytes) -> str:
+    # In pieces, as each division of a long number costs much more than one of a short one.
     number = int.from_bytes(data)
-    out = ""
+    out: list[str] = []
     while number:
-        number, digit = divmod(number, 58)
-        out = _BASE58[digit] + out
-    return out
+        number, piece = divmod(number, _PIECE)
+        for _ in range(_PIECE_PAIRS):
+            piece, pair = divmod(piece, _PAIR)
+            out.append(_PAIRS[pair])
+    out.reverse()
+    return "".join(out).lstrip("1")

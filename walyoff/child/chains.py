@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import shutil
 import threading
 from collections import Counter
@@ -21,10 +20,10 @@ from walyoff.child.chainfiles import (
     GENESIS,
     POSITION_LINE,
     ChainFiles,
-    causal_order,
     content_of,
     decode_files,
 )
+from walyoff.child.dag import causal_order
 from walyoff.child.guard import Refusals
 from walyoff.child.judging import Judge
 from walyoff.child.open_chain import OpenChain, open_chain_class
@@ -286,16 +285,28 @@ class Chains:
         opened.announce()
 
     def export(
-        self, chain: str, known: Sequence[str] | None = None, limit: int = MAX_FILES_BYTES
-    ) -> list[bytes]:
-        """Block files in causal order, up to a size in bytes."""
-        return self.files(chain).export(known, limit)
+        self,
+        chain: str,
+        known: Sequence[str] | None = None,
+        limit: int = MAX_FILES_BYTES,
+        after: int = 0,
+    ) -> tuple[list[bytes], int | None]:
+        """Block files in causal order, up to a size in bytes, after a position.
 
-    def _export(self, chain: str, known: list[str] | None, limit_bytes: int) -> dict[str, Any]:
+        With them the position to go on from, or None when these were the last.
+        """
+        if not known and chain not in self._files and self.has(chain):
+            return self.new_files(chain).export_unread(limit, after)
+        return self.files(chain).export(known, limit, after)
+
+    def _export(
+        self, chain: str, known: list[str] | None, limit_bytes: int, after: int = 0
+    ) -> dict[str, Any]:
         if known is not None and not all(isinstance(cid, str) for cid in known):
             raise LocalProtocolError("known is a list of block names")
         limit = min(int(limit_bytes), MAX_FILES_BYTES)
-        return {"files": self.files(chain).export(known, limit)}
+        files, more = self.export(chain, known, limit, int(after))
+        return {"files": files, "after": more}
 
     def import_files(self, chain: str, files: Sequence[bytes]) -> dict[str, Any]:
         """Take blocks that somebody handed over; says how many were new or refused.
@@ -346,8 +357,9 @@ class Chains:
         judge = self._judges.get(chain)
         check = None if judge is None else functools.partial(judge_later, judge, building)
         building.add_closed(ordered, refuse, judge=check)
-        os.replace(temporary, self._folder / chain)
-        return len(self.files(chain))
+        building.move(self._folder / chain)
+        self.adopt_files(building)
+        return len(building)
 
 
 def judge_later(judge: Judge, files: ChainFiles, block: BlockFile) -> None:

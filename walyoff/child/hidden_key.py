@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from walyoff.child import repo
-from walyoff.child.chainfiles import write_atomically
+from walyoff.child.disk import write_atomically
 from walyoff.errors import StoreError
 from walyoff.sealing import Sealing
 

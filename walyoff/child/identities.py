@@ -85,7 +85,7 @@ class Identities:
         """The RPC methods, by name."""
         return {
             "did.create": self.create_did,
-            "did.export": lambda did: {"files": self._chains.export(chain_of(did))},
+            "did.export": lambda did: {"files": self._chains.export(chain_of(did))[0]},
             # Answered once this is there: files in clear were sealed before.
             "did.sealed": lambda: True,
             "did.sign": self._keyring_sign,
@@ -286,19 +286,19 @@ class Identities:
         """All of a group that a joiner needs, but the secrets."""
         reading = self._reading(did)
         members = {
-            member: self._chains.export(chain_of(member))
+            member: self._chains.export(chain_of(member))[0]
             for member in reading.members
             if self._chains.has(chain_of(member))
         }
         register = self._registers.get(did)
         newest = None if register is None else register.tree.head().chain
         return {
-            "files": self._chains.export(chain_of(did)),
+            "files": self._chains.export(chain_of(did))[0],
             "members": members,
             "segment": reading.segment,
             "segments": [] if register is None else register.listing(),
             # The beginning is enough to know the chain; sessions bring the rest.
-            "segment_files": self._chains.export(newest, limit=GRANTED_SEGMENT)
+            "segment_files": self._chains.export(newest, limit=GRANTED_SEGMENT)[0]
             if newest and self._chains.has(newest)
             else [],
             "pin": self._groups[did][0],

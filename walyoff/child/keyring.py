@@ -19,7 +19,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from walyoff.child.chainfiles import write_atomically
+from walyoff.child.disk import write_atomically
 from walyoff.child.reader import MAX_KEY_ID, chain_of
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, StoreError
 from walyoff.sealing import Sealing

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from walyoff.child import guard, patches
 from walyoff.child.blocks import BlockFile, decode_block, decode_id
-from walyoff.child.chainfiles import ChainFiles, causal_order
+from walyoff.child.chainfiles import ChainFiles
+from walyoff.child.dag import causal_order
 from walyoff.child.inbox import Inbox
 from walyoff.child.proofs import UnknownEpochError
 from walyoff.child.upstream import Stock
@@ -193,6 +194,7 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
                 self._pin_again = True
                 while self._pin_again and not self._terminate:
                     self._pin_again = False
+                    self.files.spread()
                     self._pin_missing()
             except WalyoffError as error:
                 _log.warning("chain %s: pinning failed: %s", self.blockchain_id, error)

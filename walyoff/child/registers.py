@@ -117,11 +117,17 @@ class Registers:
         return {"ref": ref, "position": place}
 
     def export_segments(
-        self, did: str, known: list[str] | None, limit_bytes: int
+        self,
+        did: str,
+        known: list[str] | None,
+        limit_bytes: int,
+        after: list[Any] | None = None,
     ) -> dict[str, Any]:
-        """Block files of all segments that a device with these leaves lacks."""
+        """Block files of all segments that a device with these leaves lacks, in pieces."""
         names = None if known is None else _names(known)
-        return {"files": self._register(did).export(names, int(limit_bytes))}
+        place = None if after is None else (str(after[0]), int(after[1]))
+        files, more = self._register(did).export(names, int(limit_bytes), place)
+        return {"files": files, "after": more}
 
     def segments(self, did: str) -> list[dict[str, Any]]:
         """The segments of a group's register, earlier ones first."""

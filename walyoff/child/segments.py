@@ -1,8 +1,8 @@
 """The register of one channel: its segments, as one ledger that only grows.
 
-Decided here: when the next segment is opened, which one is followed in Walytis (the newest),
-and what is handed over to other devices. Which segment is the newest and where blocks stand
-is `segment_tree`'s; what counts as a block is `judging`'s.
+Decided here: when the next segment is opened, and which one is followed in Walytis (the
+newest). Which segment is the newest and where blocks stand is `segment_tree`'s; what counts
+as a block is `judging`'s; reading and handing over are `held_segments`'.
 
 A segment is full when it holds as many blocks as is agreed on. The device that filled it
 makes a new chain, and writes a link into the full one: the new chain's id and its first
@@ -19,13 +19,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from blake3 import blake3
-
-from walyoff.child.blocks import MAX_FILE
-from walyoff.child.chainfiles import GENESIS_BLOCKS, content_of, write_atomically
-from walyoff.child.chains import MAX_FILES_BYTES, MAX_LISTED, MAX_LISTED_BYTES, Chains
+from walyoff.child.chainfiles import GENESIS_BLOCKS, content_of
+from walyoff.child.chains import Chains
+from walyoff.child.held_segments import HeldSegments
 from walyoff.child.judging import EpochKeys, SegmentJudge, Verify
 from walyoff.child.proofs import (
     TOPIC_ANCHOR,
@@ -34,13 +31,11 @@ from walyoff.child.proofs import (
     link_body,
     payload_epoch,
     seal_link,
-    unwrap,
     wrap,
 )
-from walyoff.child.segment_tree import Segment, SegmentTree
+from walyoff.child.segment_tree import Segment
 from walyoff.epochs import SALT_SIZE
 from walyoff.errors import LedgerError, LocalProtocolError, RemoteProtocolError, WalyoffError
-from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 
 #: Anchor blocks of one segment, unless it is said otherwise. At 256 a block costs what it
 #: costs on an empty chain, and a segment is read in a tenth of a second.
@@ -51,20 +46,13 @@ LINGER_S = 20.0
 #: The device that filled a segment opens the next one; others do after so many seconds and a
 #: random part, if it did not.
 OTHERS_AFTER_S = 15.0
-#: Old segments that stay in memory after they were read.
-MAX_LOADED = 4
-#: Newest segments whose leaves are named one by one; the others make one digest.
-RECENT = 2
-#: Names of leaves in one message of a session.
-MAX_NAMES = 4_096
-_OLDER = "older"
 
 _log = logging.getLogger(__name__)
 
 Sign = Callable[[bytes], bytes]
 
 
-class SegmentedLedger:
+class SegmentedLedger(HeldSegments):
     """All segments of one channel. Safe to use from many threads."""
 
     def __init__(
@@ -81,29 +69,21 @@ class SegmentedLedger:
         verify: Verify,
         told: Sequence[tuple[str, str, str]] = (),
     ) -> None:
-        self.did = did
+        super().__init__(did, root, chains, state, guarded=guarded)
         self.keys = EpochKeys()
-        self.guarded = guarded
-        self._chains = chains
-        self._state = state
         self._limit = limit
         self._control_keys = control_keys
         self._sign = sign
         self._verify = verify
-        self._lock = threading.RLock()
         self._advancing = threading.Lock()
         self._judges: dict[str, SegmentJudge] = {}
-        self._tops: dict[str, int] = {}
-        self._loaded: list[str] = []
         #: When segments that are no longer the newest are closed.
         self._closing: dict[str, float] = {}
-        self._followed: str | None = None
         #: The segment that this device wrote to last, and since when one is known to be full.
         self._wrote: str | None = None
         self._full: tuple[str, float] = ("", 0.0)
         #: A segment that this device wrote to, to be announced once more.
         self._repeat: str | None = None
-        self.tree = self._load(root)
         for chain, parent, link in told:
             self.tree.add(chain, parent=parent, link=link, connected=False)
         for segment in self.tree.in_order():
@@ -112,20 +92,6 @@ class SegmentedLedger:
 
     def __repr__(self) -> str:
         return f"<SegmentedLedger {self.did} [{len(self.tree.segments)} segments]>"
-
-    def _load(self, root: str) -> SegmentTree:
-        try:
-            tree = SegmentTree.decode(self._state.read_bytes())
-        except FileNotFoundError:
-            return SegmentTree(root)
-        except RemoteProtocolError as error:
-            # The chains are the truth; places are given anew.
-            _log.warning("the list of segments of %s is damaged: %s", self.did, error)
-            return SegmentTree(root)
-        return tree if tree.root == root else SegmentTree(root)
-
-    def _save(self) -> None:
-        write_atomically(self._state, self.tree.encode())
 
     def _guard(self, chain: str) -> None:
         if chain in self._judges:
@@ -152,6 +118,7 @@ class SegmentedLedger:
                 if self._tops.get(segment.chain, 0) > segment.looked:
                     self._look(segment)
             self._follow_head()
+            self._keep()
 
     def close(self) -> None:
         """Follow no segment any more. Idempotent."""
@@ -211,6 +178,7 @@ class SegmentedLedger:
             if position - GENESIS_BLOCKS >= self._limit:
                 self._wrote = chain
             self._extend()
+            self._keep()
             return ref, self.tree.place_of(chain, position)
 
     def wants_next(self, now: float) -> bool:
@@ -250,7 +218,7 @@ class SegmentedLedger:
                     previous=head.chain,
                     number=number,
                     chain=following,
-                    birth=tuple(self._chains.export(following)[:GENESIS_BLOCKS]),
+                    birth=tuple(self._chains.export(following)[0][:GENESIS_BLOCKS]),
                     signature=self._sign(body),
                 )
                 epoch_id, key = newest
@@ -259,6 +227,7 @@ class SegmentedLedger:
                     raise LedgerError("segments are for guarded ledgers")
                 self._chains.append(head.chain, payload, [TOPIC_LINK])
                 self._look(head)
+                self._keep()
 
     # --------------------------------------------------------------------- reading
 
@@ -266,8 +235,10 @@ class SegmentedLedger:
         """Blocks were admitted to a chain."""
         with self._lock:
             segment = self.tree.segments.get(chain)
-            if segment is not None:
+            # What was handed over was looked at then.
+            if segment is not None and self._chains.top(chain) != segment.looked:
                 self._look(segment)
+                self._keep()
 
     def _look(self, segment: Segment) -> None:
         """Take note of what a segment gained: blocks, and links to next segments."""
@@ -285,7 +256,7 @@ class SegmentedLedger:
         segment.looked = files.top
         segment.leaves = files.leaves()
         if before[0] != len(self.tree.segments) or segment.chain != self._followed:
-            self._save()
+            self._changed = True
         self._extend()
         self._follow_head()
 
@@ -306,166 +277,6 @@ class SegmentedLedger:
             following = self.tree.segments[link.chain]
             if following.looked < self._tops.get(link.chain, 0):
                 self._look(following)
-
-    def _files(self, chain: str) -> Any:
-        """The blocks of a segment; of those that are not open a few stay in memory."""
-        files = self._chains.files(chain)
-        if not self._chains.is_open(chain):
-            if chain in self._loaded:
-                self._loaded.remove(chain)
-            self._loaded.append(chain)
-            while len(self._loaded) > MAX_LOADED:
-                self._chains.release(self._loaded.pop(0))
-        return files
-
-    def _extend(self) -> None:
-        if self.tree.extend(self._tops):
-            # Before anybody is told a place.
-            self._save()
-
-    def blocks(self, after: int, limit: int) -> dict[str, Any]:
-        """[name, place, topics, payload] of blocks after a place, in order of places."""
-        if not isinstance(after, int) or not isinstance(limit, int) or limit < 1:
-            raise LocalProtocolError("after and limit are positive integers")
-        with self._lock:
-            self._extend()
-            found: list[list[Any]] = []
-            size, place = 0, max(after, 0)
-            limit = min(limit, MAX_LISTED)
-            while len(found) < limit and size < MAX_LISTED_BYTES:
-                run = self.tree.run_after(place)
-                if run is None:
-                    break
-                start, chain, before, left = run
-                files = self._files(chain)
-                page = files.after(before, limit - len(found))
-                page = [(at, entry) for at, entry in page if at <= before + left]
-                place = start + left
-                for at, entry in page:
-                    payload = self._payload(content_of(files.read(entry.cid)))
-                    size += len(payload)
-                    if size > MAX_LISTED_BYTES and found:
-                        break
-                    place = start + at - before
-                    found.append([entry.cid, place, list(entry.topics), payload])
-                else:
-                    # All of the run, unless the limit cut it.
-                    if len(found) < limit:
-                        place = start + left
-            return {"blocks": found, "top": self.tree.top}
-
-    def _payload(self, content: bytes) -> bytes:
-        if not self.guarded:
-            return content
-        try:
-            return unwrap(content)[0]
-        except RemoteProtocolError:
-            # From before the guard: the reader will refuse it by name.
-            return content
-
-    # ------------------------------------------------------------------- hand-over
-
-    def listing(self) -> list[list[str | None]]:
-        """[chain, parent, link] of all segments but the first, for a joiner."""
-        with self._lock:
-            return [[s.chain, s.parent, s.link] for s in self.tree.in_order() if s.parent]
-
-    def complete(self) -> bool:
-        """Whether all segments that are known of are here and connected."""
-        with self._lock:
-            return all(
-                s.connected and self._chains.has(s.chain) for s in self.tree.segments.values()
-            )
-
-    def leaves(self) -> list[str]:
-        """What another device has to know to find out whether it lacks something.
-
-        `CHAIN/BLOCK` for each leaf of the newest segments, and `older/DIGEST/COUNT` for
-        the others.
-        """
-        with self._lock:
-            newest = self.tree.head().number - RECENT
-            names: list[str] = []
-            older: list[list[Any]] = []
-            for segment in self._held():
-                if segment.number > newest:
-                    names += [f"{segment.chain}/{leaf}" for leaf in segment.leaves]
-                else:
-                    older.append([segment.chain, segment.leaves])
-            if older:
-                digest = blake3(pack(sorted(older))).hexdigest(16)
-                names.append(f"{_OLDER}/{digest}/{len(older)}")
-            return names[:MAX_NAMES]
-
-    def _held(self) -> list[Segment]:
-        held = [s for s in self.tree.in_order() if self._chains.has(s.chain)]
-        for segment in held:
-            if not segment.leaves or segment.chain == self._followed:
-                segment.leaves = self._files(segment.chain).leaves()
-        return held
-
-    def wanted(self, theirs: Sequence[str]) -> list[str] | None:
-        """The leaves that are held here, if a device with those leaves has more; else None."""
-        with self._lock:
-            own = set(self.leaves())
-            if all(self._has_leaf(name) for name in theirs if name not in own):
-                return None
-            # The oldest first, as those are what comes first.
-            names = [f"{s.chain}/{leaf}" for s in self._held() for leaf in s.leaves]
-            return names[:MAX_NAMES]
-
-    def _has_leaf(self, name: str) -> bool:
-        chain, _, leaf = name.partition("/")
-        if chain == _OLDER:
-            return False
-        segment = self.tree.segments.get(chain)
-        if segment is None or not self._chains.has(chain):
-            return False
-        return leaf in segment.leaves or leaf in self._files(chain)
-
-    def export(self, known: Sequence[str] | None, limit: int) -> list[bytes]:
-        """`pack([chain, file])` of blocks that a device with these leaves lacks, in order."""
-        limit = min(limit, MAX_FILES_BYTES)
-        by_chain: dict[str, list[str]] = {}
-        for name in known or ():
-            chain, _, leaf = name.partition("/")
-            by_chain.setdefault(chain, []).append(leaf)
-        with self._lock:
-            lacking = [
-                s.chain
-                for s in self._held()
-                if not set(s.leaves) <= set(by_chain.get(s.chain, ()))
-            ]
-        packed: list[bytes] = []
-        for chain in lacking:
-            with self._lock:
-                files = self._files(chain)
-            refs = by_chain.get(chain)
-            for file in files.export(refs, limit):
-                packed.append(pack([chain, file]))
-                limit -= len(file)
-            if limit <= 0:
-                break
-        return packed
-
-    def import_files(self, packed: Sequence[bytes]) -> dict[str, Any]:
-        """Take what `export` gave on another device; how many were new, refused by reason."""
-        admitted = 0
-        refused: dict[str, int] = {}
-        for chain, files in _by_chain(packed):
-            with self._lock:
-                segment = self.tree.segments.get(chain)
-                if segment is None:
-                    refused["unknown-segment"] = refused.get("unknown-segment", 0) + len(files)
-                    continue
-                answer = self._chains.import_files(chain, files)
-                admitted += answer["admitted"]
-                for reason, count in answer["refused"].items():
-                    refused[reason] = refused.get(reason, 0) + count
-                if answer["admitted"]:
-                    # At once: the next files may be of a segment that these name.
-                    self._look(segment)
-        return {"admitted": admitted, "refused": refused}
 
     # ------------------------------------------------------------------ statistics
 
@@ -493,19 +304,7 @@ class SegmentedLedger:
             for segment in self.tree.in_order():
                 if self._chains.is_open(segment.chain) or segment.looked == 0:
                     self._look(segment)
-
-
-def _by_chain(packed: Sequence[bytes]) -> list[tuple[str, list[bytes]]]:
-    """Files in the given order, those of one chain that follow each other together."""
-    groups: list[tuple[str, list[bytes]]] = []
-    for item in packed:
-        chain, file = expect_array(unpack(item, MAX_FILE + 1024), 2, "block file")
-        name = expect_str(chain, "chain", limit=64)
-        data = expect_bytes(file, "file", limit=MAX_FILE)
-        if not groups or groups[-1][0] != name:
-            groups.append((name, []))
-        groups[-1][1].append(data)
-    return groups
+            self._keep()
 
 
 __all__ = ["LINGER_S", "SEGMENT_BLOCKS", "SegmentedLedger"]

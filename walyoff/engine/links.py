@@ -8,7 +8,8 @@ that breaks the protocol ends the link and is blamed on the other side.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol
 
@@ -50,11 +51,14 @@ class Chain(Protocol):
     async def wanted(self, theirs: list[str]) -> list[str] | None:
         """The blocks at the tips here, if a device with those has more; else None."""
 
-    async def export(self, known: list[str]) -> list[bytes]:
-        """The files of blocks that are not ancestors of the known ones, parents first."""
+    def export(self, known: list[str]) -> AsyncGenerator[list[bytes], None]:
+        """The files of blocks that are not ancestors of the known ones, parents first.
 
-    async def take(self, files: list[bytes]) -> None:
-        """Check and admit block files. Raises RemoteProtocolError."""
+        In pieces of a few megabytes at most, so that one is sent while the next is read.
+        """
+
+    async def take(self, files: list[bytes]) -> int:
+        """Check and admit block files; how many were new. Raises RemoteProtocolError."""
 
 
 class SessionLink(Protocol):
@@ -94,6 +98,8 @@ class LinkServer:
         self._chains = chains
         #: The tips of the other side's chains, as it named them last.
         self._leaves: dict[str, tuple[str, ...]] = {}
+        #: New blocks of the answer that is coming in, by chain.
+        self._brought: Counter[str] = Counter()
         self._strangers: set[str] = set()
         #: What the other side said of itself.
         self.peer_addresses: tuple[str, ...] = ()
@@ -356,27 +362,35 @@ class LinkServer:
         chain = self._chains.get(name)
         if chain is None:
             return
-        before, _ = await chain.leaves()
-        await chain.take(files)
-        after, _ = await chain.leaves()
-        # One answer holds a bounded part of a long chain: ask on as long as it brings more.
-        if last and after != before:
+        if files:
+            self._brought[name] += await chain.take(files)
+        # What came may name more, or have grown meanwhile: ask on as long as it brings any.
+        if last and self._brought.pop(name, 0):
             await self._compare(name)
 
     async def _send_chain(self, name: str, known: list[str]) -> None:
         chain = self._chains.get(name)
         if chain is None:
             return
-        part: list[bytes] = []
-        size = 0
-        for file in await chain.export(known):
-            if part and (size + len(file) > FILES_BYTES or len(part) == frames.MAX_FILES):
-                self._state.send(frames.ChainFiles(name, tuple(part), False))
-                await self._session.drained(ANSWER_BACKLOG)
-                part, size = [], 0
-            part.append(file)
-            size += len(file)
-        self._state.send(frames.ChainFiles(name, tuple(part), True))
+        async with aclosing(chain.export(known)) as pieces:
+            async for files in pieces:
+                for part in _frames_of(files):
+                    self._state.send(frames.ChainFiles(name, part, False))
+                    await self._session.drained(ANSWER_BACKLOG)
+        self._state.send(frames.ChainFiles(name, (), True))
+
+
+def _frames_of(files: list[bytes]) -> Iterator[tuple[bytes, ...]]:
+    part: list[bytes] = []
+    size = 0
+    for file in files:
+        if part and (size + len(file) > FILES_BYTES or len(part) == frames.MAX_FILES):
+            yield tuple(part)
+            part, size = [], 0
+        part.append(file)
+        size += len(file)
+    if part:
+        yield tuple(part)
 
 
 def _as_vector(vector: tuple[frames.Have, ...]) -> dict[str, tuple[int, frozenset[int]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -82,9 +82,13 @@ class SimChain:
         own, _ = await self.leaves()
         return own if set(theirs) - set(own) else None
 
-    async def export(self, known: Sequence[str]) -> list[bytes]:
+    async def export(self, known: Sequence[str]) -> AsyncGenerator[list[bytes], None]:
         """See `walyoff.engine.links.Chain`."""
         await anyio.lowlevel.checkpoint()
+        yield self.missing(known)
+
+    def missing(self, known: Sequence[str]) -> list[bytes]:
+        """The files of blocks that are not ancestors of the known ones."""
         held: set[str] = set()
         stack = [ref for ref in known if ref in self.blocks]
         while stack:
@@ -98,15 +102,17 @@ class SimChain:
             if ref not in held
         ]
 
-    async def take(self, files: Sequence[bytes]) -> None:
+    async def take(self, files: Sequence[bytes]) -> int:
         """See `walyoff.engine.links.Chain`."""
         await anyio.lowlevel.checkpoint()
+        before = len(self.blocks)
         for file in files:
             ref, parents, payload = expect_array(unpack(file, MAX_FILE), 3, "block")
             name = expect_str(ref, "ref", limit=64)
             if name in self.blocks or not set(parents) <= set(self.blocks):
                 continue
             self._admit(name, tuple(parents), expect_bytes(payload, "payload", limit=MAX_FILE))
+        return len(self.blocks) - before
 
 
 class SimLedger:
@@ -292,8 +298,8 @@ class SimPlatform:
 
     async def grant(self, did: str) -> bytes:
         """The chains."""
-        identity = await self._world.chain(self._device, f"{did}/identity").export([])
-        ledger = await self._world.chain(self._device, f"{did}/ledger").export([])
+        identity = self._world.chain(self._device, f"{did}/identity").missing([])
+        ledger = self._world.chain(self._device, f"{did}/ledger").missing([])
         return pack([did, identity, ledger])
 
     def _found(self, did: str, member: str) -> Foundation:

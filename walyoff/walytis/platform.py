@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -124,11 +124,12 @@ class _LedgerChain:
     async def wanted(self, theirs: list[str]) -> list[str] | None:
         return await self._ledger.wanted(theirs)
 
-    async def export(self, known: list[str]) -> list[bytes]:
-        return await self._ledger.export(known)
+    def export(self, known: list[str]) -> AsyncGenerator[list[bytes], None]:
+        return self._ledger.pieces(known)
 
-    async def take(self, files: list[bytes]) -> None:
-        await self._ledger.import_files(files)
+    async def take(self, files: list[bytes]) -> int:
+        admitted, _ = await self._ledger.import_files(files)
+        return admitted
 
 
 class _IdentityChains:
@@ -148,21 +149,21 @@ class _IdentityChains:
         own, _ = await self.leaves()
         return own if set(theirs) - set(own) else None
 
-    async def export(self, known: list[str]) -> list[bytes]:
+    async def export(self, known: list[str]) -> AsyncGenerator[list[bytes], None]:
         by_chain: dict[str, list[str]] = {}
         for name in known:
             chain, _, ref = name.partition("/")
             by_chain.setdefault(chain, []).append(ref)
         found = await self._identity.sync_files(by_chain)
-        return [pack([chain, file]) for chain, files in found.items() for file in files]
+        yield [pack([chain, file]) for chain, files in found.items() for file in files]
 
-    async def take(self, files: list[bytes]) -> None:
+    async def take(self, files: list[bytes]) -> int:
         by_chain: dict[str, list[bytes]] = {}
         for packed in files:
             chain, file = expect_array(unpack(packed, MAX_FILE), 2, "block file")
             name = expect_str(chain, "chain", limit=MAX_CHAIN_NAME)
             by_chain.setdefault(name, []).append(expect_bytes(file, "file", limit=MAX_FILE))
-        await self._identity.import_files(by_chain)
+        return await self._identity.import_files(by_chain)
 
 
 @asynccontextmanager

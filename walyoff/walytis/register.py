@@ -8,7 +8,7 @@ hand-over between devices compares all of them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from walyoff.errors import ChildError, PayloadTooLargeError
@@ -18,6 +18,8 @@ from walyoff.wire import expect_int
 
 #: Seconds for opening: an old segment may have to be read again after a crash.
 _OPEN_TIME = 60.0
+#: Files that are handed over at a time, in bytes: one piece is sent while the next is read.
+PIECE_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -94,14 +96,35 @@ class RegisterLedger(WalytisLedger):
 
     async def export(self, known: Sequence[str] | None = None) -> list[bytes]:
         """Files of all segments, each with its chain's name, that are not known there."""
+        files, _ = await self._export(known, MAX_FILES_BYTES, None)
+        return files
+
+    async def pieces(
+        self, known: Sequence[str] | None = None
+    ) -> AsyncGenerator[list[bytes], None]:
+        """All that `export` begins with, a megabyte at a time."""
+        after: Any = None
+        while True:
+            files, after = await self._export(known, PIECE_BYTES, after)
+            if files:
+                yield files
+            if after is None:
+                return
+
+    async def _export(
+        self, known: Sequence[str] | None, limit: int, after: Any
+    ) -> tuple[list[bytes], Any]:
         args = {
             "did": self._did,
             "known": None if known is None else list(known),
-            "limit_bytes": MAX_FILES_BYTES,
+            "limit_bytes": limit,
+            "after": after,
         }
         answer = await self._child.call("group.export_segments", args, timeout=FILES_TIME)
-        files = answer.get("files") if isinstance(answer, dict) else None
-        return [item for item in _list(files) if isinstance(item, bytes)]
+        if not isinstance(answer, dict):
+            raise ChildError("the child's answer is no map")
+        files = [item for item in _list(answer.get("files")) if isinstance(item, bytes)]
+        return files, answer.get("after")
 
     async def import_files(self, files: Sequence[bytes]) -> tuple[int, dict[str, int]]:
         """Take what `export` gave; (how many blocks were new, refused by reason)."""
