@@ -82,9 +82,9 @@ class Acceptor:
                     oldest.cancel()
                 scope = anyio.CancelScope()
                 self._handshakes[scope] = None
-                tasks.start_soon(self._accept, stream, scope)
+                tasks.start_soon(self._accept, stream, transport.name, scope)
 
-    async def _accept(self, stream: ByteStream, scope: anyio.CancelScope) -> None:
+    async def _accept(self, stream: ByteStream, path: str, scope: anyio.CancelScope) -> None:
         chosen: list[Channel | Issued] = []
 
         def find(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
@@ -110,6 +110,7 @@ class Acceptor:
             if session is None:
                 log.info("a handshake that took long made room for another one")
                 return
+            session.path = path
             await self._serve(session, chosen[0])
         except RemoteProtocolError as error:
             log.warning("a peer was refused: %s (%s)", error, error.reason)

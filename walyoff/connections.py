@@ -1,7 +1,7 @@
 """The sessions of one channel.
 
-Decided here: which of two sessions with one device is kept, and when one has to end. What is
-said in a session is decided in `engine.links`.
+Decided here: when a session has to end. Which of two with one device is kept is decided in
+`walyoff.paths`, and what is said in a session in `engine.links`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import anyio
 
 from walyoff.engine.driver import Engine
 from walyoff.engine.links import Chain, LinkServer
+from walyoff.paths import given_up
 from walyoff.tasks import background_tasks
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class Connections:
         """The sessions of now."""
         return list(self._sessions.values())
 
+    def session(self, did: str) -> Session | None:
+        """The session with a device; the newest, while an older one is about to end."""
+        found = [session for session in self._sessions.values() if session.did == did]
+        return found[-1] if found else None
+
     def servers(self) -> list[LinkServer]:
         """Those who serve the sessions of now."""
         return list(self._servers.values())
@@ -56,6 +62,7 @@ class Connections:
             {
                 "did": session.did,
                 "role": session.role,
+                "transport": session.path,
                 "backlog": session.backlog,
                 "score": round(peers[name].score, 2) if name in peers else 0.0,
             }
@@ -77,12 +84,12 @@ class Connections:
 
     async def serve(self, session: Session) -> None:
         """Serve an established session of this channel until it ends."""
-        replaced = self._choose(session)
-        if replaced is session:
-            async with session.run():
-                return
-        if replaced is not None:
-            replaced.close()
+        older = self.session(session.did)
+        if older is not None:
+            if given_up(self._engine.me, older, session) is session:
+                async with session.run():
+                    return
+            older.close()
         self._sessions[session.name] = session
         server = LinkServer(
             self._engine,
@@ -116,18 +123,6 @@ class Connections:
             await self._engine.changed()
         self.heard_addresses[did] = server.peer_addresses
         await self._device.remember_addresses(self._channel, did, server.peer_addresses)
-
-    def _choose(self, session: Session) -> Session | None:
-        """Of two sessions with one device, the one to give up; both sides choose alike."""
-        for other in self._sessions.values():
-            if other.did != session.did:
-                continue
-            if other.role == session.role:
-                # The same side dialled twice: the older connection is dead or dying.
-                return other
-            first = "initiator" if self._engine.me < session.did else "responder"
-            return other if session.role == first else session
-        return None
 
     def end_expired(self, now_ms: int) -> None:
         """End the sessions whose other side showed a certificate that has ended."""

@@ -26,7 +26,7 @@ from walyoff.channel_state import (
     load_epochs,
     save_epochs,
 )
-from walyoff.discovery import Discovery, bridges
+from walyoff.discovery import Discovery
 from walyoff.epochs import EPOCH_KEY_SIZE, new_epoch
 from walyoff.errors import (
     LocalProtocolError,
@@ -36,6 +36,7 @@ from walyoff.errors import (
 )
 from walyoff.invitations import REMEMBER_S, Issued
 from walyoff.joining import Granted, request_join
+from walyoff.paths import carriers, scheme
 from walyoff.platform import Foundation, Platform
 from walyoff.running import run_channel
 from walyoff.runtime import Runtime
@@ -67,6 +68,7 @@ class Device:
         self._store = store
         self._platform = platform
         self._transports = transports
+        self._carriers = carriers(list(transports.values()))
         self._suite = suite
         self._tasks = tasks
         self._channels: dict[str, Channel] = {}
@@ -364,16 +366,13 @@ class Device:
 
     async def connect_stream(self, address: str) -> ByteStream:
         """A stream to an address, by the transport that the address names."""
-        name, _, _ = address.partition(":")
-        transport = self._transports.get(name)
-        if transport is None:
-            # Some reach the addresses of others: libp2p and IPFS do.
-            reaching = (t for t in self._transports.values() if name in bridges(t))
-            transport = next(reaching, None)
-        if transport is None:
+        path = self._carriers.get(scheme(address))
+        if path is None:
             have = ", ".join(sorted(self._transports)) or "none"
-            raise TransportError(f"no transport {name!r} is open here (open: {have})")
-        return await transport.connect(address)
+            raise TransportError(
+                f"no transport {scheme(address)!r} is open here (open: {have})"
+            )
+        return await self._transports[path].connect(address)
 
     async def dial(
         self, channel: Channel, address: str, claim: Callable[[str], bool] = lambda _: True
@@ -396,6 +395,7 @@ class Device:
             judge=judge(channel),
             runtime=self.runtime,
         )
+        session.path = self._carriers[scheme(address)]
         if claim(session.did):
             await channel.connections.serve(session)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import trio.testing
 
 from walyoff import Channel, Device
-from walyoff.testing.network import LAN, Link
+from walyoff.testing.network import LAN, Link, SimNetwork
 from walyoff.testing.virtual import VirtualTimeLoop
 from walyoff.testing.world import SimWorld
 
@@ -57,9 +57,11 @@ class Group:
 
 
 @asynccontextmanager
-async def group(count: int, link: Link = LAN, *, seed: int = 1) -> AsyncIterator[Group]:
+async def group(
+    count: int, link: Link = LAN, *, seed: int = 1, others: Sequence[SimNetwork] = ()
+) -> AsyncIterator[Group]:
     """That many running devices, named a, b, c, in one channel and connected."""
-    world = SimWorld(seed, link)
+    world = SimWorld(seed, link, others=others)
     async with AsyncExitStack() as stack:
         devices = [
             await stack.enter_async_context(world.device(chr(ord("a") + n)))

@@ -47,6 +47,8 @@ WRITE_BYTES = 512 * 1024
 READ_BYTES = 256 * 1024
 #: What a link may hold unsent before it counts as stuck and is closed.
 MAX_BACKLOG = 64 * 1024 * 1024
+#: Pings whose answers are waited for.
+MAX_ASKED = 16
 
 #: Decides about a certificate; raises if the peer is not to be trusted. Gets the presented
 #: certificate and its encoded bytes.
@@ -73,6 +75,8 @@ class Session:
         self.peer = established.peer
         self.did = established.peer.certificate.member
         self.name = f"{self.did[-8:]}#{next(_numbers)}"
+        #: The transport that carries it; set by whoever opened the stream.
+        self.path = ""
         self.backlog = 0
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -82,7 +86,7 @@ class Session:
         self._queue: deque[bytes] = deque()
         self._work = anyio.Event()
         self._drained = anyio.Event()
-        self._opened = self._runtime.now()
+        self.opened = self._runtime.now()
         self._heard = self._runtime.now()
         self._keyed = self._runtime.now()
         self._closed = False
@@ -91,6 +95,9 @@ class Session:
         self._written = anyio.Event()
         self._writing = anyio.CancelScope()
         self._pings = 0
+        #: Pings that are not answered yet, and whether something was sent after the newest.
+        self._asked: dict[int, anyio.Event] = {}
+        self._sent = anyio.Event()
 
     def __repr__(self) -> str:
         return f"<Session {self.name} {self.role} [{self.backlog} bytes to send]>"
@@ -100,7 +107,7 @@ class Session:
         sent, received = self._channel.sent, self._channel.received
         now = self._runtime.now()
         return {
-            "age_s": now - self._opened,
+            "age_s": now - self.opened,
             "silent_s": now - self._heard,
             "bytes_sent": self.bytes_sent,
             "bytes_received": self.bytes_received,
@@ -126,11 +133,35 @@ class Session:
             return
         self._queue.append(data)
         self.backlog += len(data)
+        self._sent.set()
         self._work.set()
 
     def send_frame(self, frame: frames.Frame) -> None:
         """Encode and queue a frame."""
         self.send(frames.encode(frame))
+
+    async def until_sent(self) -> None:
+        """Wait until something was sent after the last `ping`."""
+        await self._sent.wait()
+
+    def ping(self) -> anyio.Event:
+        """Ask whether the other side is there, before all that waits. Set when it answers."""
+        self._pings += 1
+        if self._sent.is_set():
+            self._sent = anyio.Event()
+        answered = self._asked[self._pings] = anyio.Event()
+        if len(self._asked) > MAX_ASKED:
+            del self._asked[next(iter(self._asked))]
+        self._send_first(frames.Ping(self._pings))
+        return answered
+
+    def _send_first(self, frame: frames.Frame) -> None:
+        """Queue a frame before all that waits."""
+        if not self._closed:
+            data = frames.encode(frame)
+            self._queue.appendleft(data)
+            self.backlog += len(data)
+            self._work.set()
 
     async def drained(self, limit: int) -> None:
         """Wait until the backlog is at most `limit` bytes. Returns at once when closed."""
@@ -176,8 +207,11 @@ class Session:
             for payload in payloads:
                 frame = frames.decode(payload)
                 if isinstance(frame, frames.Ping):
-                    self.send_frame(frames.Pong(frame.nonce))
-                elif not isinstance(frame, frames.Pong):
+                    self._send_first(frames.Pong(frame.nonce))
+                elif isinstance(frame, frames.Pong):
+                    if answered := self._asked.pop(frame.nonce, None):
+                        answered.set()
+                else:
                     yield frame
             if self._channel.ended:
                 return
@@ -245,8 +279,8 @@ class Session:
                 self._shut()
                 return
             if silent > PING_AFTER:
-                self._pings += 1
-                self.send_frame(frames.Ping(self._pings))
+                self.ping()
+                self._sent.set()
 
     def close(self) -> None:
         """End the session at once; whoever reads it sees it end."""

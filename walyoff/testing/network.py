@@ -172,8 +172,10 @@ class SimStream(ByteStream):
 class SimNetwork:
     """Devices by name and the links between them."""
 
-    def __init__(self, seed: int = 0, link: Link = LAN) -> None:
+    def __init__(self, seed: int = 0, link: Link = LAN, *, name: str = "sim") -> None:
         self.random = random.Random(seed)  # noqa: S311 - repeatable, that is the point
+        #: The name of its transports, and the scheme of their addresses.
+        self.name = name
         self._default = link
         self._links: dict[frozenset[str], Link] = {}
         self._transports: dict[str, SimTransport] = {}
@@ -287,7 +289,7 @@ class SimNetwork:
 
 
 class SimTransport:
-    """A `Transport` over a `SimNetwork`. Addresses are `sim:NAME`."""
+    """A `Transport` over a `SimNetwork`. Addresses are `sim:NAME`, or as the network says."""
 
     def __init__(self, network: SimNetwork, name: str) -> None:
         self._network = network
@@ -320,7 +322,7 @@ class SimTransport:
     @property
     def name(self) -> str:
         """The scheme of its addresses."""
-        return "sim"
+        return self._network.name
 
     @property
     def max_broadcast(self) -> int:
@@ -330,7 +332,7 @@ class SimTransport:
     @property
     def addresses(self) -> Sequence[str]:
         """One, always the same."""
-        return [f"sim:{self._device}"]
+        return [f"{self.name}:{self._device}"]
 
     async def broadcast(self, topic: str, payload: bytes) -> None:
         """See `walyoff.abc.Transport`."""
@@ -356,7 +358,7 @@ class SimTransport:
     async def connect(self, address: str) -> ByteStream:
         """See `walyoff.abc.Transport`."""
         scheme, _, target = address.partition(":")
-        if scheme != "sim" or not target:
+        if scheme != self.name or not target:
             raise LocalProtocolError(f"{address!r} is no address of this transport")
         with anyio.move_on_after(CONNECT_TIMEOUT):
             return await self._network._connect(self._device, target)

@@ -323,9 +323,12 @@ class SimWorld:
         *,
         append_s: float = 0.05,
         sync_s: float = 0.001,
+        others: Sequence[SimNetwork] = (),
     ) -> None:
         self.random = random.Random(seed)  # noqa: S311 - repeatable, that is the point
         self.network = SimNetwork(seed, link)
+        #: All networks that devices are on, the best first; each has a name of its own.
+        self.networks = (self.network, *others)
         self.append_s = append_s
         self._sync_s = sync_s
         self._disks: dict[str, MemoryDisk] = {}
@@ -400,7 +403,7 @@ class SimWorld:
             try:
                 async with open_device(
                     name,
-                    transports={"sim": self.network.factory(name)},
+                    transports={net.name: net.factory(name) for net in self.networks},
                     suite=suite,
                     platform=platform,
                     store=store,
