@@ -45,6 +45,9 @@ def judge(channel: Channel) -> Judge:
         certificate = trusted.certificate
         if not channel.engine.trust.admits(certificate.member):
             raise NotAMemberError(f"{certificate.member} is not a member now")
+        if channel.engine.trust.superseded(certificate):
+            # It is told so, and nothing else: see `Connections.serve`.
+            return
         if channel.engine.trust.is_retired(certificate.certificate_id):
             raise NotAMemberError(f"{certificate.member} has replaced this key")
         if not certificate.covers(channel.engine.runtime.wall_ms()):

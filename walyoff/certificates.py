@@ -6,6 +6,7 @@ it is opaque bytes. Whether a certificate is *trusted* is never decided in this 
 
     body     = pack([DOMAIN, 1, channel, member, suite, [key types], sign public,
                      seal public, not before ms, not after ms])
+               and the incarnation, if the device was ever moved or restored
     encoded  = pack([body, signature])
 """
 
@@ -38,6 +39,7 @@ MAX_KEY_TYPES: Final = 8
 MAX_TIME_MS: Final = (1 << 53) - 1
 #: Bytes of a certificate's id.
 ID_SIZE: Final = 32
+_FIELDS: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class Certificate:
     #: Milliseconds since 1970, both ends included.
     not_before_ms: int
     not_after_ms: int
+    #: Which copy of the device this is about, see `walyoff.incarnations`; 0 at first.
+    incarnation: int = 0
 
     def __post_init__(self) -> None:
         problem = _problem(self)
@@ -82,6 +86,8 @@ class Certificate:
                 self.seal_public,
                 self.not_before_ms,
                 self.not_after_ms,
+                # Devices that never moved have certificates as they always were.
+                *([self.incarnation] if self.incarnation else []),
             ]
         )
 
@@ -129,7 +135,9 @@ def decode(data: bytes | bytearray | memoryview) -> SignedCertificate:
 
 
 def _decode_body(body: bytes) -> Certificate:
-    fields = expect_array(unpack(body, MAX_ENCODED), 10, "certificate body")
+    value = unpack(body, MAX_ENCODED)
+    moved = isinstance(value, list) and len(value) == _FIELDS + 1
+    fields = expect_array(value, _FIELDS + moved, "certificate body")
     if fields[0] != DOMAIN:
         raise RemoteProtocolError("not the body of a certificate")
     if expect_int(fields[1], "certificate version") != VERSION:
@@ -147,6 +155,11 @@ def _decode_body(body: bytes) -> Certificate:
             seal_public=expect_bytes(fields[7], "seal key", limit=MAX_PUBLIC),
             not_before_ms=expect_int(fields[8], "not before", high=MAX_TIME_MS),
             not_after_ms=expect_int(fields[9], "not after", high=MAX_TIME_MS),
+            incarnation=(
+                expect_int(fields[_FIELDS], "incarnation", low=1, high=MAX_TIME_MS)
+                if moved
+                else 0
+            ),
         )
     except LocalProtocolError as error:
         # The bounds are written once, in Certificate; here they are the peer's fault.
@@ -175,6 +188,8 @@ def _problem(certificate: Certificate) -> str | None:
             return f"{what} key is not 1 to {MAX_PUBLIC} bytes"
     if not 0 <= certificate.not_before_ms <= certificate.not_after_ms <= MAX_TIME_MS:
         return "its times are not in order"
+    if not 0 <= certificate.incarnation <= MAX_TIME_MS:
+        return "its incarnation is no time"
     return None
 
 

@@ -6,21 +6,28 @@ Decided here: when a session has to end. Which of two with one device is kept is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from walyoff import frames
 from walyoff.engine.driver import Engine
 from walyoff.engine.links import Chain, LinkServer
+from walyoff.errors import RemoteProtocolError
 from walyoff.paths import given_up
 from walyoff.tasks import background_tasks
 
 if TYPE_CHECKING:
     from walyoff.node import Device
     from walyoff.session.peer import Session
+
+#: Seconds for a copy that was taken over from to take its last frame.
+TELL_S = 3.0
 
 log = logging.getLogger("walyoff.channel")
 
@@ -84,6 +91,9 @@ class Connections:
 
     async def serve(self, session: Session) -> None:
         """Serve an established session of this channel until it ends."""
+        if self._engine.trust.superseded(session.peer.certificate):
+            await self._tell(session)
+            return
         older = self.session(session.did)
         if older is not None:
             if given_up(self._engine.me, older, session) is session:
@@ -123,6 +133,26 @@ class Connections:
             await self._engine.changed()
         self.heard_addresses[did] = server.peer_addresses
         await self._device.remember_addresses(self._channel, did, server.peer_addresses)
+
+    async def _tell(self, session: Session) -> None:
+        """Show a copy that another one took over, which proves itself, and say no more."""
+        proof = await self._engine.trust.proof(session.did)
+        async with session.run():
+            session.dismiss(frames.CertificateFrame(proof))
+            with (
+                anyio.move_on_after(TELL_S),
+                contextlib.suppress(RemoteProtocolError, anyio.BrokenResourceError),
+            ):
+                async with aclosing(session.frames()) as incoming:
+                    async for _ in incoming:
+                        pass
+
+    async def end_superseded(self) -> None:
+        """End the sessions with copies that another one took over from."""
+        for session in list(self._sessions.values()):
+            if self._engine.trust.superseded(session.peer.certificate):
+                proof = await self._engine.trust.proof(session.did)
+                session.dismiss(frames.CertificateFrame(proof))
 
     def end_expired(self, now_ms: int) -> None:
         """End the sessions whose other side showed a certificate that has ended."""

@@ -71,6 +71,10 @@ class HomeInUseError(StoreError):
     """Another process owns this home now."""
 
 
+class SupersededError(WalyoffError):
+    """This home is not the device any more: another copy is, or shall be."""
+
+
 class NotAMemberError(WalyoffError):
     """The device or person is not, or no longer, a member of the identity."""
 

@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from walyoff import plugins
 from walyoff.abc import Store, Transport, TransportFactory, TransportHost
+from walyoff.incarnations import check_current
 from walyoff.node import Device
 from walyoff.platform import Platform, PlatformFactory, StoreFactory
 from walyoff.runtime import REAL, Runtime
@@ -54,6 +55,8 @@ async def open_device(
 
     Raises:
         HomeInUseError: another process has it open.
+        SupersededError: the device lives elsewhere now. Also later, out of the context, when a
+            member says so.
         StoreError: the passphrase is wrong, or the home cannot be used.
         UnknownSuiteError: the suite is not installed.
         WalyoffError: a transport is not installed or cannot be opened.
@@ -66,6 +69,7 @@ async def open_device(
         opened_store = await stack.enter_async_context(
             (store or _sqlite_store)(path, passphrase)
         )
+        await check_current(opened_store)
         sealing = await load_sealing(opened_store, path)
         base = await stack.enter_async_context(
             (platform or partial(_walytis_platform, listen=listen, sealing=sealing))(path)

@@ -20,6 +20,7 @@ from walyoff.engine.driver import Engine
 from walyoff.engine.facts import Report
 from walyoff.epochs import Epoch, anchor_key
 from walyoff.errors import ChildError, StoreError, WalyoffError
+from walyoff.incarnations import note_superseded
 from walyoff.platform import Foundation
 from walyoff.runtime import Runtime
 from walyoff.trust import Trust, is_due, make_credentials, sign_leftovers
@@ -88,6 +89,7 @@ async def run_channel(
         tasks.start_soon(keeper.run)
         tasks.start_soon(_watch_membership, channel)
         tasks.start_soon(_renew_credentials, channel, store, suite, device.runtime)
+        tasks.start_soon(_watch_copies, channel, store)
         try:
             yield channel
         finally:
@@ -107,6 +109,21 @@ async def _watch_membership(channel: Channel) -> None:
             channel.engine.membership_changed()
             for server in channel.connections.servers():
                 await server.announce_chains()
+
+
+async def _watch_copies(channel: Channel, store: Store) -> None:
+    """End sessions with copies of devices that were moved, and stop if this is one.
+
+    Raises:
+        SupersededError: another copy of this device took over; the device ends with it.
+    """
+    engine = channel.engine
+    while True:
+        news = engine.trust.superseding
+        if engine.trust.copied or engine.trust.superseded(engine.credentials.certificate):
+            raise await note_superseded(store, engine.trust.incarnation(engine.me))
+        await channel.connections.end_superseded()
+        await news.wait()
 
 
 async def _renew_credentials(

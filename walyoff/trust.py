@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import anyio
+
 from walyoff import certificates, plugins
 from walyoff.abc import Cipher, Identity, Membership, SignKey, Store
 from walyoff.certificates import Certificate
-from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError
+from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError, StoreError
+from walyoff.incarnations import load_incarnation
 from walyoff.records import decode_batch, signed_message
 from walyoff.wire import pack, unpack
 
 #: Certificates kept in memory: a channel of a thousand devices with several renewals each.
 MAX_CACHED = 4096
+_FIRST = (0, b"", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,13 @@ class Trust:
         self._current: frozenset[str] = frozenset()
         #: Certificates that their device has replaced, and its first record under the next.
         self._retired: dict[bytes, int] = {}
+        #: Per member its highest incarnation: the number, a certificate that proves it, and
+        #: the first record under it (0 while none is held).
+        self._incarnations: dict[str, tuple[int, bytes, int]] = {}
+        #: Set when a member is known in a higher incarnation; then there is a new one.
+        self.superseding = anyio.Event()
+        #: True if a copy of this device was found at work.
+        self.copied = False
         #: Who left as members say, while the chain does not say it here yet.
         self.barred: set[str] = set()
 
@@ -87,7 +98,13 @@ class Trust:
         return found
 
     async def restore(self) -> None:
-        """Take up which certificates were replaced."""
+        """Take up which certificates were replaced, and the incarnations of members."""
+        for key in await self.store.keys(self._incarnation_key("")):
+            if value := await self.store.get(key):
+                number, proof, first = unpack(value, 256)
+                member = key.removeprefix(self._incarnation_key(""))
+                if number >= self.incarnation(member):
+                    self._incarnations[member] = (number, proof, first)
         for key in await self.store.keys(self._retired_key(b"")):
             if value := await self.store.get(key):
                 self._retired[bytes.fromhex(key.rpartition("/")[2])] = int.from_bytes(value)
@@ -102,6 +119,48 @@ class Trust:
         if certificate_id not in self._retired:
             await self.store.put({self._retired_key(certificate_id): seq.to_bytes(8)})
             self._retired[certificate_id] = seq
+
+    def incarnation(self, member: str) -> int:
+        """The highest incarnation in which a device is known."""
+        return self._incarnations.get(member, _FIRST)[0]
+
+    def superseded(self, certificate: Certificate) -> bool:
+        """True if it is of a copy of its device that another copy took over from."""
+        return certificate.incarnation < self.incarnation(certificate.member)
+
+    def overruled(self, certificate: Certificate, last_seq: int) -> bool:
+        """True if a copy wrote a record that the one that took over had for itself."""
+        first = self._incarnations.get(certificate.member, _FIRST)[2]
+        return 0 < first <= last_seq and self.superseded(certificate)
+
+    def note_copy(self) -> None:
+        """Somebody else writes by this device's keys: its own records came, and are news."""
+        self.copied = True
+        self._tell()
+
+    def _tell(self) -> None:
+        news, self.superseding = self.superseding, anyio.Event()
+        news.set()
+
+    async def proof(self, member: str) -> bytes:
+        """The signed certificate of a device's highest incarnation."""
+        found = await self.load(self._incarnations[member][1])
+        if found is None:
+            raise StoreError("the certificate of an incarnation is missing")
+        return found.encoded
+
+    async def began(self, certificate: Certificate, first_seq: int) -> None:
+        """A batch by this certificate continues its device's chain."""
+        number, proof, first = self._incarnations.get(certificate.member, _FIRST)
+        if certificate.incarnation == number and number and not first:
+            await self._keep(certificate.member, (number, proof, first_seq))
+
+    async def _keep(self, member: str, known: tuple[int, bytes, int]) -> None:
+        await self.store.put({self._incarnation_key(member): pack(list(known))})
+        self._incarnations[member] = known
+
+    def _incarnation_key(self, member: str) -> str:
+        return f"incarnation/{self.channel}/{member}"
 
     def _retired_key(self, certificate_id: bytes) -> str:
         return f"retired/{self.channel}/{certificate_id.hex()}"
@@ -136,6 +195,10 @@ class Trust:
         await self.identity.verify(certificate.member, certificate.body(), signed.signature)
         trusted = self._remember(data)
         await self.store.put({self._key(certificate.certificate_id): data})
+        if certificate.incarnation > self.incarnation(certificate.member):
+            proof = (certificate.incarnation, certificate.certificate_id, 0)
+            await self._keep(certificate.member, proof)
+            self._tell()
         return trusted
 
     def _remember(self, data: bytes) -> Trusted:
@@ -181,13 +244,17 @@ async def make_credentials(
 ) -> Credentials:
     """The device's credentials in a channel: the stored ones while they last, else new ones.
 
-    New ones also when the device has moved to another suite, or when `renew` asks for them.
+    New ones also when the device has moved to another suite or machine, or when `renew` asks
+    for them.
     """
+    incarnation = await load_incarnation(store)
     key = f"credentials/{channel}"
     value = await store.get(key)
     if value is not None and not renew:
         stored = _load(value)
-        if stored.certificate.suite == suite and not is_due(stored.certificate, now_ms):
+        mine = stored.certificate
+        same = (mine.suite, mine.incarnation) == (suite, incarnation)
+        if same and not is_due(mine, now_ms):
             return stored
     cipher = plugins.suite(suite)
     sign_key, seal_key = cipher.new_sign_key(), cipher.new_seal_key()
@@ -200,6 +267,7 @@ async def make_credentials(
         seal_public=seal_key.public,
         not_before_ms=max(now_ms - CLOCK_SKEW_MS, 0),
         not_after_ms=now_ms + CERTIFICATE_LIFETIME_MS,
+        incarnation=incarnation,
     )
     signature = await identity.certify(certificate.body())
     encoded = certificates.encode(certificate, signature)

@@ -38,6 +38,7 @@ from walyoff.engine.link import LinkState
 from walyoff.engine.outbox import Outbox
 from walyoff.engine.reconciler import Reconciler
 from walyoff.engine.removals import Removals
+from walyoff.engine.resuming import Resuming
 from walyoff.engine.rotation import Rotation
 from walyoff.epochs import Epoch
 from walyoff.errors import StoreError
@@ -161,6 +162,7 @@ class Engine:
         self.outbox = Outbox(self)
         self.inbox = Inbox(self)
         self.forks = Forks(self)
+        self.resuming = Resuming(self)
         #: Own batches whose signature is not stored yet, and their last sequence number.
         self._unsigned: dict[bytes, int] = {}
         self._commit = _Commit()
@@ -208,6 +210,7 @@ class Engine:
                 self.anchors.read_loop,
                 self.removals.run,
                 self.rotation.run,
+                self.resuming.run,
             ):
                 tasks.start_soon(loop)
             try:
@@ -241,6 +244,7 @@ class Engine:
         await self._restore_unanchored()
         self.reconciler.restore_open(await self._open_records())
         await self.forks.restore()
+        await self.resuming.restore()
 
     async def refill_unanchored(self) -> None:
         """When those that were in memory are anchored, take the next from the store."""

@@ -55,6 +55,7 @@ class Inbox:
         """
         engine = self._engine
         batch = await self._verify(body, signature)
+        await self._check_copies(batch)
         await self._check_key_order(batch)
         # What it says of those who left is in force before anything of it is passed on.
         await engine.removals.heed(batch)
@@ -124,6 +125,28 @@ class Inbox:
                 "batch signature does not hold", reason=Reason.WRONG_SIGNATURE
             ) from None
         return batch
+
+    async def _check_copies(self, batch: Batch) -> None:
+        """A copy of a device that another one took over from adds nothing any more.
+
+        Raises:
+            RemoteProtocolError: it is such a copy's.
+        """
+        engine, trust = self._engine, self._engine.trust
+        trusted = await trust.load(batch.certificate_id)
+        if trusted is None:
+            return
+        if trust.overruled(trusted.certificate, batch.last_seq):
+            raise RemoteProtocolError(
+                "by a copy that was taken over from", reason=Reason.OLD_KEY
+            )
+        head = engine.reconciler.heads.get(batch.author)
+        held = head.seq if head else 0
+        if batch.author == engine.me and batch.last_seq > held and not engine.resuming.waiting:
+            trust.note_copy()
+            raise RemoteProtocolError("by a copy of this device", reason=Reason.OLD_KEY)
+        if batch.first_seq == held + 1:
+            await trust.began(trusted.certificate, batch.first_seq)
 
     async def _check_key_order(self, batch: Batch) -> None:
         """A device that has replaced its key never goes back: only a thief of the old one does.

@@ -99,6 +99,7 @@ class Outbox:
         while True:
             await self._work.wait()
             self._work = anyio.Event()
+            await self._engine.resuming.over()
             while True:
                 # What is to be said of those who left comes before all that is said after.
                 statements = self._engine.removals.pending()[:MAX_RECORDS]

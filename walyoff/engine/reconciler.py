@@ -100,6 +100,8 @@ class Reconciler:
         self.open: dict[bytes, OpenRecord] = {}
         #: Authors who contradicted themselves: nothing more is accepted from them.
         self.forked: set[str] = set()
+        #: While true others may hold more of this device's own records than it does.
+        self.resuming = False
         #: Contents on their way to the store: still gaps for others.
         self._landing: dict[bytes, tuple[str, int]] = {}
         self._devices = {device_id(author): author for author in self.heads}
@@ -525,7 +527,7 @@ class Reconciler:
 
     def _plan_author(self, author: str, now: float, *, grace: bool = True) -> None:
         """Ask the best peer for what is missing of a device's batches."""
-        if author == self.author or author in self.forked:
+        if (author == self.author and not self.resuming) or author in self.forked:
             return
         running = self._ranges.get(author)
         if running is not None and (running.peer is not None or (running.grace and grace)):

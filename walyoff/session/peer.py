@@ -98,6 +98,8 @@ class Session:
         #: Pings that are not answered yet, and whether something was sent after the newest.
         self._asked: dict[int, anyio.Event] = {}
         self._sent = anyio.Event()
+        #: When the other side was dismissed.
+        self._dismissed: float | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.name} {self.role} [{self.backlog} bytes to send]>"
@@ -125,7 +127,7 @@ class Session:
 
     def send(self, data: bytes) -> None:
         """Queue one encoded frame; never waits. Does nothing once closed."""
-        if self._closed:
+        if self._closed or self._dismissed is not None:
             return
         if self.backlog + len(data) > MAX_BACKLOG:
             # Nobody reads at the other end: the session is of no use any more.
@@ -157,11 +159,20 @@ class Session:
 
     def _send_first(self, frame: frames.Frame) -> None:
         """Queue a frame before all that waits."""
-        if not self._closed:
+        if not self._closed and self._dismissed is None:
             data = frames.encode(frame)
             self._queue.appendleft(data)
             self.backlog += len(data)
             self._work.set()
+
+    def dismiss(self, frame: frames.Frame) -> None:
+        """Say one last thing and nothing after it, hear nothing more, and end soon."""
+        if self._closed or self._dismissed is not None:
+            return
+        self._queue.clear()
+        self.backlog = 0
+        self.send_frame(frame)
+        self._dismissed = self._runtime.now()
 
     async def drained(self, limit: int) -> None:
         """Wait until the backlog is at most `limit` bytes. Returns at once when closed."""
@@ -205,6 +216,8 @@ class Session:
                 self._shut()
                 raise
             for payload in payloads:
+                if self._dismissed is not None:
+                    break
                 frame = frames.decode(payload)
                 if isinstance(frame, frames.Ping):
                     self._send_first(frames.Pong(frame.nonce))
@@ -275,7 +288,7 @@ class Session:
         while True:
             await anyio.sleep(PING_AFTER / 2)
             silent = self._runtime.now() - self._heard
-            if silent > DEAD_AFTER:
+            if silent > DEAD_AFTER or self._dismissed is not None:
                 self._shut()
                 return
             if silent > PING_AFTER:

@@ -46,12 +46,12 @@ class SimChain:
         self.name = name
         self.blocks: dict[str, tuple[tuple[str, ...], bytes]] = {}
         self.order: list[str] = []
-        self._children: set[str] = set()
+        self.children: set[str] = set()
         self.changed = anyio.Event()
 
     def append(self, payload: bytes) -> str:
         """Write a block on top of all that is known, and gossip it as Walytis does."""
-        parents = tuple(sorted(set(self.blocks) - self._children))
+        parents = tuple(sorted(set(self.blocks) - self.children))
         nonce = self._world.random.randbytes(8)
         ref = blake3(pack([list(parents), payload, nonce])).hexdigest(16)
         self._admit(ref, parents, payload)
@@ -61,7 +61,7 @@ class SimChain:
     def _admit(self, ref: str, parents: tuple[str, ...], payload: bytes) -> None:
         self.blocks[ref] = (parents, payload)
         self.order.append(ref)
-        self._children.update(parents)
+        self.children.update(parents)
         changed, self.changed = self.changed, anyio.Event()
         changed.set()
 
@@ -75,7 +75,7 @@ class SimChain:
     async def leaves(self) -> tuple[list[str], int]:
         """See `walyoff.engine.links.Chain`."""
         await anyio.lowlevel.checkpoint()
-        return sorted(set(self.blocks) - self._children), len(self.blocks)
+        return sorted(set(self.blocks) - self.children), len(self.blocks)
 
     async def wanted(self, theirs: Sequence[str]) -> list[str] | None:
         """See `walyoff.engine.links.Chain`."""
@@ -332,7 +332,7 @@ class SimWorld:
         self.append_s = append_s
         self._sync_s = sync_s
         self._disks: dict[str, MemoryDisk] = {}
-        self._chains: dict[tuple[str, str], SimChain] = {}
+        self.chains: dict[tuple[str, str], SimChain] = {}
         self._starts: dict[str, int] = {}
         self._running: dict[str, anyio.abc.TaskGroup] = {}
         self._seed = seed
@@ -346,15 +346,15 @@ class SimWorld:
     def chain(self, device: str, name: str) -> SimChain:
         """A device's copy of a chain; it survives crashes."""
         key = (device, name)
-        if key not in self._chains:
-            self._chains[key] = SimChain(self, device, name)
-        return self._chains[key]
+        if key not in self.chains:
+            self.chains[key] = SimChain(self, device, name)
+        return self.chains[key]
 
     def gossip(self, source: str, name: str, file: bytes) -> None:
         """Give a block to the devices that are there, as Walytis' announcements do."""
         for target, tasks in list(self._running.items()):
             network = self.network
-            if target == source or (target, name) not in self._chains:
+            if target == source or (target, name) not in self.chains:
                 continue
             if network.is_apart(source, target) or network.is_held(source, target):
                 continue
@@ -365,15 +365,15 @@ class SimWorld:
     def broadcast_leaves(self, name: str) -> None:
         """Announce what each running device holds of a chain, as Walytis does now and then."""
         for source in list(self._running):
-            if (source, name) in self._chains:
-                chain = self._chains[source, name]
+            if (source, name) in self.chains:
+                chain = self.chains[source, name]
                 for ref in chain.order:
                     parents, payload = chain.blocks[ref]
                     self.gossip(source, name, pack([ref, list(parents), payload]))
 
     async def _deliver(self, target: str, name: str, file: bytes, delay: float) -> None:
         await anyio.sleep(delay)
-        await self._chains[target, name].take([file])
+        await self.chains[target, name].take([file])
 
     def disk(self, device: str) -> MemoryDisk:
         """What survives of a device."""

@@ -1,0 +1,287 @@
+"""Copies of one device: moved, restored, and run where they should not be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.abc
+import pytest
+
+from tests.sim.virtual import in_virtual_time
+from walyoff import Channel, Device, SupersededError
+from walyoff.incarnations import begin_incarnation, check_current, note_exported, undo_export
+from walyoff.testing.memory import MemoryDisk, MemoryStore
+from walyoff.testing.network import LAN
+from walyoff.testing.virtual import SimRuntime
+from walyoff.testing.world import SimWorld
+
+SOON = 60.0
+
+
+async def holds(channel: Channel, contents: set[bytes]) -> None:
+    """Wait, in virtual time, until a device holds exactly these messages."""
+    with anyio.fail_after(SOON):
+        while {m.content async for m in channel.history()} != contents:  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+
+
+class Copies:
+    """Devices that start and stop, each in a task of its own, and what ended them."""
+
+    def __init__(self, world: SimWorld, tasks: anyio.abc.TaskGroup) -> None:
+        self.world = world
+        self._tasks = tasks
+        self._scopes: dict[str, tuple[anyio.CancelScope, anyio.Event]] = {}
+        self.errors: dict[str, BaseException] = {}
+        self.device: dict[str, Device] = {}
+
+    async def start(self, name: str) -> Channel:
+        """Open a device; returns its channel."""
+        await self.open(name)
+        (channel,) = self.device[name].channels()
+        return channel
+
+    async def open(self, name: str) -> Device:
+        """Open a device."""
+        return await self._tasks.start(self._run, name)  # type: ignore[no-any-return]
+
+    async def _run(self, name: str, *, task_status: anyio.abc.TaskStatus[Device]) -> None:
+        ended = anyio.Event()
+        try:
+            with anyio.CancelScope() as scope:
+                async with self.world.device(name) as device:
+                    self._scopes[name] = (scope, ended)
+                    self.device[name] = device
+                    task_status.started(device)
+                    await anyio.sleep_forever()
+        except* SupersededError as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            self.errors[name] = error
+            if name not in self._scopes:
+                raise error from None
+        finally:
+            self._scopes.pop(name, None)
+            ended.set()
+
+    async def stop(self, name: str) -> None:
+        """End a device."""
+        scope, ended = self._scopes[name]
+        scope.cancel()
+        await ended.wait()
+
+    async def superseded(self, name: str) -> None:
+        """Wait until a device stops by itself, because it is told why."""
+        with anyio.fail_after(SOON):
+            if name in self._scopes:
+                await self._scopes[name][1].wait()
+        assert isinstance(self.errors.pop(name), SupersededError)
+
+    def backup(self, name: str) -> MemoryDisk:
+        """What a backup of a device has."""
+        return copy.deepcopy(self.world.disk(name))
+
+    def copied(self, disk: MemoryDisk, name: str) -> MemoryStore:
+        """The store of a device of that name with what a backup has."""
+        target = self.world.disk(name)
+        target.values, target.channels = copy.deepcopy((disk.values, disk.channels))
+        # A backup has the chains too; in a world they have their places by device.
+        for (device, chain), blocks in list(self.world.chains.items()):
+            if device == "b":
+                mine = self.world.chain(name, chain)
+                mine.blocks, mine.order = dict(blocks.blocks), list(blocks.order)
+                mine.children = set(blocks.children)
+        return MemoryStore(target)
+
+    async def restore(self, disk: MemoryDisk, name: str) -> None:
+        """Make a device of that name from a backup; it is not opened yet."""
+        now_ms = SimRuntime(1).wall_ms()
+        await begin_incarnation(self.copied(disk, name), now_ms)
+
+
+@asynccontextmanager
+async def devices(*names: str) -> AsyncIterator[tuple[Copies, dict[str, Channel]]]:
+    """Running devices in one channel, each with one message that all have."""
+    async with anyio.create_task_group() as tasks:
+        copies = Copies(SimWorld(1, LAN), tasks)
+        opened = {name: await copies.open(name) for name in names}
+        first = await opened[names[0]].create_channel("family")
+        channels = {names[0]: first}
+        for name in names[1:]:
+            channels[name] = await opened[name].join(await first.invite())
+        for name, channel in channels.items():
+            receipt = await channel.send(f"from {name}".encode())
+            if others := [c.me for c in channels.values() if c is not channel]:
+                await receipt.wait_received(by=others)
+        yield copies, channels
+        tasks.cancel_scope.cancel()
+
+
+def unharmed(*channels: Channel) -> None:
+    """Nobody was found to have contradicted itself."""
+    for channel in channels:
+        assert channel.status()["forked"] == []
+
+
+def said(*more: bytes) -> set[bytes]:
+    """What was said in all, with what a and b said at first."""
+    return {b"from a", b"from b", *more}
+
+
+@in_virtual_time
+async def test_a_restored_device_learns_what_it_said_before_it_says_more() -> None:
+    async with devices("a", "b", "c") as (copies, channels):
+        a, b, c = channels["a"], channels["b"], channels["c"]
+        disk = copies.backup("b")
+        await (await b.send(b"after the backup")).wait_received(by=[a.me, c.me])
+        await copies.stop("b")
+        await copies.restore(disk, "b2")
+        again = await copies.start("b2")
+        assert again.me == b.me
+        assert again.status()["resuming"]
+        # Its own words come back, and it goes on from there.
+        assert (await again.send(b"after the restoring")).seq == 3
+        assert not again.status()["resuming"]
+        for one in (a, c, again):
+            await holds(one, said(b"from c", b"after the backup", b"after the restoring"))
+        unharmed(a, c, again)
+
+
+@in_virtual_time
+async def test_a_restored_device_says_nothing_while_nobody_is_there() -> None:
+    async with devices("a", "b") as (copies, channels):
+        disk = copies.backup("b")
+        await (await channels["b"].send(b"after the backup")).wait_received()
+        await copies.stop("b")
+        await copies.stop("a")
+        await copies.restore(disk, "b2")
+        again = await copies.start("b2")
+        with anyio.move_on_after(300) as waited:
+            await again.send(b"too early")
+        assert waited.cancelled_caught
+        # That was cancelled, and yet may be sent: it is the second that it says.
+        await copies.start("a")
+        assert (await again.send(b"in time")).seq == 4
+
+
+@in_virtual_time
+async def test_who_says_that_nothing_is_missing_is_believed() -> None:
+    async with devices("a", "b") as (copies, channels):
+        disk = copies.backup("b")
+        await copies.stop("b")
+        await copies.stop("a")
+        await copies.restore(disk, "b2")
+        again = await copies.start("b2")
+        await again.resume_alone()
+        assert (await again.send(b"alone")).seq == 2
+        await holds(await copies.start("a"), said(b"alone"))
+        del channels
+
+
+@in_virtual_time
+async def test_a_restored_device_that_nobody_shares_a_channel_with_goes_on_at_once() -> None:
+    async with devices("b") as (copies, channels):
+        await channels["b"].send(b"a note")
+        disk = copies.backup("b")
+        await copies.stop("b")
+        await copies.restore(disk, "b2")
+        assert (await (await copies.start("b2")).send(b"another")).seq == 3
+
+
+@in_virtual_time
+async def test_the_old_copy_is_told_and_stops_and_does_not_open_again() -> None:
+    async with devices("a", "b") as (copies, channels):
+        await copies.restore(copies.backup("b"), "b2")
+        moved = await copies.start("b2")
+        await moved.send(b"from the new one")
+        await copies.superseded("b")
+        with pytest.raises(SupersededError, match="walyoff takeover"):
+            await copies.start("b")
+        await holds(channels["a"], said(b"from the new one"))
+        unharmed(channels["a"], moved)
+
+
+@in_virtual_time
+async def test_of_two_copies_from_one_file_the_later_one_counts() -> None:
+    async with devices("a", "b") as (copies, channels):
+        disk = copies.backup("b")
+        await copies.stop("b")
+        await copies.restore(disk, "b2")
+        await anyio.sleep(5)
+        await copies.restore(disk, "b3")
+        third = await copies.start("b3")
+        await third.send(b"from the third")
+        await copies.start("b2")
+        await copies.superseded("b2")
+        for channel in (channels["a"], third):
+            await holds(channel, said(b"from the third"))
+            unharmed(channel)
+
+
+@in_virtual_time
+async def test_a_copy_that_was_told_can_take_over_whatever_its_clock_says() -> None:
+    async with devices("a", "b") as (copies, channels):
+        await copies.restore(copies.backup("b"), "b2")
+        await (await (await copies.start("b2")).send(b"from the new one")).wait_received()
+        await copies.superseded("b")
+        await copies.stop("b2")
+        await begin_incarnation(MemoryStore(copies.world.disk("b")), 1)
+        again = await copies.start("b")
+        await again.send(b"back again")
+        await holds(channels["a"], said(b"from the new one", b"back again"))
+        await copies.start("b2")
+        await copies.superseded("b2")
+        unharmed(channels["a"], again)
+
+
+@in_virtual_time
+async def test_what_an_old_copy_said_in_the_dark_counts_for_nobody() -> None:
+    async with devices("a", "b", "c") as (copies, channels):
+        a, b, c = channels["a"], channels["b"], channels["c"]
+        await copies.restore(copies.backup("b"), "b2")
+        # The old one is cut off, so nobody can tell it.
+        copies.world.network.partition(["a", "c", "b2"], ["b"])
+        await b.send(b"said in the dark")
+        moved = await copies.start("b2")
+        await moved.send(b"from the new one")
+        await holds(c, said(b"from c", b"from the new one"))
+        copies.world.network.repair()
+        await copies.superseded("b")
+        await anyio.sleep(SOON)
+        for channel in (a, c, moved):
+            await holds(channel, said(b"from c", b"from the new one"))
+        unharmed(a, c, moved)
+
+
+@in_virtual_time
+async def test_a_copied_home_is_found_out_by_its_own_words() -> None:
+    """Nobody raised an incarnation: a folder was copied, and both run."""
+    async with devices("a", "b") as (copies, channels):
+        copies.copied(copies.backup("b"), "b2")
+        await (await channels["b"].send(b"said by one")).wait_received()
+        await copies.stop("b")
+        await copies.start("b2")
+        await copies.superseded("b2")
+        unharmed(channels["a"])
+
+
+@in_virtual_time
+async def test_an_exported_home_opens_again_only_when_it_is_taken_back() -> None:
+    async with devices("a", "b") as (copies, channels):
+        await copies.stop("b")
+        store = MemoryStore(copies.world.disk("b"))
+        await note_exported(store, 1_800_000_000_000)
+        with pytest.raises(SupersededError, match="walyoff export --undo"):
+            await copies.start("b")
+        assert await undo_export(store)
+        assert not await undo_export(store)
+        await check_current(store)
+        back = await copies.start("b")
+        # Nothing was imported: it goes on at once.
+        assert not back.status()["resuming"]
+        await back.send(b"here again")
+        await holds(channels["a"], said(b"here again"))

@@ -1,0 +1,119 @@
+"""Which of the copies of a device is the device.
+
+A device that is moved to another machine, or restored from a backup, is the same member with
+the same control keys; a copy that still runs elsewhere would contradict it. So each beginning
+raises the device's *incarnation*, a number that its certificates carry, signed by the control
+keys. Members serve the highest that they know, and show its certificate to any other, which
+stops. Decided here: what a home remembers of it, and when it refuses to open. Who is served is
+decided in `trust` and `connections`, what is written first in `engine.resuming`.
+
+Numbers are times in milliseconds, so that of two copies the one that was begun later counts,
+also if both were made from one file; a number never goes back.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from walyoff.abc import Store
+from walyoff.errors import SupersededError
+from walyoff.records import MAX_TIME_MS
+
+_INCARNATION = "incarnation"
+#: The incarnation that took over, once it is known.
+_SUPERSEDED = "superseded"
+#: When this home was exported.
+_EXPORTED = "exported"
+
+
+async def load_incarnation(store: Store) -> int:
+    """The incarnation of a home's device; 0 until it was first moved or restored."""
+    return _number(await store.get(_INCARNATION))
+
+
+async def begin_incarnation(store: Store, now_ms: int, *, alone: bool = False) -> int:
+    """Make this home the device, from now on, before it is opened. Returns the incarnation.
+
+    What it writes waits in each channel until a member has said what the device wrote before;
+    `alone` does without: only who knows that nothing is missing may say so.
+    """
+    me = ((await store.get("device")) or b"").decode()
+    taken = _number(await store.get(_SUPERSEDED))
+    number = max(now_ms, await load_incarnation(store) + 1, taken + 1)
+    values: dict[str, bytes | None] = {
+        _INCARNATION: _bytes(min(number, MAX_TIME_MS)),
+        _SUPERSEDED: None,
+        _EXPORTED: None,
+    }
+    for key in await store.keys("channel/"):
+        did = key.partition("/")[2]
+        mark = resume_key(did)
+        known = _number(await store.get(mark))
+        held = [h.seq for h in await store.channel(did).heads() if h.author == me]
+        values[mark] = None if alone else _bytes(max(known, *held, 0))
+    await store.put(values)
+    return number
+
+
+def resume_key(channel: str) -> str:
+    """The setting that says up to which number the device wrote before, at least."""
+    return f"resume/{channel}"
+
+
+async def load_resume(store: Store, channel: str) -> int | None:
+    """Up to which own record, at least, must be held before one is written; None: at once."""
+    value = await store.get(resume_key(channel))
+    return None if value is None else _number(value)
+
+
+async def note_exported(store: Store, now_ms: int) -> None:
+    """This home's device goes elsewhere."""
+    await store.put({_EXPORTED: _bytes(now_ms)})
+
+
+async def undo_export(store: Store) -> bool:
+    """It stays after all. False if it was not exported.
+
+    If it was imported meanwhile this home will be told so, and stop.
+    """
+    if await store.get(_EXPORTED) is None:
+        return False
+    await store.put({_EXPORTED: None})
+    return True
+
+
+async def note_superseded(store: Store, incarnation: int) -> SupersededError:
+    """Another copy is the device now; returns what to raise."""
+    await store.put({_SUPERSEDED: _bytes(incarnation)})
+    return _superseded(incarnation)
+
+
+async def check_current(store: Store) -> None:
+    """Raises SupersededError if this home is not the device any more."""
+    if (value := await store.get(_SUPERSEDED)) is not None:
+        raise _superseded(_number(value))
+    if (value := await store.get(_EXPORTED)) is not None:
+        raise SupersededError(
+            f"this device was exported at {_time(_number(value))}: import the file where it is "
+            "to live; if that was not done, `walyoff export --undo` brings it back to life here"
+        )
+
+
+def _superseded(incarnation: int) -> SupersededError:
+    since = f", since {_time(incarnation)} by its clock" if incarnation else ""
+    return SupersededError(
+        f"another copy of this device is at work{since}: use that one; if it is lost, "
+        "`walyoff takeover` makes this one the device again"
+    )
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _number(value: bytes | None) -> int:
+    return min(int.from_bytes(value or b"", "big"), MAX_TIME_MS)
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(8, "big")
