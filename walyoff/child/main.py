@@ -29,7 +29,7 @@ from walyoff.child import repo
 from walyoff.child.hidden_key import hide_key, runnable
 from walyoff.child.kubo import Kubo, KuboError
 from walyoff.child.pubsub import PubsubHub, Subscription
-from walyoff.child.server import Gate, Server
+from walyoff.child.server import Gate, Server, end_hung
 from walyoff.sealing import Sealing
 
 _log = logging.getLogger("walyoff.child")
@@ -46,6 +46,8 @@ OLD_LOGS = 2
 MAX_KUBO_LOG = 4 << 20
 #: Seconds between looks at the parent and the log.
 WATCH_INTERVAL = 0.5
+#: Seconds for bringing Walytis up: it takes less than one, and some on a very busy machine.
+INSTALL_TIME = 60.0
 #: Seconds for stopping Kubo before the process ends anyway.
 STOP_TIME = 1.5
 #: The most that one "pubsub" event carries, in bytes of messages.
@@ -260,6 +262,8 @@ def main(fd: int, home: Path, parent: int) -> None:
         if watched_upstream and not upstream.is_alive():
             watched_upstream = False
             take_signals()
+        if watched_upstream and time.monotonic() - began > INSTALL_TIME:
+            end_hung("bringing Walytis up hangs")
     hub.close()
     _end(kubo, 0)
 

@@ -3,15 +3,21 @@
 What the child calls (Go, Walytis) blocks, cannot be cancelled, and sometimes hangs. So a
 deadline answers the parent while the thread goes on; a thread that never returns is lost,
 and when too many are lost `ping` fails, upon which the parent replaces the process.
+
+Gated calls share the locks of stock code, so a single one that hangs stops all that follow.
+When one is past its deadline and has run for `HUNG_AFTER_S`, the process ends itself.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import heapq
 import inspect
 import logging
+import os
 import queue
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +52,11 @@ MAX_THREADS = 32
 MAX_PENDING = 4_096
 #: Threads that are past their deadline before the child calls itself sick.
 MAX_STUCK = MAX_THREADS // 2
+#: A gated call hangs when it is past its deadline and has run so long, in seconds: a caller
+#: may give little time, as what waited for a new child has little left.
+HUNG_AFTER_S = 20.0
+#: The exit status of a child in which a call hangs.
+EXIT_HUNG = 72
 _RECEIVE_SIZE = 1 << 16
 
 #: Which kind an exception is to the parent; the first match counts.
@@ -70,13 +81,14 @@ class Gate:
 
 
 class _Call:
-    __slots__ = ("deadline", "done", "request", "running")
+    __slots__ = ("began", "deadline", "done", "request", "running")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.deadline = time.monotonic() + request.timeout
         self.done = False
         self.running = False
+        self.began = 0.0
 
     def __lt__(self, other: _Call) -> bool:
         return self.deadline < other.deadline
@@ -100,6 +112,8 @@ class Server:
         self._threads = 0
         self._idle = 0
         self._stuck = 0
+        #: Gated calls that are past their deadlines and still run.
+        self._late: list[_Call] = []
         #: Set when the parent is gone, said goodbye, or sent nonsense.
         self.ended = threading.Event()
 
@@ -182,7 +196,7 @@ class Server:
                 self._pending.add(call)
                 heapq.heappush(self._deadlines, call)
                 first = self._deadlines[0] is call
-            held = request.method.startswith(self._gate.prefixes) and not self._gate.open
+            held = self._is_gated(request) and not self._gate.open
             if held and not full:
                 self._gate.waiting.append(call)
         if full:
@@ -215,6 +229,7 @@ class Server:
                 if call.done:
                     continue
                 call.running = True
+                call.began = time.monotonic()
             reply = self._run(call.request)
             with self._lock:
                 late, call.done, call.running = call.done, True, False
@@ -238,7 +253,7 @@ class Server:
             return Reply(id=request.id, error=("failed", text))
 
     def _call(self, request: Request) -> Any:
-        if self._gate.failure and request.method.startswith(self._gate.prefixes):
+        if self._gate.failure and self._is_gated(request):
             raise RpcError("failed", self._gate.failure)
         function = self._functions.get(request.method)
         if function is None:
@@ -248,6 +263,9 @@ class Server:
         except TypeError as error:
             raise LocalProtocolError(f"{request.method}: {error}") from error
         return function(**request.args)
+
+    def _is_gated(self, request: Request) -> bool:
+        return request.method.startswith(self._gate.prefixes)
 
     def _answer(self, reply: Reply) -> None:
         try:
@@ -271,9 +289,17 @@ class Server:
                         self._stuck += call.running
                         self._pending.discard(call)
                         expired.append(call)
-                wait = self._deadlines[0].deadline - now if self._deadlines else None
+                        if call.running and self._is_gated(call.request):
+                            self._late.append(call)
+                self._late = [call for call in self._late if call.running]
+                ends = [call.began + HUNG_AFTER_S for call in self._late]
+                ends += [call.deadline for call in self._deadlines[:1]]
+                wait = max(min(ends) - now, 0.0) if ends else None
                 # Under the lock: a call that comes from here on sets it again.
                 self._deadline_added.clear()
+            for call in self._late:
+                if call.began + HUNG_AFTER_S <= now:
+                    end_hung(f"{call.request.method} hangs")
             for call in expired:
                 text = f"{call.request.method} took longer than {call.request.timeout:g} s"
                 self._answer(Reply(id=call.request.id, error=("deadline", text)))
@@ -286,3 +312,11 @@ class Server:
                 self._connection.sendall(frame)
         except OSError:
             self.ended.set()
+
+
+def end_hung(what: str) -> None:
+    """End the process, since nothing else ends what hangs; the parent begins a new one."""
+    _log.critical("%s, and nothing else ends it: the child ends", what)
+    faulthandler.dump_traceback(sys.stderr)
+    logging.shutdown()
+    os._exit(EXIT_HUNG)

@@ -100,6 +100,8 @@ class LinkServer:
         self._leaves: dict[str, tuple[str, ...]] = {}
         #: New blocks of the answer that is coming in, by chain.
         self._brought: Counter[str] = Counter()
+        #: Set when a question could not be answered.
+        self._unanswered = anyio.Event()
         self._strangers: set[str] = set()
         #: What the other side said of itself.
         self.peer_addresses: tuple[str, ...] = ()
@@ -122,6 +124,7 @@ class LinkServer:
                 tasks.start_soon(self._answer_all, receive)
                 tasks.start_soon(self.announce_chains)
                 tasks.start_soon(self._announce_growth)
+                tasks.start_soon(self._compare_again)
                 await engine.forks.show_all(self._state)
                 async with aclosing(self._session.frames()) as incoming:
                     async for frame in incoming:
@@ -152,6 +155,20 @@ class LinkServer:
             await anyio.sleep(ANNOUNCE_AFTER)
             named = anchors.blocks_written
             await self.announce_chains()
+
+    async def _compare_again(self) -> None:
+        """After a failure (the ledger's process was replaced) compare the chains again."""
+        while True:
+            await self._unanswered.wait()
+            await anyio.sleep(ANNOUNCE_AFTER)
+            self._unanswered = anyio.Event()
+            await self.announce_chains()
+            for name in list(self._leaves):
+                try:
+                    await self._compare(name)
+                except WalyoffError as error:
+                    log.warning("%s could not be compared: %s", name, error)
+                    self._unanswered.set()
 
     # --------------------------------------------------------------------- reading
 
@@ -287,6 +304,7 @@ class LinkServer:
                 raise
             except WalyoffError as error:
                 log.warning("a question of a peer was not answered: %s", error)
+                self._unanswered.set()
 
     async def _answer(self, question: frames.Frame) -> None:
         match question:

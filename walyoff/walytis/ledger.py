@@ -40,11 +40,12 @@ RETRY_INTERVAL = 0.5
 #: Blocks of one page, and pages waiting for a reader.
 PAGE = 256
 WAITING = 64
-#: Seconds for an append, and for opening: a device that sleeps, a disk that is slow.
-APPEND_TIME = 60.0
-#: Files that one call hands over, in bytes, and the deadline of a hand-over.
+#: Seconds for an append, which takes some hundredths of one: after them it counts as hung,
+#: and the child is replaced.
+APPEND_TIME = 20.0
+#: Files that one call hands over, in bytes, and its deadline in seconds.
 MAX_FILES_BYTES = 32 << 20
-FILES_TIME = 300.0
+FILES_TIME = 60.0
 MAX_REF = 64
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from walyoff.errors import ChildError, PayloadTooLargeError
-from walyoff.walytis.ledger import FILES_TIME, MAX_FILES_BYTES, PAGE, WalytisLedger
+from walyoff.walytis import ledger
+from walyoff.walytis.ledger import MAX_FILES_BYTES, PAGE, WalytisLedger
 from walyoff.walytis.process import Child
 from walyoff.wire import expect_int
 
@@ -89,7 +90,7 @@ class RegisterLedger(WalytisLedger):
     async def wanted(self, theirs: Sequence[str]) -> list[str] | None:
         """What is held here, if a device with those leaves has more; else None."""
         args = {"did": self._did, "theirs": list(theirs)}
-        answer = await self._child.call("group.wanted", args, timeout=FILES_TIME)
+        answer = await self._child.call("group.wanted", args, timeout=ledger.FILES_TIME)
         if answer is None:
             return None
         return [name for name in _list(answer) if isinstance(name, str)]
@@ -120,7 +121,9 @@ class RegisterLedger(WalytisLedger):
             "limit_bytes": limit,
             "after": after,
         }
-        answer = await self._child.call("group.export_segments", args, timeout=FILES_TIME)
+        answer = await self._child.call(
+            "group.export_segments", args, timeout=ledger.FILES_TIME
+        )
         if not isinstance(answer, dict):
             raise ChildError("the child's answer is no map")
         files = [item for item in _list(answer.get("files")) if isinstance(item, bytes)]
@@ -132,7 +135,9 @@ class RegisterLedger(WalytisLedger):
         if size > 2 * MAX_FILES_BYTES:
             raise PayloadTooLargeError(size, 2 * MAX_FILES_BYTES, "hand-over of block files")
         args = {"did": self._did, "files": list(files)}
-        answer = await self._child.call("group.import_segments", args, timeout=FILES_TIME)
+        answer = await self._child.call(
+            "group.import_segments", args, timeout=ledger.FILES_TIME
+        )
         if not isinstance(answer, dict):
             raise ChildError("the child's answer is no map")
         refused = answer.get("refused")
@@ -147,11 +152,11 @@ class RegisterLedger(WalytisLedger):
 
     async def _append(self, payload: bytes) -> Any:
         args = {"did": self._did, "content": payload}
-        return await self._child.call("group.append", args, timeout=_OPEN_TIME)
+        return await self._child.call("group.append", args, timeout=ledger.APPEND_TIME)
 
     async def _page(self, after: int) -> Any:
         args = {"did": self._did, "after": after, "limit": PAGE}
-        return await self._child.call("group.blocks", args, timeout=_OPEN_TIME)
+        return await self._child.call("group.blocks", args, timeout=ledger.APPEND_TIME)
 
     def _concerns(self, hint: dict[str, Any]) -> bool:
         return hint.get("did") == self._did
