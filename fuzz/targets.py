@@ -14,7 +14,17 @@ from walyoff_codecs.classic1 import Classic1
 from walyoff_transports import gossip
 
 from fuzz import machines
-from walyoff import certificates, discovery, epochs, frames, invitations, records, wire
+from walyoff import (
+    addresses,
+    certificates,
+    discovery,
+    epochs,
+    frames,
+    invitations,
+    issued,
+    records,
+    wire,
+)
 from walyoff.child import blocks, guard, reader, rpc, segment_tree
 from walyoff.engine.removals import parse_statement
 from walyoff.errors import CipherError, InvitationError, RemoteProtocolError
@@ -94,10 +104,20 @@ def _presence(data: bytes) -> None:
 
 
 def _invitation(data: bytes) -> None:
-    try:
-        invitations.parse(data.decode("utf-8", "replace"), now=0.0)
-    except InvitationError:
-        return
+    """Typed text, and a string of any body with right check bytes."""
+    for text in (data.decode("utf-8", "replace"), invitations._text(data[:240] or b"\x20")):
+        with suppress(InvitationError):
+            invitation = invitations.parse(text, now=0.0)
+            assert invitations.parse(str(invitation), now=0.0).addresses == invitation.addresses
+
+
+def _addresses(data: bytes) -> None:
+    assert addresses.encode_addresses(addresses.decode_addresses(data)) == data
+
+
+def _issued(data: bytes) -> None:
+    found = issued.Issued.decode(data)
+    assert issued.Issued.decode(found.encode()) == found
 
 
 def _grant(data: bytes) -> None:
@@ -185,6 +205,8 @@ TARGETS: dict[str, Target] = {
     "epochs": _epochs,
     "presence": _presence,
     "invitation": _invitation,
+    "addresses": _addresses,
+    "issued": _issued,
     "grant": _grant,
     "segments": _segments,
     "broadcast": _broadcast,

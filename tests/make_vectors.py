@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from walyoff_transports import gossip
 
 from walyoff import frames
+from walyoff.addresses import encode_addresses
 from walyoff.channel_state import ChannelState
 from walyoff.child import rpc
 from walyoff.epochs import Epoch, seal_anchor
@@ -36,6 +37,7 @@ from walyoff.records import (
 )
 from walyoff.session.transcript import blinded_tag
 from walyoff.wire import pack
+from walyoff.words import session_words
 
 VECTORS: Final = Path(__file__).parent / "vectors"
 PROTOCOL: Final = Path(__file__).parent.parent / "docs" / "protocol.md"
@@ -46,9 +48,19 @@ BOB: Final = "did:walytis:bob"
 SALT: Final = bytes(range(32))
 NOW_MS: Final = 1_800_000_000_000
 EPOCH: Final = Epoch(key=b"\x07" * 32, created_ms=NOW_MS)
+PEER: Final = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 INVITATION: Final = Invitation(
-    secret=bytes(range(16)), expires=1_800_000_000, addresses=("ipfs:one", "ipfs:two")
+    secret=bytes(range(16)),
+    expires=1_800_000_000,
+    addresses=(
+        f"ipfs:/ip4/192.0.2.1/tcp/4001/p2p/{PEER}",
+        f"ipfs:/ip6/2001:db8::1/udp/4001/quic-v1/p2p/{PEER}",
+        "pigeon:loft-7",
+    ),
 )
+#: A string of version 1, which is read and not made any more: for a device, until
+#: 1800000000, at `ipfs:one` and `ipfs:two`.
+OLD_STRING: Final = "afvutuqaaaaqeayeaudaocajbifqydiob4egs4dgom5g63tfbbuxaztthj2ho3zbpyn3k"
 STATE: Final = ChannelState(did=CHANNEL, name="family", pin=b"\x01" * 32, secret=b"\x05" * 32)
 NONCE: Final = bytes(range(12))
 REF: Final = "bafyblock"
@@ -113,7 +125,7 @@ def presence() -> bytes:
 
 
 def wire_vectors() -> dict[str, str]:
-    """Every vector of wire.json by its name: hex, but for the text of the invitation."""
+    """Every vector of wire.json by its name: hex, but for texts of invitations."""
     batch = example_batch()
     anchor = seal_anchor(
         EPOCH, [b"\x0d" * 4], [(batch.body, b"\x0e" * 4)], salt=NONCE + b"abcd"
@@ -149,6 +161,7 @@ def wire_vectors() -> dict[str, str]:
         "channel.tag_key": STATE.derive("tag"),
         "channel.topic": STATE.topic.encode(),
         "channel.blinded_tag": blinded_tag(STATE.tag_key, "member", b"ephemeral"),
+        "invitation.addresses": encode_addresses(INVITATION.addresses),
         "invitation.id": bytes.fromhex(INVITATION.invitation_id),
         "invitation.tag_key": INVITATION.tag_key,
         "invitation.psk": INVITATION.psk,
@@ -164,6 +177,8 @@ def wire_vectors() -> dict[str, str]:
     return {
         **{name: value.hex() for name, value in vectors.items()},
         "invitation.string": str(INVITATION),
+        "invitation.old_string": OLD_STRING,
+        "invitation.words": "-".join(session_words(bytes(range(32)))),
     }
 
 

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pty
+import re
 import select
 import signal
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.cli_processes import WALYOFF, failure, gone, objects, running, walyoff
+from walyoff.invitations import grouped
 
 
 @dataclass
@@ -60,6 +62,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         (joined,) = objects("join", "-", *home(bob), stdin=invited["invitation"].encode())
         told = inviting.json()
         assert told["joined"] == joined["me"]
+        # What two people compare.
+        assert len(told["words"]) == 6
+        assert told["words"] == joined["words"]
         code, rest, errors = inviting.end()
     assert (code, rest, errors) == (0, "", "")
     assert joined["channel"] == created["channel"]
@@ -181,15 +186,40 @@ def test_bad_invitations_say_what_to_do(pair: Pair, tmp_path: Path) -> None:
     assert not (tmp_path / "carol").exists()
     assert mistyped not in text
 
-    result = walyoff("invite", "--no-wait", "--lifetime", "1", "--json", *home(pair.alice))
-    expired = json.loads(result.stdout)["invitation"]
-    time.sleep(1.1)
-    assert "expired" in failure(walyoff("join", expired, *new))
+    assert "group 1 has a mistake" in text
+    file = tmp_path / "code.svg"
+    result = walyoff(
+        *("invite", "--no-wait", "--lifetime", "1", "--uses", "3", "--for", "device"),
+        *("--qr-file", str(file), "--json", *home(pair.alice)),
+    )
+    made = json.loads(result.stdout)
+    expired = made["invitation"]
+    assert b"<svg" in file.read_bytes()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+    # All that were made are listed, one is ended, and no secret is told.
+    listed = {i["id"]: i for i in objects("invitations", *home(pair.alice))}
+    assert listed[made["id"]]["uses"] == 3
+    assert listed[made["id"]]["for"] == "device"
+    assert listed[made["id"]]["by"] == pair.alice_did
+    (first,) = [i for i in listed.values() if i["used_by"]]
+    assert (first["state"], first["used_by"]) == ("used", [pair.bob_did])
+    (other,) = objects("invite", "--no-wait", *home(pair.alice))
+    (ended,) = objects("invitations", "--revoke", other["id"][:6], *home(pair.alice))
+    assert (ended["id"], ended["state"]) == (other["id"], "revoked")
+    shown = walyoff("invitations", *home(pair.alice)).stdout.decode()
+    assert [line.split()[1] for line in shown.splitlines()] == ["used", "expired", "revoked"]
+    assert pair.used.upper()[:30] not in shown.upper().replace("-", "")
 
     assert "running" in failure(walyoff("join", pair.used, *new)), "nobody is there"
     with running("listen", "--json", *home(pair.alice)) as listening:
         listening.json()
         assert "used" in failure(walyoff("join", pair.used, *new))
+        assert "expired" in failure(walyoff("join", expired, *new))
+        # In groups, as it is shown, without quotes.
+        assert "revoked" in failure(
+            walyoff("join", *grouped(other["invitation"]).split("-"), *new)
+        )
         code, _, _ = listening.end(signal.SIGTERM)
     assert code == 143
     assert gone(pair.alice) == []
@@ -240,6 +270,42 @@ def test_on_a_terminal_what_is_typed_is_sent(pair: Pair) -> None:
     (last,) = objects("log", "--last", "1", *home(pair.alice))
     assert last["content"] == "schöne Grüße"
     assert last["mine"] is True
+
+
+def test_a_person_is_asked_and_sees_a_code_to_scan(pair: Pair, tmp_path: Path) -> None:
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(
+            WALYOFF[0], [*WALYOFF, "invite", "--confirm", "--uses", "2", *home(pair.alice)]
+        )
+    try:
+        screen = read_until(terminal, "It is a secret")
+        # The string in groups, and a code of half blocks that fits a small terminal.
+        lines = screen.replace("\r", "").split("\n")
+        (invitation,) = re.findall("[A-Z2-7]{5}-[A-Z2-7-]{60,}", screen)
+        code = [line for line in lines if "\u2580" in line]
+        assert 10 < len(code) < 24
+        new = home(tmp_path / "carol")
+        for answer in (b"n\n", b"yes\n"):
+            with running("join", invitation, *new) as joining:
+                asked = read_until(terminal, "Let it in? [y/N]")
+                words = asked[: asked.index("Let it in")].split()[-6:]
+                # So long a joiner waits before it takes it that a person is asked.
+                time.sleep(2.0)
+                os.write(terminal, answer)
+                ended, _, notes = joining.end()
+                # Both sides show the same words before anybody answers.
+                assert " ".join(words) in notes
+                assert (ended == 0) == (answer == b"yes\n")
+                assert ended == 0 or "did not confirm" in notes
+        assert " ".join(words) in read_until(terminal, "has joined")
+        os.write(terminal, b"\x03")
+        assert wait_for_end(process) == 130
+    finally:
+        os.close(terminal)
+    (carol,) = [m for m in objects("members", *new) if m["me"]]
+    assert carol["did"] not in (pair.alice_did, pair.bob_did)
+    objects("remove", carol["did"], *home(pair.alice))
 
 
 def wait_for_end(process: int, timeout: float = 20) -> int:

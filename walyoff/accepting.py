@@ -21,7 +21,7 @@ from walyoff.errors import (
     TransportError,
     WalyoffError,
 )
-from walyoff.invitations import Issued
+from walyoff.issued import Issued
 from walyoff.joining import grant_join
 from walyoff.session.handshake import HandshakeContext, PeerPresented
 from walyoff.session.peer import Judge, Session, answer
@@ -135,21 +135,18 @@ class Acceptor:
                     chosen[:] = [channel]
                     return channel.handshake_context()
             return None
-        for issued in self._device.invitations():
-            invitation = issued.invitation()
-            if hmac.compare_digest(blinded_tag(invitation.tag_key, mode, ephemeral), tag):
-                inviting = self._device.find_channel(issued.channel)
-                if inviting is None:
-                    return None
-                chosen[:] = [issued]
-                own = inviting.handshake_context()
-                return HandshakeContext(
-                    channel=invitation.invitation_id,
-                    sign_key=own.sign_key,
-                    certificate=own.certificate,
-                    psk=invitation.psk,
-                )
-        return None
+        issued = self._device.invitations.find(ephemeral, tag)
+        inviting = None if issued is None else self._device.find_channel(issued.channel)
+        if issued is None or inviting is None:
+            return None
+        chosen[:] = [issued]
+        own = inviting.handshake_context()
+        return HandshakeContext(
+            channel=issued.invitation_id,
+            sign_key=own.sign_key,
+            certificate=own.certificate,
+            psk=issued.invitation().psk,
+        )
 
     async def _serve(self, session: Session, subject: Channel | Issued) -> None:
         if isinstance(subject, Channel):

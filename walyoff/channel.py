@@ -21,13 +21,8 @@ from walyoff.errors import (
     NotAMemberError,
 )
 from walyoff.fanout import Fanout
-from walyoff.invitations import (
-    DEFAULT_LIFETIME_S,
-    MAX_LIFETIME_S,
-    Issued,
-    new_invitation,
-)
-from walyoff.invitations import SECRET_SIZE as INVITATION_SECRET_SIZE
+from walyoff.invitations import DEFAULT_LIFETIME_S, Purpose
+from walyoff.inviting import Confirm, InvitationInfo, Inviter, Joiner
 from walyoff.messages import (
     LogReader,
     Message,
@@ -66,6 +61,8 @@ class Channel:
             device=device, engine=engine, channel=state.did, chains=foundation.chains
         )
         self._started = device.runtime.now()
+        #: The invitations of this channel.
+        self.inviter = Inviter(device, self)
 
     def __repr__(self) -> str:
         reconciler = self._engine.reconciler
@@ -97,26 +94,50 @@ class Channel:
         """The members of now, in order of joining, as the chain says."""
         return self._foundation.identity.membership.current()
 
-    async def invite(self, *, lifetime: float = DEFAULT_LIFETIME_S) -> str:
-        """A short string that lets one device join, once, within `lifetime` seconds.
+    async def invite(
+        self,
+        *,
+        lifetime: float = DEFAULT_LIFETIME_S,
+        uses: int | None = 1,
+        purpose: Purpose = "any",
+        confirm: Confirm | None = None,
+    ) -> str:
+        """A short string that lets others join, `uses` of them, within `lifetime` seconds.
 
         It is a secret: hand it over in a way that nobody else can read. This device, or
-        rather its home, must be running when it is used.
+        rather its home, must be running when it is used. `uses=None` sets no limit.
+        `purpose` says who may use it: a "device", an "identity" with its devices, or "any".
+
+        `confirm` is awaited with each `Joiner` before anything is written, and False refuses
+        it: show its words, and say yes if the joiner shows the same ones. While this run of
+        the device lasts; after it nobody can be asked, and the invitation lets nobody in.
 
         Raises:
-            LocalProtocolError: the lifetime is not from 1 second to a year.
+            LocalProtocolError: the lifetime is not from 1 second to a year, or the uses are
+                not from 1 to 1,024.
         """
-        if not 1 <= lifetime <= MAX_LIFETIME_S:
-            raise LocalProtocolError(f"a lifetime is 1 to {MAX_LIFETIME_S} seconds")
-        invitation = new_invitation(
-            self._device.addresses,
-            secret=self._device.runtime.random_bytes(INVITATION_SECRET_SIZE),
-            now=self._device.runtime.wall_ms() / 1000,
-            lifetime_s=lifetime,
+        return await self.inviter.invite(
+            lifetime=lifetime, uses=uses, purpose=purpose, confirm=confirm
         )
-        issued = Issued(channel=self.did, secret=invitation.secret, expires=invitation.expires)
-        await self._device.remember_invitation(invitation.invitation_id, issued)
-        return str(invitation)
+
+    def invitations(self) -> list[InvitationInfo]:
+        """The invitations that this device made to the channel, the oldest first."""
+        return self.inviter.list()
+
+    async def revoke(self, invitation: str) -> InvitationInfo:
+        """End an invitation, named by its string, its id or the beginning of the id.
+
+        Raises:
+            InvitationError: this device made none of that name, or several are meant.
+        """
+        return await self.inviter.revoke(invitation)
+
+    def joins(self) -> AbstractAsyncContextManager[ObjectReceiveStream[Joiner]]:
+        """Those who join by invitations of this device, as they do, with the words to compare.
+
+        A slow consumer loses the oldest.
+        """
+        return self.inviter.joins()
 
     async def remove(self, did: str) -> None:
         """End a membership: from now on that device gets nothing, from anybody.

@@ -3,14 +3,16 @@
 The session is keyed with the invitation's secret, so both sides know that the other one has
 the invitation. The joiner says who it is; the inviter makes it a member on the identity's
 chain and hands over what a member needs. The invitation is bound to the joiner's DID before
-anything else happens, so a join that breaks can be tried again by the same device only.
+anything else happens, so a join that breaks can be tried again by the same device only. Where
+a person is to confirm a join, that comes first of all: a no leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
@@ -25,10 +27,14 @@ from walyoff.errors import (
     TransportError,
     WalyoffError,
 )
-from walyoff.invitations import EXPIRED, Invitation, Issued, parse
+from walyoff.invitations import EXPIRED, Invitation, parse
+from walyoff.inviting import Joiner
+from walyoff.issued import Issued
 from walyoff.session.handshake import HandshakeContext, PeerPresented
 from walyoff.session.peer import Session, dial
+from walyoff.tasks import background_tasks
 from walyoff.trust import CLOCK_SKEW_MS
+from walyoff.words import session_words
 
 if TYPE_CHECKING:
     from walyoff.channel import Channel
@@ -38,6 +44,8 @@ log = logging.getLogger("walyoff.device")
 
 #: The inviter writes a block or two; a slow machine under load takes some seconds.
 JOIN_TIMEOUT = 60.0
+#: People compare words and think; a question that nobody answers is a no.
+CONFIRM_TIMEOUT = 300.0
 #: Certificates that a join carries, in bytes: some hundred of the default suite.
 MAX_CERTIFICATES_SIZE = 4 * 1024 * 1024
 #: The joiner's own certificate lives for this session only.
@@ -59,7 +67,11 @@ class Granted:
     addresses: tuple[str, ...]
 
 
-async def request_join(device: Device, text: str) -> Granted:
+#: What a joiner does with the words, as soon as they are known.
+OnWords = Callable[[tuple[str, ...]], Awaitable[None]]
+
+
+async def request_join(device: Device, text: str, on_words: OnWords | None = None) -> Granted:
     """The joiner's side. Raises InvitationError, TransportError, RemoteProtocolError."""
     invitation = parse(text, now=device.runtime.wall_ms() / 1000)
     if not invitation.addresses:
@@ -69,11 +81,14 @@ async def request_join(device: Device, text: str) -> Granted:
     did = await device.did()
     channel = session.peer.certificate.channel
     answer: frames.Frame | None = None
-    with anyio.move_on_after(JOIN_TIMEOUT):
+    # Whether a person is asked there is not known here; heartbeats tell if it is gone.
+    with anyio.move_on_after(JOIN_TIMEOUT + CONFIRM_TIMEOUT):
         async with session.run():
             device.check_new(channel)
             files = await device.platform.device_files(did)
             session.send_frame(frames.JoinRequest(did, tuple(files)))
+            if on_words is not None:
+                await on_words(session_words(session.session_id))
             try:
                 answer = await _next(session)
             except anyio.BrokenResourceError:
@@ -161,37 +176,96 @@ async def grant_join(
     device: Device, channel: Channel, issued: Issued, session: Session
 ) -> None:
     """The inviter's side: serve one join session."""
-    with anyio.move_on_after(JOIN_TIMEOUT):
-        async with session.run():
+    limit = JOIN_TIMEOUT + (CONFIRM_TIMEOUT if issued.confirm else 0.0)
+    async with session.run():
+        with anyio.move_on_after(limit):
             request = await _next(session)
             if not isinstance(request, frames.JoinRequest) or request.did != session.did:
                 raise RemoteProtocolError("a join session begins with a join request")
-            answer = await _decide(device, channel, issued, request, session)
-            session.send_frame(answer)
-            # The joiner ends the session when it has the answer.
-            try:
-                await _next(session)
-            except (anyio.BrokenResourceError, RemoteProtocolError):
-                log.debug("the joiner left without saying goodbye")
+            async with background_tasks() as tasks:
+                left = anyio.Event()
+                tasks.start_soon(_attend, session, left)
+                joiner = Joiner(
+                    did=request.did,
+                    words=session_words(session.session_id),
+                    invitation_id=issued.invitation_id,
+                    channel=channel.did,
+                )
+                answer = await _decide(
+                    device, channel, request, session, joiner=joiner, left=left
+                )
+                session.send_frame(answer)
+                if isinstance(answer, frames.JoinGrant):
+                    channel.inviter.joined(joiner)
+                # The joiner ends the session when it has the answer.
+                await left.wait()
+
+
+async def _attend(session: Session, left: anyio.Event) -> None:
+    """Answer the joiner's heartbeats while it waits; it has nothing else to say."""
+    try:
+        if await _next(session) is not None:
+            log.warning("a joiner spoke out of turn")
+            session.close()
+    except (anyio.BrokenResourceError, RemoteProtocolError):
+        log.debug("the joiner left without saying goodbye")
+    finally:
+        left.set()
+
+
+async def _confirmed(device: Device, issued: Issued, joiner: Joiner, left: anyio.Event) -> str:
+    """Ask the person who invited; returns why it is a no, or nothing."""
+    ask = device.invitations.confirms.get(issued.invitation_id)
+    if ask is None:
+        return "nobody is at the inviting device to confirm it: ask for a new invitation"
+    yes = False
+    with anyio.move_on_after(CONFIRM_TIMEOUT):
+        async with background_tasks() as tasks:
+
+            async def give_up() -> None:
+                await left.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(give_up)
+            yes = await ask(joiner) is True
+    return "" if yes else "the inviting side did not confirm it"
+
+
+def _problem(device: Device, channel: Channel, issued: Issued, did: str) -> str | None:
+    members = channel.foundation.identity.membership.members
+    return issued.problem(
+        did,
+        device.invitations.now(),
+        removed={member.did for member in members if not member.current},
+    )
 
 
 async def _decide(
     device: Device,
     channel: Channel,
-    issued: Issued,
     request: frames.JoinRequest,
     session: Session,
+    *,
+    joiner: Joiner,
+    left: anyio.Event,
 ) -> frames.JoinGrant | frames.JoinRefused:
-    invitation_id = issued.invitation().invitation_id
-    async with device.invitation_lock:
-        # Bound to this DID before anything else: of two that come at once, one gets it.
-        current = device.invitation(invitation_id) or issued
-        problem = current.problem(request.did, device.runtime.wall_ms() / 1000)
-        if problem is not None:
-            log.info("a join was refused: %s", problem)
-            return frames.JoinRefused(problem)
-        bound = replace(current, used_by=request.did)
-        await device.remember_invitation(invitation_id, bound)
+    book = device.invitations
+    issued = book.get(joiner.invitation_id)
+    assert issued is not None, "the handshake found it, and none is forgotten while we run"
+    problem = _problem(device, channel, issued, request.did)
+    if problem is None and issued.confirm:
+        problem = await _confirmed(device, issued, joiner, left)
+    if not problem:
+        async with book.lock:
+            # Bound to this DID before anything else: of two that come at once, one gets it.
+            # And somebody may have revoked it meanwhile.
+            issued = book.get(joiner.invitation_id) or issued
+            problem = _problem(device, channel, issued, request.did)
+            if problem is None:
+                await book.keep(issued.used(request.did))
+    if problem:
+        log.info("a join was refused: %s", problem)
+        return frames.JoinRefused(problem)
     identity = channel.foundation.identity
     try:
         await identity.add_member(request.did, request.files)

@@ -34,8 +34,8 @@ from walyoff.errors import (
     TransportError,
     WalyoffError,
 )
-from walyoff.invitations import REMEMBER_S, Issued
-from walyoff.joining import Granted, request_join
+from walyoff.issued import InvitationBook
+from walyoff.joining import Granted, OnWords, request_join
 from walyoff.paths import carriers, scheme
 from walyoff.platform import Foundation, Platform
 from walyoff.running import run_channel
@@ -81,8 +81,8 @@ class Device:
         self._holds: dict[str, tuple[anyio.CancelScope, anyio.Event]] = {}
         #: Channels that this device was removed from and is joining again.
         self._former: set[str] = set()
-        self._invitations: dict[str, Issued] = {}
-        self.invitation_lock = anyio.Lock()
+        #: The invitations that this device made.
+        self.invitations = InvitationBook(store, runtime)
         self.acceptor = Acceptor(self)
         self._started = runtime.now()
 
@@ -159,10 +159,14 @@ class Device:
                 await save_epochs(self._store, state.did, [epoch])
                 return await self._start(state, foundation)
 
-    async def join(self, invitation: str, *, name: str | None = None) -> Channel:
+    async def join(
+        self, invitation: str, *, name: str | None = None, on_words: OnWords | None = None
+    ) -> Channel:
         """Join a channel by an invitation, and open it.
 
-        A join that broke at any step can be tried again with the same invitation.
+        A join that broke at any step can be tried again with the same invitation. `on_words`
+        is awaited with six words as soon as the two devices talk: the inviter sees the same
+        ones (`Channel.joins`), unless somebody is between them.
 
         Raises:
             InvitationError: mistyped, expired, used by somebody else, or revoked.
@@ -171,7 +175,7 @@ class Device:
         """
         if name is not None:
             self._check_name(name)
-        granted = await request_join(self, invitation)
+        granted = await request_join(self, invitation, on_words)
         async with self._making:
             self.check_new(granted.channel)
             name = await self._close_former(granted.channel, name)
@@ -360,7 +364,7 @@ class Device:
             found = self._platform.open(state.did, pin=state.pin, device=await self.did())
             async with self._entered(found) as foundation:
                 await self._tasks.start(self._run_scoped, state, foundation)
-        await self._load_invitations()
+        await self.invitations.load()
 
     # -------------------------------------------------------------------- sessions
 
@@ -407,29 +411,7 @@ class Device:
         others = [name for name in plugins.installed_suites() if name != self._suite]
         return [self._suite, *others]
 
-    # ----------------------------------------------------- invitations and addresses
-
-    async def remember_invitation(self, invitation_id: str, issued: Issued) -> None:
-        """Keep what this device invited, durably."""
-        await self._store.put({f"invitation/{invitation_id}": issued.encode()})
-        self._invitations[invitation_id] = issued
-
-    def invitation(self, invitation_id: str) -> Issued | None:
-        """What is known of an invitation of this device."""
-        return self._invitations.get(invitation_id)
-
-    def invitations(self) -> list[Issued]:
-        """What this device invited and still remembers."""
-        return list(self._invitations.values())
-
-    async def _load_invitations(self) -> None:
-        for key in await self._store.keys("invitation/"):
-            if value := await self._store.get(key):
-                issued = Issued.decode(value)
-                if self.runtime.wall_ms() / 1000 > issued.expires + REMEMBER_S:
-                    await self._store.put({key: None})
-                else:
-                    self._invitations[key.partition("/")[2]] = issued
+    # ------------------------------------------------------------------- addresses
 
     async def remember_addresses(self, did: str, member: str, addresses: Iterable[str]) -> None:
         """Note where a member of a channel was reached last."""

@@ -5,8 +5,6 @@ Nothing heavy is imported here: `walyoff --help` answers at once.
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 
 import click
@@ -14,17 +12,14 @@ import click
 from walyoff import __version__
 from walyoff.bench.command import bench
 from walyoff.cli.auditing import audit, graph
+from walyoff.cli.invitation_commands import invitations, invite, join
 from walyoff.cli.options import Settings, common, json_option
 from walyoff.cli.runtime import start
 
 #: Seconds that `send` waits for others and for the ledger.
 SEND_WAIT_S = 5.0
-#: An invitation is valid for a day, unless it is said otherwise.
-LIFETIME_S = 24 * 3600.0
 STATUS_WAIT_S = 2.0
 LAST = 20
-#: An invitation has at most 2,048 characters, and people add spaces and line ends.
-MAX_INVITATION = 8192
 
 _settings = click.make_pass_decorator(Settings, ensure=True)
 _channel = click.argument("channel", required=False)
@@ -65,49 +60,6 @@ def init(settings: Settings) -> None:
 def create(settings: Settings, name: str) -> None:
     """Make a new identity with this device as its first member."""
     start(settings, "devices", "create", make=True, name=name)
-
-
-@cli.command()
-@_channel
-@click.option(
-    "--lifetime",
-    type=click.FloatRange(min=1),
-    default=LIFETIME_S,
-    show_default=True,
-    metavar="S",
-    help="Seconds until it expires.",
-)
-@click.option("--no-wait", is_flag=True, help="Do not wait for the other device.")
-@common
-@json_option
-@_settings
-def invite(settings: Settings, channel: str | None, lifetime: float, no_wait: bool) -> None:
-    """Print an invitation, and wait until a device has joined with it.
-
-    The invitation is a secret, and good for one device. This device must be running when it
-    is used: here, or in `walyoff listen`.
-    """
-    start(settings, "devices", "invite", name=channel, lifetime=lifetime, wait=not no_wait)
-
-
-@cli.command()
-@click.argument("invitation")
-@click.option("--name", help="What to call the channel here.")
-@common
-@json_option
-@_settings
-def join(settings: Settings, invitation: str, name: str | None) -> None:
-    """Join a channel. INVITATION may be `-`: then it is read from stdin.
-
-    Other users of this machine can see the arguments of commands, but not stdin.
-    """
-    from walyoff.invitations import parse  # noqa: PLC0415  (only this command needs it)
-
-    if invitation == "-":
-        invitation = sys.stdin.read(MAX_INVITATION)
-    # What is mistyped or long expired is told at once, and no home is made for it.
-    parse(invitation, now=time.time())
-    start(settings, "devices", "join", make=True, invitation=invitation, name=name)
 
 
 @cli.command()
@@ -287,3 +239,5 @@ def demo(settings: Settings, keep: Path | None) -> None:
 cli.add_command(bench)
 cli.add_command(audit)
 cli.add_command(graph)
+for command in (invite, join, invitations):
+    cli.add_command(command)

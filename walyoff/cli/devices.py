@@ -1,8 +1,6 @@
-"""init, create, invite, join, members, remove, status."""
+"""init, create, members, remove, status."""
 
 from __future__ import annotations
-
-import time
 
 import anyio
 
@@ -12,13 +10,6 @@ from walyoff.cli.console import Console
 from walyoff.cli.output import escape_line, member_json, short
 from walyoff.cli.runtime import Failure
 from walyoff.node import Device
-
-#: How often the list of members is looked at while an invitation waits.
-LOOK_EVERY_S = 0.2
-#: The inviter stays so long for a new device to take over the history, and the new device
-#: so long for the history to stop growing.
-HAND_OVER_S = 8.0
-SETTLED_S = 1.0
 
 
 async def init(console: Console, device: Device) -> None:
@@ -45,87 +36,21 @@ async def create(console: Console, device: Device, *, name: str) -> None:
     with console.step("making the identity"):
         channel = await device.create_channel(name)
     console.result(
-        _channel_json(channel),
+        channel_json(channel),
         f"channel {escape_line(channel.name)} is {channel.did}\n"
         f"this device is {channel.me}\n"
         "next: walyoff invite",
     )
 
 
-def _channel_json(channel: Channel) -> dict[str, object]:
+def channel_json(channel: Channel) -> dict[str, object]:
+    """A channel for machines."""
     return {
         "channel": channel.did,
         "name": channel.name,
         "me": channel.me,
         "members": len(channel.members()),
     }
-
-
-async def invite(
-    console: Console, device: Device, *, name: str | None, lifetime: float, wait: bool
-) -> None:
-    """Print an invitation; then stay until somebody has joined."""
-    channel = choose(device, name)
-    before = set(others(channel))
-    expires = time.time() + lifetime
-    invitation = await channel.invite(lifetime=lifetime)
-    value = {"channel": channel.did, "invitation": invitation, "expires": int(expires)}
-    console.result(value, invitation)
-    if not wait:
-        console.note("It works while this device runs: keep `walyoff listen` running here.")
-        return
-    console.note("Run `walyoff join` with it on the other device. It is a secret.")
-    new: set[str] = set()
-    with console.step("waiting for the other device; Ctrl-C to stop"):
-        with anyio.move_on_after(lifetime):
-            while not new:
-                await anyio.sleep(LOOK_EVERY_S)
-                new = set(others(channel)) - before
-    if not new:
-        raise Failure("the invitation has expired and nobody has joined: make a new one")
-    did = new.pop()
-    console.result(
-        {"channel": channel.did, "joined": did, "members": len(channel.members())},
-        f"{did} has joined: {escape_line(channel.name)} has {len(channel.members())} members",
-    )
-    with console.step("handing over the history"), anyio.move_on_after(HAND_OVER_S):
-        await channel.wait_peer(did)
-        await _gone(channel, did)
-
-
-async def _gone(channel: Channel, did: str) -> None:
-    """Wait until a device has ended its session."""
-    while did in channel.peers():  # noqa: ASYNC110  (the channel has no event for it)
-        await anyio.sleep(LOOK_EVERY_S)
-
-
-async def join(console: Console, device: Device, *, invitation: str, name: str | None) -> None:
-    """Join a channel, and take over its history while the inviter is there."""
-    with console.step("joining"):
-        channel = await device.join(invitation, name=name)
-    with console.step("taking over the history"), anyio.move_on_after(HAND_OVER_S):
-        await channel.wait_peer()
-        await _settled(channel)
-    status = channel.status()
-    value = {**_channel_json(channel), "messages": status["messages"]}
-    console.result(
-        value,
-        f"joined {escape_line(channel.name)}, {channel.did}\n"
-        f"this device is {channel.me}\n"
-        f"{len(channel.members())} members, {status['messages']} messages\n"
-        "next: walyoff listen",
-    )
-
-
-async def _settled(channel: Channel) -> None:
-    """Wait until the log has not grown for a moment."""
-    seen = -1
-    while True:
-        status = channel.status()
-        if status["messages"] == seen and not status["missing"]:
-            return
-        seen = status["messages"]
-        await anyio.sleep(SETTLED_S)
 
 
 async def _connected(console: Console, channels: list[Channel], wait: float) -> None:

@@ -74,6 +74,8 @@ class Session:
         self.mode: Mode = mode
         self.peer = established.peer
         self.did = established.peer.certificate.member
+        #: Names the session at both ends, and stands for its whole transcript.
+        self.session_id = established.keys.session_id
         self.name = f"{self.did[-8:]}#{next(_numbers)}"
         #: The transport that carries it; set by whoever opened the stream.
         self.path = ""
