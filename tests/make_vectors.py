@@ -16,13 +16,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from walyoff_transports import gossip
 
-from walyoff import frames
+from walyoff import certificates, frames
 from walyoff.addresses import encode_addresses
 from walyoff.channel_state import ChannelState
 from walyoff.child import rpc
+from walyoff.did_document import make_document
 from walyoff.epochs import Epoch, seal_anchor
 from walyoff.invitations import Invitation
 from walyoff.records import (
@@ -124,6 +129,29 @@ def presence() -> bytes:
     return pack([1, ALICE, NOW_MS, ["ipfs:one"]])
 
 
+def control_keys() -> str:
+    """A key group's id as walytis-identities writes it, of keys from fixed seeds."""
+    point = ec.derive_private_key(7, ec.SECP256K1()).public_key()
+    pair = (
+        MLKEM768PrivateKey.from_seed_bytes(b"\x01" * 64).public_key().public_bytes_raw()
+        + MLDSA65PrivateKey.from_seed_bytes(b"\x02" * 32).public_key().public_bytes_raw()
+    )
+    long = point.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    when = "2026-11-22T08-00-00"
+    return f"|EC-secp256k1:{when}:{long.hex()}|PQ-ML-KEM-768-ML-DSA-65:{when}:{pair.hex()}|"
+
+
+def did_document() -> dict[str, Any]:
+    """The document of Alice's and Bob's identity, of which one device is known."""
+    signed = certificates.decode(bytes.fromhex(stored("certificates.json")["encoded"]))
+    return make_document(
+        CHANNEL,
+        control_keys=control_keys(),
+        controllers=[ALICE, BOB],
+        devices=[signed.certificate],
+    )
+
+
 def wire_vectors() -> dict[str, str]:
     """Every vector of wire.json by its name: hex, but for texts of invitations."""
     batch = example_batch()
@@ -214,6 +242,8 @@ def main() -> None:
     changed = not path.exists() or path.read_text() != new
     if "--write" in sys.argv:
         path.write_text(new)
+        document = json.dumps(did_document(), indent=1) + "\n"
+        (VECTORS / "did_document.json").write_text(document)
         PROTOCOL.write_text(documented(PROTOCOL.read_text()))
     print(f"wire.json: {'changed' if changed else 'as it was'}")
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.cli_processes import WALYOFF, failure, gone, objects, running, walyoff
+from tests.test_did_document import check
 from walyoff.invitations import grouped
 
 
@@ -239,6 +240,16 @@ def test_a_name_that_is_not_there_lists_those_that_are(pair: Pair) -> None:
     text = failure(walyoff("log", "famly", *home(pair.alice)))
     assert "famly" in text
     assert "family" in text
+
+
+def test_standard_software_takes_the_did_document(pair: Pair) -> None:
+    (document,) = objects("did", "show", *home(pair.alice))
+    check(document)
+    assert document["id"] == pair.channel
+    assert document["controller"] == [pair.alice_did, pair.bob_did]
+    # The identity's own keys and those of both devices.
+    owners = [method["controller"] for method in document["verificationMethod"]]
+    assert owners == [pair.channel] * 3 + [pair.alice_did] * 4 + [pair.bob_did] * 4
 
 
 def test_a_signal_while_it_opens_leaves_nothing(pair: Pair) -> None:

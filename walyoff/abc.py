@@ -292,6 +292,9 @@ class Identity(Protocol):
             RemoteProtocolError: the signature does not hold, or the keys are not pinned.
         """
 
+    async def control_keys(self) -> str:
+        """The current control keys: `|family:time:hex of the public key|...|`, or nothing."""
+
     async def add_member(self, did: str, chain: Sequence[bytes]) -> None:
         """Make a DID a member, given the block files of its own chain. Idempotent."""
 

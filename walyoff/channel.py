@@ -13,6 +13,7 @@ from anyio.abc import ObjectReceiveStream
 from walyoff.abc import Member
 from walyoff.channel_state import ChannelState
 from walyoff.connections import Connections
+from walyoff.describing import describe
 from walyoff.engine.driver import Engine
 from walyoff.engine.facts import Report
 from walyoff.engine.outbox import Outgoing
@@ -93,6 +94,14 @@ class Channel:
     def members(self) -> list[Member]:
         """The members of now, in order of joining, as the chain says."""
         return self._foundation.identity.membership.current()
+
+    async def did_document(self) -> dict[str, Any]:
+        """The identity's W3C DID document: its control keys and its devices' newest keys.
+
+        Raises:
+            ChildError: the chain cannot be read now.
+        """
+        return await describe(self)
 
     async def invite(
         self,

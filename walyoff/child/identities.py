@@ -100,6 +100,7 @@ class Identities:
             "group.secrets": lambda did: self._keyring.serialise(self._keyring.groups(did)),
             "group.membership": self.membership,
             "group.segment": lambda did: {"chain": self._reading(did).segment},
+            "group.control_keys": lambda did: {"id": self._reading(did).keys[-1]},
             "group.export": self.export,
             **self._registers.methods(),
         }

@@ -12,6 +12,7 @@ import click
 from walyoff import __version__
 from walyoff.bench.command import bench
 from walyoff.cli.auditing import audit, graph
+from walyoff.cli.did_commands import did
 from walyoff.cli.invitation_commands import invitations, invite, join
 from walyoff.cli.options import Settings, common, json_option
 from walyoff.cli.runtime import start
@@ -239,5 +240,5 @@ def demo(settings: Settings, keep: Path | None) -> None:
 cli.add_command(bench)
 cli.add_command(audit)
 cli.add_command(graph)
-for command in (invite, join, invitations):
+for command in (did, invite, join, invitations):
     cli.add_command(command)

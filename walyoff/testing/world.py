@@ -234,6 +234,11 @@ class SimIdentity:
         if self._world.sign(did, body) != signature:
             raise RemoteProtocolError("the signature does not hold", reason="wrong-signature")
 
+    async def control_keys(self) -> str:
+        """See `walyoff.abc.Identity`: there are none."""
+        await anyio.lowlevel.checkpoint()
+        return ""
+
     async def add_member(self, did: str, chain: Sequence[bytes]) -> None:
         """See `walyoff.abc.Identity`."""
         await anyio.lowlevel.checkpoint()

@@ -46,6 +46,7 @@ GRANT_VERSION = 2
 #: Segments in a grant: as many as keep it below a frame of a session.
 MAX_SEGMENTS = 20_000
 MAX_SECRETS = 8 << 20
+MAX_KEY_GROUP = 16 * 1024
 #: Seconds for a call that makes keys, chains and post-quantum signatures.
 SLOW_CALL = 60.0
 _CHANGED = "changed"
@@ -245,6 +246,13 @@ class WalytisIdentity(AsyncContextManagerMixin):
         """New snapshots, newest last. Slow consumers get the newest."""
         changes: Fanout[Membership] = self._changes
         return changes.subscribe(_CHANGED)
+
+    async def control_keys(self) -> str:
+        """The id of the identity's current control keys (see `walyoff.abc.Identity`)."""
+        answer = await self._child.call("group.control_keys", {"did": self._did})
+        if not isinstance(answer, dict):
+            raise ChildError("the child's answer is no map")
+        return expect_str(answer.get("id"), "key group", limit=MAX_KEY_GROUP)
 
     # ------------------------------------------------------------------ signatures
 
