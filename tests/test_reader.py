@@ -211,7 +211,7 @@ def test_renewed_keys_replace_the_old_ones(chain: Chain) -> None:
     reading = chain.read()
     assert reading.keys == [K0, K1, K2]
     assert current(reading) == ["a", "b"]
-    assert reading.refused == {reader.BAD_SIGNATURE: 2, reader.STALE_RENEWAL: 1}
+    assert reading.refused == {reader.OLD_KEYS: 2, reader.STALE_RENEWAL: 1}
 
 
 def test_block_written_while_keys_were_renewed_elsewhere_counts(chain: Chain) -> None:
@@ -223,7 +223,7 @@ def test_block_written_while_keys_were_renewed_elsewhere_counts(chain: Chain) ->
     chain.member("join", "d", key=K0, parents=[merge])
     reading = chain.read()
     assert current(reading) == ["a", "b", "c"]
-    assert reading.refused == {reader.BAD_SIGNATURE: 1}
+    assert reading.refused == {reader.OLD_KEYS: 1}
 
 
 def test_of_two_renewals_at_once_the_first_counts(chain: Chain) -> None:

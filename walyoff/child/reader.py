@@ -1,85 +1,95 @@
-"""What an identity's chain says, by our own rules: who its members are and with which keys.
+"""What an identity's chain says, by our own rules: its members, their roles, its keys.
 
-Decided here: which blocks count. Anyone who knows the chain's id can write to it, and stock
-code believes joining blocks unseen; here nothing counts that the identity's control keys did
-not sign at that place. What does not count is counted by reason, never raised: one bad block
-must not hide the good ones.
+Decided here: which acts count. Anyone who knows the chain's id can write to it, and stock
+code believes joining blocks unseen. What does not count is counted by reason, never raised:
+one bad block must not hide the good ones.
 
-Pure logic: blocks in causal order go in, with a function that checks a signature; no I/O, no
-clock, no cryptography.
+An act counts if (1) the identity's control keys of its place signed it, (2) the member who
+acts signed it too, and (3) that member had joined in the act's own past and was not put out
+by a leaving that the act does not precede:
+
+    a joining J is *cut* for an act B by a leaving L of the same member
+    if J is among the ancestors of L and B is not
+
+So what somebody writes at the same time as its own leaving, or later, or with old parents so
+that it looks so, counts for nothing. Leavings themselves are settled first (`_settle`): one
+whose author is cut by a leaving that stands does not count; of members who put each other
+out all are out. More leavings never bring anybody back in, except those of current members.
+
+The rule "the member who acts signs" begins with the identity's first rules block. What has
+none among its ancestors, written by stock code or by version 1, counts if it is itself an
+ancestor of the rules; on a chain without rules the control keys alone decide.
+
+The reading is a function of the set of blocks: the order is made here, from the blocks.
+Pure: no I/O, no clock, no cryptography.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
+import heapq
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from blake3 import blake3
-
-from walyoff.errors import RemoteProtocolError
-from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
-
-PIN_DOMAIN = b"walyoff/pin/1"
-PIN_SIZE = 32
-#: The topics of stock blocks.
-TOPIC_KEY = "control_key"
-TOPIC_JOIN = "member_joining"
-TOPIC_LEAVE = "member_leaving"
-TOPIC_UPDATE = "member_update"
-TOPIC_DOC = "did_doc"
-#: Our own block that names the anchor segments of a channel.
-TOPIC_SEGMENT = "walyoff_segment"
-_STOCK_TOPICS = frozenset(
-    {
-        *(TOPIC_KEY, TOPIC_JOIN, TOPIC_LEAVE, TOPIC_UPDATE, TOPIC_DOC),
-        *("key_ownership", "endra_corresp_reg"),
-    }
+from walyoff.child.acts import (
+    ADMIN,
+    DID_PREFIX,
+    DOCUMENT,
+    JOIN,
+    LEAVE,
+    MALFORMED,
+    MAX_CONTENT,
+    MAX_DID,
+    MAX_KEY_ID,
+    PIN_SIZE,
+    RENEW,
+    RULE_ADMINS,
+    RULE_ANY,
+    RULES,
+    SEGMENT,
+    TOPIC_JOIN,
+    TOPIC_KEY,
+    TOPIC_LEAVE,
+    TOPIC_SEGMENT,
+    TOPICS,
+    WRONG_PLACE,
+    WRONG_PURPOSE,
+    Act,
+    IdentityBlock,
+    chain_of,
+    did_of,
+    encode_segment,
+    pin_of,
+    read_act,
+    segment_body,
 )
-#: Blocks without one of these topics cannot say anything about an identity.
-TOPICS = _STOCK_TOPICS | {TOPIC_SEGMENT}
-DID_PREFIX = "did:walytisidentities:"
-SEGMENT_DOMAIN = "walyoff/segment/1"
+from walyoff.errors import RemoteProtocolError
 
-#: An identity block: a key group's id is 6 KiB, a document lists keys of all members.
-MAX_CONTENT = 256 * 1024
-#: Opening brackets in its JSON: it is flat, and the parser recurses in C.
-MAX_BRACKETS = 512
-MAX_KEY_ID = 64 * 1024
-MAX_DID = 256
-MAX_SEGMENT = 64 * 1024
-
-# Why a block does not count.
-MALFORMED = "malformed"
+# Why an act does not count; more are in `acts`.
 NOT_PINNED = "key-not-pinned"
 SECOND_FIRST_KEY = "second-first-key"
 STALE_RENEWAL = "stale-renewal"
 BAD_SIGNATURE = "bad-signature"
+OLD_KEYS = "old-keys"
 REPLAYED = "replayed"
-WRONG_PURPOSE = "wrong-purpose"
 ALREADY_MEMBER = "already-member"
 NOT_A_MEMBER = "not-a-member"
 NO_KEYS_YET = "no-keys-yet"
+#: Nobody who was a member at that place acted.
+NO_ACTOR = "no-actor"
+#: The one who acted may not do so: only admins may.
+NOT_AN_ADMIN = "not-an-admin"
+
+#: Rounds of settling leavings; each settles one more of a chain of removers, at the least.
+MAX_ROUNDS = 64
 
 _log = logging.getLogger(__name__)
 
 #: verify(key group id, signature as stock writes it, signed data)
 Verify = Callable[[str, bytes, bytes], bool]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdentityBlock:
-    """One block of an identity's chain."""
-
-    ref: str
-    topics: tuple[str, ...]
-    parents: tuple[str, ...]
-    content: bytes
+#: approved(member's DID, its pin, compact signature, body): whether that DID's keys signed
+Approved = Callable[[str, bytes, bytes, bytes], bool]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,6 +101,8 @@ class MemberState:
     pin: bytes
     current: bool
     joined_at: int
+    #: Whether it may invite and remove where only admins may.
+    admin: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,51 +115,47 @@ class Reading:
     #: Valid segment blocks: block name -> chain.
     segments: dict[str, str] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
+    #: Who may invite and remove; None on a chain without rules, where every member may.
+    rule: str | None = None
+    #: True if a member has left since the newest keys were made.
+    renewal_due: bool = False
 
     @property
     def segment(self) -> str | None:
         """The channel's first segment: of several, that of the smallest block name."""
         return self.segments[min(self.segments)] if self.segments else None
 
-
-def pin_of(key_group_id: str) -> bytes:
-    """The fingerprint of a DID's first control keys."""
-    return blake3(PIN_DOMAIN + key_group_id.encode()).digest()
-
-
-def did_of(chain: str) -> str:
-    """The DID whose chain this is."""
-    return DID_PREFIX + chain
-
-
-def chain_of(did: str) -> str:
-    """The chain of a DID. Raises RemoteProtocolError."""
-    if not isinstance(did, str) or len(did) > MAX_DID or not did.startswith(DID_PREFIX):
-        raise RemoteProtocolError("malformed DID", reason="bad-did")
-    return did.removeprefix(DID_PREFIX)
-
-
-def segment_body(group: str, chain: str, number: int) -> bytes:
-    """What the control keys sign of a segment block."""
-    return pack([SEGMENT_DOMAIN, group, chain, number])
+    def may_manage(self, did: str) -> bool:
+        """Whether a DID may invite and remove now."""
+        member = self.members.get(did)
+        if member is None or not member.current:
+            return False
+        return self.rule != RULE_ADMINS or member.admin
 
 
 def read_identity(
-    group: str, pin: bytes | None, blocks: Iterable[IdentityBlock], verify: Verify
+    group: str,
+    pin: bytes | None,
+    blocks: Iterable[IdentityBlock],
+    verify: Verify,
+    approved: Approved = lambda *_: False,
 ) -> Reading:
-    """Read blocks that come in causal order with a deterministic tie-break.
+    """Read an identity's chain, given all its blocks in any order.
 
     Without a pin the first key block is believed: only for finding the pin of a chain that
     was handed over by somebody who is trusted to know it.
     """
-    reader = _Reader(group, pin, verify)
-    for block in blocks:
+    chain = _Chain(group, pin, verify, approved)
+    for block in _in_common_order(blocks):
         try:
-            reader.take(block)
+            chain.take(block)
         except _RefusedError as refused:
-            reader.result.refused[refused.reason] += 1
-            _log.info("%s: block %s refused: %s", group, block.ref, refused.reason)
-    return reader.result
+            chain.refused[refused.reason] += 1
+            _log.debug("%s: block %s refused: %s", group, block.ref, refused.reason)
+    standing = _settle(chain.nodes)
+    final = _Pass(chain.nodes, standing, final=True)
+    final.result.refused += chain.refused
+    return final.result
 
 
 class _RefusedError(Exception):
@@ -156,240 +164,467 @@ class _RefusedError(Exception):
         self.reason = reason
 
 
-class _Reader:
-    def __init__(self, group: str, pin: bytes | None, verify: Verify) -> None:
-        self.result = Reading()
+def _in_common_order(blocks: Iterable[IdentityBlock]) -> Iterator[IdentityBlock]:
+    """Parents before children, the smallest name first among the ready: the same everywhere."""
+    known = {block.ref: block for block in blocks}
+    waiting = {
+        ref: sum(parent in known for parent in set(block.parents))
+        for ref, block in known.items()
+    }
+    children: dict[str, list[str]] = {}
+    for ref, block in known.items():
+        for parent in set(block.parents):
+            children.setdefault(parent, []).append(ref)
+    ready = [ref for ref, count in waiting.items() if count == 0]
+    heapq.heapify(ready)
+    while ready:
+        ref = heapq.heappop(ready)
+        yield known[ref]
+        for child in children.get(ref, ()):
+            waiting[child] -= 1
+            if waiting[child] == 0:
+                heapq.heappush(ready, child)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Node:
+    """An act that keys of the identity signed, with its place as sets of bits."""
+
+    ref: str
+    #: Its own bit, and those of all acts among its ancestors.
+    bit: int
+    past: int
+    act: Act
+    #: The control keys that signed it.
+    signer: str
+    #: The pins under which the actor's signature holds; empty if it does not.
+    pins: frozenset[bytes]
+
+    @property
+    def by(self) -> str | None:
+        """Who acts, as it says."""
+        return None if self.act.approval is None else self.act.approval.by
+
+
+class _Chain:
+    """What can be told of each block from itself and its ancestors."""
+
+    def __init__(
+        self, group: str, pin: bytes | None, verify: Verify, approved: Approved
+    ) -> None:
+        self.nodes: list[_Node] = []
+        self.refused: Counter[str] = Counter()
         self._group = group
         self._pin = pin
         self._verify = verify
-        #: For each block the newest key generation among its ancestors and itself.
-        self._generation: dict[str, int] = {}
-        #: Signed contents that have acted: each acts once.
-        self._acted: set[bytes] = set()
-        self._membership_blocks = 0
+        self._approved = approved
+        #: The acts among a block's ancestors and in itself, by block name.
+        self._pasts: dict[str, int] = {}
+        #: (bit, new keys) of control key blocks that their keys signed.
+        self._keys: list[tuple[int, str]] = []
+        #: (bit, pin) of the joinings of a DID.
+        self._pins: dict[str, list[tuple[int, bytes]]] = {}
+        #: What was signed by a member, and its bit: a copy in the same place is the same act.
+        self._bits: dict[bytes, int] = {}
 
     def take(self, block: IdentityBlock) -> None:
-        generation = max((self._generation.get(p, 0) for p in block.parents), default=0)
-        self._generation[block.ref] = generation
-        kinds = _STOCK_TOPICS.intersection(block.topics)
-        if TOPIC_SEGMENT in block.topics and not kinds:
-            self._take_segment(block)
-        # Stock code ignores a block of two kinds, and so it is here.
-        elif len(kinds) == 1:
-            kind = next(iter(kinds))
-            if kind == TOPIC_KEY:
-                self._take_key(block)
-            elif kind in (TOPIC_JOIN, TOPIC_LEAVE, TOPIC_UPDATE, TOPIC_DOC):
-                self._take_info(kind, block)
+        past = 0
+        for parent in block.parents:
+            past |= self._pasts.get(parent, 0)
+        self._pasts[block.ref] = past
+        try:
+            act = read_act(self._group, block)
+        except RemoteProtocolError as error:
+            raise _RefusedError(error.reason) from None
+        if act is None:
+            return
+        signer = self._signer(act, past)
+        known = None if act.approval is None else self._bits.get(act.approval.body)
+        if known is not None:
+            self._pasts[block.ref] = past | known
+            raise _RefusedError(REPLAYED)
+        bit = 1 << len(self.nodes)
+        node = _Node(
+            ref=block.ref,
+            bit=bit,
+            past=past,
+            act=act,
+            signer=signer,
+            pins=self._pins_of_actor(act, past),
+        )
+        self.nodes.append(node)
+        self._pasts[block.ref] = past | bit
+        if act.approval is not None:
+            self._bits[act.approval.body] = bit
+        if act.kind == RENEW:
+            self._keys.append((bit, act.new))
+        if act.kind == JOIN:
+            self._pins.setdefault(act.subject, []).append((bit, act.pin))
 
-    # ------------------------------------------------------------------ keys
-
-    def _take_key(self, block: IdentityBlock) -> None:
-        value = _load(block.content)
-        old, new = _text(value, "old_keys", MAX_KEY_ID), _text(value, "new_keys", MAX_KEY_ID)
-        signature = _signature(value)
-        keys = self.result.keys
-        if old == new:
-            if new in keys:
-                raise _RefusedError(REPLAYED)
-            if self._pin is not None and pin_of(new) != self._pin:
+    def _signer(self, act: Act, past: int) -> str:
+        """The keys of the block's own past that signed it, newest first."""
+        if act.kind == RENEW and act.old == act.new:
+            if self._pin is not None and pin_of(act.new) != self._pin:
                 raise _RefusedError(NOT_PINNED)
-        elif not keys:
-            raise _RefusedError(NO_KEYS_YET)
-        elif old != keys[-1] or new in keys:
-            # Two renewals of the same keys: the first in the common order counts.
-            raise _RefusedError(STALE_RENEWAL)
-        if not self._verify(old, signature, f"{old}--{new}".encode()):
-            raise _RefusedError(BAD_SIGNATURE)
-        if old == new and keys:
-            raise _RefusedError(SECOND_FIRST_KEY)
-        keys.append(new)
-        self._generation[block.ref] = len(keys) - 1
+            keys = [act.old]
+        else:
+            keys = [key for bit, key in reversed(self._keys) if bit & past]
+            if not keys:
+                raise _RefusedError(NO_KEYS_YET)
+            if act.kind == RENEW:
+                if act.old not in keys:
+                    raise _RefusedError(STALE_RENEWAL)
+                keys = [act.old]
+        for key in dict.fromkeys(keys):
+            if self._verify(key, act.signature, act.signed):
+                return key
+        raise _RefusedError(BAD_SIGNATURE)
 
-    def _acceptable(self, block: IdentityBlock) -> list[str]:
-        """The keys current at this place: in the common order, and in the block's own past.
-
-        The second matter when keys were renewed while another device wrote.
-        """
-        keys = self.result.keys
-        if not keys:
-            raise _RefusedError(NO_KEYS_YET)
-        return list(dict.fromkeys([keys[-1], keys[self._generation[block.ref]]]))
-
-    def _check_signature(self, block: IdentityBlock, signature: bytes, data: bytes) -> None:
-        if not any(self._verify(key, signature, data) for key in self._acceptable(block)):
-            raise _RefusedError(BAD_SIGNATURE)
-
-    # ---------------------------------------------------------------- members
-
-    def _take_info(self, kind: str, block: IdentityBlock) -> None:
-        value = _load(block.content)
-        info = value.get("info_content")
-        if not isinstance(info, dict):
-            raise _RefusedError(MALFORMED)
-        signature = _signature(value)
-        # Stock code signs the JSON as it writes it again; so do we read it.
-        try:
-            signed = json.dumps(info).encode()
-        except (ValueError, RecursionError):
-            raise _RefusedError(MALFORMED) from None
-        if kind == TOPIC_DOC:
-            # Documents decide nothing here; their contents must not act as something else.
-            self._check_signature(block, signature, signed)
-            self._acted.add(signed)
-            return
-        did = _text(info, "did", MAX_DID)
-        if signed in self._acted:
-            raise _RefusedError(REPLAYED)
-        own = self._own_field(kind, info)
-        member = self.result.members.get(did)
-        is_member = member is not None and member.current
-        if kind == TOPIC_JOIN and is_member:
-            raise _RefusedError(ALREADY_MEMBER)
-        if kind != TOPIC_JOIN and not is_member:
-            raise _RefusedError(NOT_A_MEMBER)
-        self._check_signature(block, signature, signed)
-        self._acted.add(signed)
-        if kind == TOPIC_UPDATE:
-            return
-        if kind == TOPIC_JOIN:
-            # Dicts keep the place of a key that is set again; a joiner goes to the end.
-            self.result.members.pop(did, None)
-            self.result.members[did] = MemberState(
-                did=did, pin=own, current=True, joined_at=self._membership_blocks
-            )
-        elif member is not None:
-            member.current = False
-        self._membership_blocks += 1
-
-    def _own_field(self, kind: str, info: Mapping[str, Any]) -> bytes:
-        """The pin in our own field; empty if it is a stock block. Raises _RefusedError."""
-        own = info.get("walyoff")
-        if own is None:
-            # The content of a stock leaving is that of the joining: a replay of the one as
-            # the other was refused before, as its content has acted already.
-            return b""
-        act = {TOPIC_JOIN: "join", TOPIC_LEAVE: "leave"}.get(kind)
-        match own:
-            case {"v": 1, "act": str() as said, "group": str() as group, "pin": str() as pin}:
-                if said != act or group != self._group:
-                    raise _RefusedError(WRONG_PURPOSE)
-            case _:
-                raise _RefusedError(MALFORMED)
-        try:
-            raw = bytes.fromhex(pin)
-        except ValueError:
-            raise _RefusedError(MALFORMED) from None
-        if len(raw) != PIN_SIZE:
-            raise _RefusedError(MALFORMED)
-        return raw
-
-    # --------------------------------------------------------------- segments
-
-    def _take_segment(self, block: IdentityBlock) -> None:
-        try:
-            version, group, chain, number, signature = decode_segment(block.content)
-        except RemoteProtocolError:
-            raise _RefusedError(MALFORMED) from None
-        if version != 1 or group != self._group or number != 0:
-            raise _RefusedError(WRONG_PURPOSE)
-        body = segment_body(group, chain, number)
-        if body in self._acted:
-            raise _RefusedError(REPLAYED)
-        self._check_signature(block, signature, body)
-        self._acted.add(body)
-        self.result.segments[block.ref] = chain
+    def _pins_of_actor(self, act: Act, past: int) -> frozenset[bytes]:
+        approval = act.approval
+        if approval is None:
+            return frozenset()
+        pins = {pin for bit, pin in self._pins.get(approval.by, ()) if bit & past}
+        signature, body = approval.signature, approval.body
+        return frozenset(
+            pin for pin in pins if self._approved(approval.by, pin, signature, body)
+        )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignedPart:
-    """What an identity block has signed, of whatever kind it is."""
+def _settle(nodes: Sequence[_Node]) -> list[_Node]:
+    """The leavings that count.
 
-    signature: bytes
-    data: bytes
-    #: The keys that must have signed, where the block names them: control key blocks do.
-    old: str | None = None
-    new: str | None = None
-
-
-def signed_part(group: str, topics: tuple[str, ...], content: bytes) -> SignedPart:
-    """What is signed in a block of an identity's chain.
-
-    Raises:
-        RemoteProtocolError: it is no identity block, or malformed.
+    Γ(S) are those whose authors are not cut when exactly S cut. The more cut, the fewer
+    count, so applied in turn from the empty set it closes in from above and below (the
+    well-founded semantics of logic programs). What stays undecided are members who put one
+    another out: those leavings count.
     """
-    kinds = TOPICS.intersection(topics)
-    if len(kinds) != 1:
-        raise RemoteProtocolError("not an identity block", reason="not-identity")
-    kind = next(iter(kinds))
-    if kind == TOPIC_SEGMENT:
-        version, named, chain, number, signature = decode_segment(content)
-        if version != 1 or named != group:
-            raise RemoteProtocolError("segment of another group", reason=WRONG_PURPOSE)
-        return SignedPart(signature=signature, data=segment_body(group, chain, number))
-    try:
-        value = _load(content)
-        signature = _signature(value)
-        if kind == TOPIC_KEY:
-            old = _text(value, "old_keys", MAX_KEY_ID)
-            new = _text(value, "new_keys", MAX_KEY_ID)
-            data = f"{old}--{new}".encode()
-            return SignedPart(signature=signature, data=data, old=old, new=new)
-        info = value.get("info_content")
-        if not isinstance(info, dict | list):
-            raise _RefusedError(MALFORMED)
-        return SignedPart(signature=signature, data=json.dumps(info).encode())
-    except (_RefusedError, ValueError, RecursionError):
-        raise RemoteProtocolError("identity block is malformed", reason=MALFORMED) from None
+    above = _Pass(nodes, []).leavings
+    for _ in range(MAX_ROUNDS):
+        below = _Pass(nodes, above).leavings
+        again = _Pass(nodes, below).leavings
+        if again == above:
+            return above
+        above = again
+    return above
 
 
-def encode_segment(group: str, chain: str, number: int, signature: bytes) -> bytes:
-    """The content of a segment block."""
-    return pack([1, group, chain, number, signature])
+class _Pass:
+    """One reading in the common order, with given leavings as those that cut.
+
+    The final one takes the given leavings for those that count.
+    """
+
+    def __init__(
+        self, nodes: Sequence[_Node], cutters: Sequence[_Node], *, final: bool = False
+    ) -> None:
+        self.result = Reading()
+        #: The leavings whose authors may remove.
+        self.leavings: list[_Node] = []
+        self._nodes = nodes
+        self._standing = frozenset(node.bit for node in cutters) if final else None
+        self._cutters: dict[str, list[_Node]] = {}
+        for cutter in cutters:
+            self._cutters.setdefault(cutter.act.subject, []).append(cutter)
+        self._joinings: dict[str, list[_Node]] = {}
+        self._leavings: dict[str, list[_Node]] = {}
+        self._numbers: dict[int, int] = {}
+        self._count = 0
+        #: Rules blocks that may count, and those that do.
+        self._candidates = 0
+        self._stated: list[_Node] = []
+        #: Acts before the rules, which need no actor.
+        self._founding = 0
+        self._find_rules()
+        self._grants: dict[str, list[_Node]] = {}
+        #: Signed contents without actor that have acted: each acts once.
+        self._acted: set[bytes] = set()
+        self._keys: list[_Node] = []
+        #: Renewals that came second, by members in good standing.
+        self._rivals: list[_Node] = []
+        self._segments = 0
+        for node in nodes:
+            try:
+                self._take(node)
+            except _RefusedError as refused:
+                self.result.refused[refused.reason] += 1
+        self._conclude()
+
+    # ---------------------------------------------------------------------- rules
+
+    def _find_rules(self) -> None:
+        """Which rules blocks count: by a member, and not after others that do."""
+        stated = 0
+        candidates: list[_Node] = []
+        for node in self._nodes:
+            if node.act.kind != RULES or stated & node.past:
+                continue
+            joined = [j for j in self._nodes if j.act.kind == JOIN and j.bit & node.past]
+            own = [j for j in joined if j.act.subject == node.by and self._fits(j, node)]
+            # Only a founder, who is alone, can keep a right to itself.
+            if not own or (node.act.rule == RULE_ADMINS and len(joined) > 1):
+                continue
+            candidates.append(node)
+            if any(not self._is_cut(j, node) for j in own):
+                stated |= node.bit
+                self._stated.append(node)
+        for node in candidates:
+            self._candidates |= node.bit
+        for node in self._stated or candidates:
+            self._founding |= node.past
+
+    def _rule(self, past: int) -> str:
+        """The rule for an act with these ancestors: of two, the one that forbids less."""
+        rules = {node.act.rule for node in self._stated if node.bit & past}
+        return RULE_ADMINS if rules == {RULE_ADMINS} else RULE_ANY
+
+    # ---------------------------------------------------------------------- rights
+
+    @staticmethod
+    def _fits(joining: _Node, node: _Node) -> bool:
+        return joining.act.pin in node.pins
+
+    def _is_cut(self, joining: _Node, node: _Node) -> bool:
+        cutters = self._cutters.get(joining.act.subject, ())
+        return any(
+            c.past & joining.bit and not c.past & node.bit and c is not node for c in cutters
+        )
+
+    def _supports(self, node: _Node) -> list[_Node]:
+        """The joinings by which the actor is a member in the view of its act."""
+        if node.by is None:
+            return []
+        return [
+            joining
+            for joining in self._joinings.get(node.by, ())
+            if joining.bit & node.past
+            and self._fits(joining, node)
+            and not self._is_cut(joining, node)
+        ]
+
+    def _check_right(self, node: _Node, *, managing: bool) -> bool:
+        """Raise unless the act may be done; True if it needed an actor."""
+        if not self._candidates & node.past:
+            if self._candidates and not self._founding & node.bit:
+                raise _RefusedError(NO_ACTOR)
+            if node.act.signed in self._acted:
+                raise _RefusedError(REPLAYED)
+            return False
+        supports = self._supports(node)
+        if not supports:
+            raise _RefusedError(NO_ACTOR)
+        if managing and self._rule(node.past) == RULE_ADMINS:
+            grants = [g for g in self._grants.get(node.by or "", ()) if g.bit & node.past]
+            if not any(joining.bit & g.past for g in grants for joining in supports):
+                raise _RefusedError(NOT_AN_ADMIN)
+        return True
+
+    def _check_keys(self, node: _Node) -> None:
+        """Raise unless the control keys that signed were the newest in the act's past."""
+        in_past = [key for key in self._keys if key.bit & node.past]
+        if not in_past:
+            raise _RefusedError(NO_KEYS_YET)
+        allowed = {in_past[-1].act.new}
+        if not self._candidates & node.past:
+            allowed.add(self._keys[-1].act.new)
+        for rival in self._rivals:
+            # Its author did not know that another renewal came first.
+            first = next(k for k in self._keys[1:] if k.act.old == rival.act.old)
+            if rival.bit & node.past and not first.bit & node.past:
+                allowed.add(rival.act.new)
+        if node.signer not in allowed:
+            raise _RefusedError(OLD_KEYS)
+
+    # ------------------------------------------------------------------------ acts
+
+    def _take(self, node: _Node) -> None:
+        kind = node.act.kind
+        if kind == RENEW:
+            self._take_keys(node)
+        elif kind == JOIN:
+            self._take_joining(node)
+        elif kind == LEAVE:
+            self._take_leaving(node)
+        elif kind == ADMIN:
+            self._take_admin(node)
+        elif kind == RULES:
+            self._take_rules(node)
+        elif kind == SEGMENT:
+            self._take_segment(node)
+        elif kind == DOCUMENT:
+            # They decide nothing here; their contents must not act as something else.
+            self._acted.add(node.act.signed)
+        else:
+            self._take_update(node)
+
+    def _take_keys(self, node: _Node) -> None:
+        known = [key.act.new for key in self._keys]
+        if node.act.old == node.act.new:
+            if node.act.new in known:
+                raise _RefusedError(REPLAYED)
+            if known:
+                raise _RefusedError(SECOND_FIRST_KEY)
+        else:
+            acted = self._check_right(node, managing=False)
+            if not known:
+                raise _RefusedError(NO_KEYS_YET)
+            if node.act.new in known:
+                raise _RefusedError(REPLAYED)
+            # Of two renewals of the same keys the first in the common order counts. Who has
+            # seen the newest keys but was never given them may begin from older ones.
+            recovers = acted and self._keys[-1].bit & node.past
+            if node.act.old != known[-1] and not recovers:
+                if any(key.act.old == node.act.old for key in self._keys[1:]):
+                    self._rivals.append(node)
+                raise _RefusedError(STALE_RENEWAL)
+        self._keys.append(node)
+
+    def _take_joining(self, node: _Node) -> None:
+        acted = self._check_right(node, managing=True)
+        self._check_keys(node)
+        did = node.act.subject
+        if self._is_member(did, node):
+            raise _RefusedError(ALREADY_MEMBER)
+        if not acted:
+            self._acted.add(node.act.signed)
+        self._joinings.setdefault(did, []).append(node)
+        self._numbers[node.bit] = self._count
+        self._count += 1
+
+    def _take_leaving(self, node: _Node) -> None:
+        if self._standing is None:
+            acted = self._check_right(node, managing=node.by != node.act.subject)
+            if not acted:
+                self._check_keys(node)
+            self.leavings.append(node)
+        elif node.bit not in self._standing:
+            self._check_right(node, managing=node.by != node.act.subject)
+            raise _RefusedError(NO_ACTOR)
+        else:
+            acted = bool(self._candidates & node.past)
+        # Under any keys of its past: who is still a member can always be rid of another one,
+        # also if the renewal that it relied on turns out not to count.
+        if not self._is_member(node.act.subject, node):
+            raise _RefusedError(NOT_A_MEMBER)
+        if not acted:
+            self._acted.add(node.act.signed)
+        self._leavings.setdefault(node.act.subject, []).append(node)
+        self._count += 1
+
+    def _is_member(self, did: str, node: _Node) -> bool:
+        """Whether a DID is a member in the view of an act."""
+        ended = 0
+        for leaving in self._leavings.get(did, ()):
+            if leaving.bit & node.past:
+                ended |= leaving.past
+        joinings = self._joinings.get(did, ())
+        return any(j.bit & node.past and not j.bit & ended for j in joinings)
+
+    def _take_admin(self, node: _Node) -> None:
+        if self._rule(node.past) != RULE_ADMINS:
+            raise _RefusedError(WRONG_PURPOSE)
+        self._check_right(node, managing=True)
+        self._check_keys(node)
+        if not self._is_member(node.act.subject, node):
+            raise _RefusedError(NOT_A_MEMBER)
+        self._grants.setdefault(node.act.subject, []).append(node)
+
+    def _take_rules(self, node: _Node) -> None:
+        if node not in self._stated:
+            raise _RefusedError(NO_ACTOR)
+        if node.act.rule == RULE_ADMINS and node.by is not None:
+            self._grants.setdefault(node.by, []).append(node)
+
+    def _take_segment(self, node: _Node) -> None:
+        acted = self._check_right(node, managing=False)
+        self._check_keys(node)
+        if acted and self._segments & node.past:
+            raise _RefusedError(REPLAYED)
+        if not acted:
+            self._acted.add(node.act.signed)
+        self._segments |= node.bit
+        self.result.segments[node.ref] = node.act.subject
+
+    def _take_update(self, node: _Node) -> None:
+        self._check_right(node, managing=False)
+        self._check_keys(node)
+        if not self._is_member(node.act.subject, node):
+            raise _RefusedError(NOT_A_MEMBER)
+        self._acted.add(node.act.signed)
+
+    # ---------------------------------------------------------------------- result
+
+    def _conclude(self) -> None:
+        result = self.result
+        result.keys = [key.act.new for key in self._keys]
+        if self._stated:
+            result.rule = self._rule(-1)
+        elif self._candidates:
+            result.rule = RULE_ANY
+        found: list[tuple[int, MemberState]] = []
+        for did, joinings in self._joinings.items():
+            ended = 0
+            for leaving in self._leavings.get(did, ()):
+                ended |= leaving.past
+            alive = [joining for joining in joinings if not joining.bit & ended]
+            shown = alive[0] if alive else joinings[-1]
+            number = self._numbers[shown.bit]
+            member = MemberState(
+                did=did,
+                pin=shown.act.pin,
+                current=bool(alive),
+                joined_at=number,
+                admin=any(
+                    joining.bit & grant.past
+                    for grant in self._grants.get(did, ())
+                    for joining in alive
+                ),
+            )
+            found.append((number, member))
+        for _, member in sorted(found, key=lambda item: item[0]):
+            result.members[member.did] = member
+        newest = self._keys[-1].past if self._keys else 0
+        result.renewal_due = any(
+            not leaving.bit & newest
+            for leavings in self._leavings.values()
+            for leaving in leavings
+        )
 
 
-def decode_segment(content: bytes) -> tuple[int, str, str, int, bytes]:
-    """(version, group, chain, number, signature). Raises RemoteProtocolError."""
-    fields = expect_array(unpack(content, MAX_SEGMENT), 5, "segment")
-    return (
-        expect_int(fields[0], "segment version", high=255),
-        expect_str(fields[1], "segment group", limit=MAX_DID),
-        expect_str(fields[2], "segment chain", limit=64),
-        expect_int(fields[3], "segment number", high=1 << 31),
-        expect_bytes(fields[4], "segment signature", limit=MAX_SEGMENT),
-    )
-
-
-# ---------------------------------------------------------------------------- fields
-
-
-def _load(content: bytes) -> dict[str, Any]:
-    if len(content) > MAX_CONTENT or content.count(b"{") + content.count(b"[") > MAX_BRACKETS:
-        raise _RefusedError(MALFORMED)
-    try:
-        value = json.loads(content.decode())
-    except (ValueError, RecursionError):
-        raise _RefusedError(MALFORMED) from None
-    if not isinstance(value, dict):
-        raise _RefusedError(MALFORMED)
-    return value
-
-
-def _text(value: Mapping[str, Any], name: str, limit: int) -> str:
-    text = value.get(name)
-    if not isinstance(text, str) or not 0 < len(text) <= limit:
-        raise _RefusedError(MALFORMED)
-    try:
-        # JSON can carry lone surrogates, which cannot be hashed or sent on.
-        text.encode()
-    except UnicodeEncodeError:
-        raise _RefusedError(MALFORMED) from None
-    return text
-
-
-def _signature(value: Mapping[str, Any]) -> bytes:
-    text = _text(value, "signature", MAX_CONTENT)
-    try:
-        return base64.b64decode(text, altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise _RefusedError(MALFORMED) from None
+__all__ = [
+    "ALREADY_MEMBER",
+    "BAD_SIGNATURE",
+    "DID_PREFIX",
+    "MALFORMED",
+    "MAX_CONTENT",
+    "MAX_DID",
+    "MAX_KEY_ID",
+    "NOT_AN_ADMIN",
+    "NOT_A_MEMBER",
+    "NOT_PINNED",
+    "NO_ACTOR",
+    "NO_KEYS_YET",
+    "OLD_KEYS",
+    "PIN_SIZE",
+    "REPLAYED",
+    "RULE_ADMINS",
+    "RULE_ANY",
+    "SECOND_FIRST_KEY",
+    "STALE_RENEWAL",
+    "TOPICS",
+    "TOPIC_JOIN",
+    "TOPIC_KEY",
+    "TOPIC_LEAVE",
+    "TOPIC_SEGMENT",
+    "WRONG_PLACE",
+    "WRONG_PURPOSE",
+    "IdentityBlock",
+    "MemberState",
+    "Reading",
+    "chain_of",
+    "did_of",
+    "encode_segment",
+    "pin_of",
+    "read_identity",
+    "segment_body",
+]
