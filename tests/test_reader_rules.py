@@ -36,7 +36,7 @@ def approved(did: str, pin: bytes, signature: bytes, body: bytes) -> bool:
 
 
 class Group:
-    """An identity's chain whose blocks members write; each on all tips unless told otherwise."""
+    """A chain whose blocks members write; each on all tips unless told otherwise."""
 
     def __init__(self, rule: str | None = "any", seed: int = 0) -> None:
         self.blocks: list[IdentityBlock] = []
@@ -103,7 +103,9 @@ class Group:
     def info(self, topic: str, info: object, key: str, parents: Sequence[str] | None) -> str:
         content = {
             "info_content": info,
-            "signature": base64.urlsafe_b64encode(sign(key, json.dumps(info).encode())).decode(),
+            "signature": base64.urlsafe_b64encode(
+                sign(key, json.dumps(info).encode())
+            ).decode(),
             "priblocks_version": [0, 0, 1],
         }
         return self.put(["GroupDidManager", topic], json.dumps(content).encode(), parents)
@@ -117,12 +119,10 @@ class Group:
     def key(
         self, old: str, new: str, by: str | None = None, parents: Sequence[str] | None = None
     ) -> str:
-        content = {
+        content: dict[str, object] = {
             "old_keys": old,
             "new_keys": new,
-            "signature": base64.urlsafe_b64encode(
-                sign(old, f"{old}--{new}".encode())
-            ).decode(),
+            "signature": base64.urlsafe_b64encode(sign(old, f"{old}--{new}".encode())).decode(),
             "priblocks_version": [0, 0, 1],
         }
         if by is not None:
@@ -221,6 +221,17 @@ def test_nothing_counts_that_a_former_member_writes(
     # Others go on over it.
     three.do(B, "join", D, key=K1 if renewed else K0)
     assert three.current() == {A, B, D}
+
+
+def test_nobody_gives_a_member_other_keys_by_a_second_joining(three: Group) -> None:
+    expected = three.read().members
+    claim = three.claim(C, "join", B, pin=did_pin(EVIL))
+    field = claim.as_field(sign(own_key(C), claim.body()))
+    info = {"did": B, "invitation": "{}", "walyoff": field}
+    three.info(TOPICS["join"], info, K0, claim.parents)
+    reading = three.read()
+    assert reading.members == expected
+    assert reading.refused == {reader.ALREADY_MEMBER: 1}
 
 
 def test_a_copy_of_an_act_elsewhere_is_no_act(three: Group) -> None:
@@ -489,12 +500,12 @@ def tell(history: History) -> Group:
     for by, act, subject, key, unseen in steps:
         seen = Group.__new__(Group)
         seen.blocks = group.blocks[: max(1, len(group.blocks) - unseen)]
-        write(group, by, act, subject, key, seen.tips())
+        write(group, by, act, subject, key=key, parents=seen.tips())
     return group
 
 
 def write(
-    group: Group, by: str, act: str, subject: str, key: str, parents: Sequence[str]
+    group: Group, by: str, act: str, subject: str, *, key: str, parents: Sequence[str]
 ) -> None:
     if act == "renew":
         old = _keys[max(0, _keys.index(key) - 1)]
@@ -520,9 +531,7 @@ def test_the_same_blocks_in_any_order_give_the_same_reading(
     assert group.read(shuffled) == expected
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much]
-)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     histories,
     st.lists(
@@ -549,7 +558,7 @@ def test_one_who_is_out_gets_nobody_in_and_no_keys(
     assume(C not in {m.did for m in before.members.values() if m.current})
     for act, subject, key, place in forged:
         parents = [group.blocks[place % newest].ref]
-        write(group, C, act, subject, key, parents)
+        write(group, C, act, subject, key=key, parents=parents)
     after = group.read()
     now = {m.did for m in after.members.values() if m.current}
     # Who put C out can be put out by it in return; with nobody else does it do anything.

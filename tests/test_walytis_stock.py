@@ -68,11 +68,15 @@ b = stock.blocks
 before = sorted(b.get_members(Chain(group["did"])))
 invitation = b.get_members(Chain(group["did"]))[two["did"]]["invitation"]
 methods["group.remove_member"](did=group["did"], member_did=two["did"])
+own = methods["group.membership"](did=group["did"])
+methods["did.renew"](did=one["did"])
 after = sorted(b.get_members(Chain(group["did"])))
 result = {
     "before": before == sorted([one["did"], two["did"]]),
     "after": after == [one["did"]],
     "keys": len(b.get_control_keys_history(Chain(group["did"]))),
+    "own": [own["keys"], own["refused"], own["standing"]["renewal_due"]],
+    "device_keys": len(b.get_control_keys_history(Chain(one["did"]))),
     "document": b.get_latest_did_doc(Chain(one["did"]))["id"] == one["did"],
     "invitation": sorted(json.loads(invitation)),
     "modules": sorted(m for m in sys.modules if m.startswith(
@@ -108,7 +112,10 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_stock_code_reads_members_keys_and_document(result: dict[str, Any]) -> None:
     assert result["before"]
     assert result["after"]
-    assert result["keys"] == 1
+    # Renewed when a member left, and of the device's own DID.
+    assert result["own"] == [2, {}, False]
+    assert result["keys"] == 2
+    assert result["device_keys"] == 2
     assert result["document"]
     assert result["invitation"] == ["blockchain_id", "key", "one_time", "peers", "shared"]
 

@@ -33,6 +33,7 @@ from walyoff.audit_chains import (
     read_segments,
 )
 from walyoff.channel_state import ChannelState, load_epochs
+from walyoff.child.acts import expand
 from walyoff.child.reader import (
     IdentityBlock,
     Reading,
@@ -181,6 +182,8 @@ class _Audit:
         #: Certificates that hold, by id, and what they verify with.
         self._trusted: dict[bytes, certificates.Certificate] = {}
         self._keys_of: dict[str, list[str]] = {}
+        #: Control keys of those who acted on the identity's chain, by DID and pin.
+        self._actors: dict[tuple[str, bytes], list[str]] = {}
         #: (batch id, signature) that was verified.
         self._verified: set[tuple[bytes, bytes]] = set()
 
@@ -235,7 +238,23 @@ class _Audit:
             )
             for block in raw.blocks
         ]
-        return raw, read_identity(did, pin, blocks, verify)
+        approved = functools.partial(self._approved, verify)
+        return raw, read_identity(did, pin, blocks, verify, approved)
+
+    def _approved(
+        self, verify: Verify, did: str, pin: bytes, signature: bytes, body: bytes
+    ) -> bool:
+        """Whether a member's own keys signed an act."""
+        try:
+            if (did, pin) not in self._actors:
+                # Who stands above itself has no say.
+                self._actors[did, pin] = []
+                idle = _Progress(0, lambda *_: None)
+                self._actors[did, pin] = self._read(did, pin or None, idle, verify)[1].keys
+            stock = expand(signature)
+        except RemoteProtocolError:
+            return False
+        return any(verify(key, stock, body) for key in reversed(self._actors[did, pin]))
 
     def _read_identity(self, meter: _Progress, verify: Verify) -> tuple[RawChain, Reading]:
         return self._read(self._state.did, self._state.pin, meter, verify)

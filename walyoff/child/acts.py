@@ -40,15 +40,6 @@ TOPIC_DOC: Final = "did_doc"
 #: Our own blocks: the anchor segments of a channel, and its rules.
 TOPIC_SEGMENT: Final = "walyoff_segment"
 TOPIC_RULES: Final = "walyoff_rules"
-_STOCK_TOPICS: Final = frozenset(
-    {
-        *(TOPIC_KEY, TOPIC_JOIN, TOPIC_LEAVE, TOPIC_UPDATE, TOPIC_DOC),
-        *("key_ownership", "endra_corresp_reg"),
-    }
-)
-_OWN_TOPICS: Final = frozenset({TOPIC_SEGMENT, TOPIC_RULES})
-#: Blocks without one of these topics cannot say anything about an identity.
-TOPICS: Final = _STOCK_TOPICS | _OWN_TOPICS
 DID_PREFIX: Final = "did:walytisidentities:"
 SEGMENT_DOMAIN: Final = "walyoff/segment/1"
 
@@ -68,7 +59,13 @@ _KINDS: Final = {
     TOPIC_KEY: RENEW,
     TOPIC_UPDATE: UPDATE,
     TOPIC_DOC: DOCUMENT,
+    "key_ownership": DOCUMENT,
+    "endra_corresp_reg": DOCUMENT,
 }
+
+_OWN_TOPICS: Final = frozenset({TOPIC_SEGMENT, TOPIC_RULES})
+#: Blocks without one of these topics cannot say anything about an identity.
+TOPICS: Final = _OWN_TOPICS.union(_KINDS)
 
 #: Who may invite and remove.
 RULE_ANY: Final = "any"
@@ -228,14 +225,15 @@ def read_act(group: str, block: IdentityBlock) -> Act | None:
         RemoteProtocolError: malformed, for another identity or purpose, or written for
             another place of the chain.
     """
-    kinds = _STOCK_TOPICS.intersection(block.topics)
+    kinds = _KINDS.keys() & set(block.topics)
     own = _OWN_TOPICS.intersection(block.topics)
     try:
         # Stock code ignores a block of two kinds, and so it is here.
         if len(own) == 1 and not kinds:
             return _own(group, next(iter(own)), block)
-        if own or len(kinds) != 1 or (kind := _KINDS.get(next(iter(kinds)))) is None:
+        if own or len(kinds) != 1:
             return None
+        kind = _KINDS[kinds.pop()]
         return _key(group, block) if kind == RENEW else _info(group, kind, block)
     except (ValueError, RecursionError):
         raise RemoteProtocolError("identity block is malformed", reason=MALFORMED) from None
@@ -248,7 +246,7 @@ def read_act(group: str, block: IdentityBlock) -> Act | None:
 def _key(group: str, block: IdentityBlock) -> Act:
     value = _load(block.content)
     old, new = _text(value, "old_keys", MAX_KEY_ID), _text(value, "new_keys", MAX_KEY_ID)
-    approval, _ = _field(group, RENEW, value.get("walyoff"), "", block, pin_of(new))
+    approval, _ = _field(group, RENEW, value.get("walyoff"), block, subject="", pin=pin_of(new))
     return Act(
         kind=RENEW,
         approval=approval,
@@ -262,15 +260,17 @@ def _key(group: str, block: IdentityBlock) -> Act:
 def _info(group: str, kind: str, block: IdentityBlock) -> Act:
     value = _load(block.content)
     info = value.get("info_content")
-    if not isinstance(info, dict):
+    if not isinstance(info, dict | list):
         raise RemoteProtocolError("identity block without content")
     signature = _signature(value)
     # Stock code signs the JSON as it writes it again; so do we read it.
     signed = json.dumps(info).encode()
     if kind == DOCUMENT:
         return Act(kind=kind, signature=signature, signed=signed)
+    if not isinstance(info, dict):
+        raise RemoteProtocolError("identity block names nobody")
     did = _text(info, "did", MAX_DID)
-    approval, pin = _field(group, kind, info.get("walyoff"), did, block, None)
+    approval, pin = _field(group, kind, info.get("walyoff"), block, subject=did, pin=None)
     return Act(
         kind=kind,
         subject=did,
@@ -282,7 +282,7 @@ def _info(group: str, kind: str, block: IdentityBlock) -> Act:
 
 
 def _field(
-    group: str, kind: str, value: Any, subject: str, block: IdentityBlock, pin: bytes | None
+    group: str, kind: str, value: Any, block: IdentityBlock, *, subject: str, pin: bytes | None
 ) -> tuple[Approval | None, bytes]:
     """Our field in a stock block: the approval, and the pin."""
     match value:

@@ -44,6 +44,8 @@ _log = logging.getLogger(__name__)
 
 #: (payload, topics, short ids of the parents) -> content
 Prepare = Callable[[bytes, Sequence[str], Sequence[bytes]], bytes]
+#: names of the parents -> content
+Make = Callable[[Sequence[str]], bytes]
 
 
 class Chains:
@@ -244,9 +246,14 @@ class Chains:
 
     # ------------------------------------------------------------------- blocks
 
-    def append(self, chain: str, content: bytes, topics: Sequence[str]) -> tuple[str, int]:
-        """Write a block; returns its name and position. Durable when it returns."""
-        check_append(content, topics)
+    def append(
+        self, chain: str, content: bytes | Make, topics: Sequence[str]
+    ) -> tuple[str, int]:
+        """Write a block; returns its name and position. Durable when it returns.
+
+        A function makes the content when the names of the block's parents are known.
+        """
+        check_append(b"-" if callable(content) else content, topics)
         with self._lock:
             opened = self._open.get(chain)
         if opened is None:

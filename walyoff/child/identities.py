@@ -7,46 +7,35 @@ threads, listeners and key stores are what the rest of the child keeps out.
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
-import secrets as random_source
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from walyoff.child.blocks import check_cid, decode_block
-from walyoff.child.chainfiles import content_of
 from walyoff.child.chains import Chains
+from walyoff.child.governing import Governing
 from walyoff.child.judging import IdentityJudge
-from walyoff.child.keyring import Keyring
+from walyoff.child.keyring import Keyring, compact
 from walyoff.child.reader import (
-    MAX_CONTENT,
     PIN_SIZE,
+    RULE_ANY,
     SECOND_FIRST_KEY,
-    TOPIC_JOIN,
-    TOPIC_LEAVE,
-    TOPIC_SEGMENT,
-    TOPICS,
-    IdentityBlock,
     Reading,
     chain_of,
     did_of,
-    encode_segment,
     pin_of,
-    read_identity,
-    segment_body,
 )
+from walyoff.child.readings import Readings
 from walyoff.child.registers import Registers
 from walyoff.child.upstream import Stock
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
 from walyoff.sealing import Sealing
 from walyoff.wire import expect_array, expect_str
 
-#: The first topic of stock identity blocks, for a single DID's and for a group's blocks.
-_DID_TOPIC = "DidManager"
-_GROUP_TOPIC = "GroupDidManager"
 #: Bytes of the anchor segment in a grant, which travels in one frame of a session.
 GRANTED_SEGMENT = 2 << 20
 #: Chains of members in one grant: a group of hundreds.
@@ -66,17 +55,30 @@ class Identities:
         emit: Callable[[str, Any], None],
         sealing: Sealing,
     ) -> None:
-        self._blocks = stock.blocks
         self._chains = chains
         self._keyring = Keyring(stock.keys, home / "keys", sealing)
         self._emit = emit
         self._lock = threading.RLock()
         #: Open groups: DID -> (pin, member DID).
         self._groups: dict[str, tuple[bytes, str]] = {}
-        #: Readings by DID and pin, valid for a number of admitted blocks.
-        self._readings: dict[tuple[str, bytes | None], tuple[int, Reading]] = {}
+        readings = Readings(chains, self._keyring.verify, self._keyring.verify_compact)
+        self._read = readings.read
+        self._governing = Governing(
+            stock.blocks,
+            chains,
+            self._keyring,
+            self._reading,
+            lambda did: self._groups[did][1] if did in self._groups else "",
+        )
         self._last: dict[str, Any] = {}
-        self._registers = Registers(stock.client, chains, self._keyring, home, emit)
+        self._registers = Registers(
+            stock.client,
+            chains,
+            verify=self._keyring.verify,
+            control_keys=self._governing.newest,
+            home=home,
+            emit=emit,
+        )
         self._dirty: queue.SimpleQueue[str] = queue.SimpleQueue()
         chains.watch(self._dirty.put)
         threading.Thread(target=self._watch, daemon=True, name="identities").start()
@@ -97,7 +99,12 @@ class Identities:
             "group.adopt": self.adopt,
             "group.add_member": self.add_member,
             "group.remove_member": self.remove_member,
-            "group.secrets": lambda did: self._keyring.serialise(self._keyring.groups(did)),
+            "group.make_admin": self.make_admin,
+            "group.renew": self.renew,
+            "group.secrets": self._governing.secrets,
+            "group.take_secrets": self.take_secrets,
+            "group.forget": self.forget,
+            "did.renew": self.renew,
             "group.membership": self.membership,
             "group.segment": lambda did: {"chain": self._reading(did).segment},
             "group.control_keys": lambda did: {"id": self._reading(did).keys[-1]},
@@ -109,70 +116,23 @@ class Identities:
 
     def create_did(self) -> dict[str, Any]:
         """A new DID for a device; its chain is stored, not followed."""
-        did, keys = self._new_identity()
+        did, keys = self._governing.new_did()
         self._chains.close(chain_of(did))
         return {"did": did, "pin": pin_of(keys.get_id())}
 
     def create_group(
-        self, member_did: str, guarded: bool = False, segment_blocks: int | None = None
+        self,
+        member_did: str,
+        guarded: bool = False,
+        segment_blocks: int | None = None,
+        rule: str = RULE_ANY,
     ) -> dict[str, Any]:
         """A new group, whose first member and first segment are made at once."""
-        member_pin = self._own_pin(member_did)
-        did, keys = self._new_identity()
+        did, keys = self._governing.new_did()
         pin = pin_of(keys.get_id())
-        self._write_member(did, keys, TOPIC_JOIN, member_did, member_pin)
-        segment = self._chains.create()
-        signature = keys.sign(segment_body(did, segment, 0))
-        content = encode_segment(did, segment, 0, signature)
-        self._chains.append(chain_of(did), content, [TOPIC_SEGMENT])
-        # The register opens it again, with its rules.
-        self._chains.close(segment)
+        self._governing.found(did, keys, member_did, rule)
         self.open_group(did, pin, member_did, guarded=guarded, segment_blocks=segment_blocks)
         return {"did": did, "pin": pin}
-
-    def _new_identity(self) -> tuple[str, Any]:
-        keys = self._keyring.new_group()
-        chain = self._chains.create()
-        did = did_of(chain)
-        # Kept before anything is published under them.
-        self._keyring.save(did, [keys])
-        key_block = self._blocks.ControlKeyBlock.new(keys, keys)
-        key_block.sign()
-        self._append(chain, _DID_TOPIC, key_block)
-        document = self._blocks.DidDocBlock.new({"id": did})
-        document.sign(keys)
-        self._append(chain, _DID_TOPIC, document)
-        return did, keys
-
-    def _append(self, chain: str, topic: str, block: Any) -> None:
-        content = block.generate_block_content()
-        self._chains.append(chain, content, [topic, block.walytis_block_topic])
-
-    def _write_member(self, did: str, keys: Any, kind: str, member: str, pin: bytes) -> None:
-        joins = kind == TOPIC_JOIN
-        invitation = {
-            "blockchain_id": chain_of(member),
-            "peers": [],
-            # Stock code wants a key there; nobody listens for it.
-            "key": random_source.token_hex(32),
-            "one_time": False,
-            "shared": True,
-        }
-        info = {
-            "did": member,
-            "invitation": json.dumps(invitation),
-            "walyoff": {
-                "v": 1,
-                "act": "join" if joins else "leave",
-                "group": did,
-                "pin": pin.hex(),
-                "nonce": random_source.token_hex(16),
-            },
-        }
-        kinds = self._blocks
-        block = (kinds.MemberJoiningBlock if joins else kinds.MemberLeavingBlock).new(info)
-        block.sign(keys)
-        self._append(chain_of(did), _GROUP_TOPIC, block)
 
     # ------------------------------------------------------------------ members
 
@@ -183,7 +143,8 @@ class Identities:
 
         Raises:
             RemoteProtocolError: the chain is not that DID's, or its first keys are in doubt.
-            LocalProtocolError: the group's current keys are not held here.
+            LocalProtocolError: only admins may invite, or the newest keys are not here.
+            NotAMemberError: this device is none.
         """
         with self._lock:
             self._take_member_chain(member_did, files)
@@ -198,30 +159,48 @@ class Identities:
             member = group.members.get(member_did)
             if member is not None and member.current:
                 return
-            self._write_member(
-                did,
-                self._group_keys(did, group),
-                TOPIC_JOIN,
-                member_did,
-                pin_of(reading.keys[0]),
-            )
+            self._governing.add(did, member_did, pin_of(reading.keys[0]))
 
     def remove_member(self, did: str, member_did: str) -> None:
-        """End a membership; nothing happens if there is none."""
+        """End a membership, also this device's own; nothing happens if there is none.
+
+        Raises:
+            LocalProtocolError: only admins may remove, the newest keys are not here, or it is
+                the only admin who leaves.
+            NotAMemberError: this device is none.
+        """
         with self._lock:
-            group = self._reading(did)
-            member = group.members.get(member_did)
+            member = self._reading(did).members.get(member_did)
             if member is None or not member.current:
                 return
             pin = member.pin or self._chain_pin(member_did) or bytes(PIN_SIZE)
-            keys = self._group_keys(did, group)
-            self._write_member(did, keys, TOPIC_LEAVE, member_did, pin)
+            self._governing.remove(did, member_did, pin)
 
-    def _group_keys(self, did: str, reading: Reading) -> Any:
-        for keys in reversed(self._keyring.groups(did)):
-            if reading.keys and keys.get_id() == reading.keys[-1]:
-                return keys
-        raise LocalProtocolError("this device has not got the group's newest keys")
+    def make_admin(self, did: str, member_did: str) -> None:
+        """Let a member invite and remove, where only admins may."""
+        with self._lock:
+            self._governing.make_admin(did, member_did)
+
+    def renew(self, did: str) -> None:
+        """Replace the control keys of a group, or of this device's DID."""
+        with self._lock:
+            self._governing.renew(did)
+
+    def take_secrets(self, did: str, secrets: bytes) -> int:
+        """Keep the control keys that another member gave, as far as the chain names them."""
+        with self._lock:
+            return self._governing.take_secrets(did, secrets)
+
+    def forget(self, did: str) -> None:
+        """Stop following a group, and delete its control keys. Its chains stay."""
+        with self._lock:
+            if (register := self._registers.get(did)) is not None:
+                register.close()
+            self._registers.forget(did)
+            self._chains.close(chain_of(did))
+            self._groups.pop(did, None)
+            self._last.pop(did, None)
+            self._keyring.forget(did)
 
     def _take_member_chain(self, member_did: str, files: Sequence[bytes]) -> None:
         chain = chain_of(member_did)
@@ -246,12 +225,13 @@ class Identities:
             "refused": dict(refused),
             "segment": reading.segment,
             "keys": len(reading.keys),
+            "standing": asdict(self._governing.standing(did)),
         }
 
     # --------------------------------------------------------------- signatures
 
     def _keyring_sign(self, did: str, data: bytes) -> bytes:
-        return self._keyring.sign(did, data)
+        return compact(self._governing.newest(did).sign(data))
 
     def verify(self, group: str, did: str, data: bytes, signature: bytes) -> str | None:
         """None if a member, past or present, signed; else what is wrong."""
@@ -334,7 +314,7 @@ class Identities:
         if member is None or not member.current or member.pin != self._own_pin(member_did):
             raise RemoteProtocolError("this device is not a member", reason="not-a-member")
         groups = self._keyring.deserialise(secrets)
-        if groups[-1].get_id() != reading.keys[-1]:
+        if groups[-1].get_id() not in reading.keys:
             raise RemoteProtocolError("secrets of other keys", reason="wrong-keys")
         self._keyring.save(did, groups)
         for other, its_files in member_files.items():
@@ -383,6 +363,8 @@ class Identities:
                     did, reading.segment, guarded=guarded, limit=segment_blocks, told=told
                 )
         self._chains.open(chain)
+        with self._lock:
+            self._governing.state_rules(did)
         if (register := self._registers.get(did)) is not None:
             register.follow()
 
@@ -395,34 +377,10 @@ class Identities:
         # While it is being made: its first keys are the ones that are held.
         return self._read(did, self._own_pin(did))
 
-    def _read(self, did: str, pin: bytes | None) -> Reading:
-        chain = chain_of(did)
-        files = self._chains.files(chain)
-        top = len(files)
-        with self._lock:
-            cached = self._readings.get((did, pin))
-        if cached is not None and cached[0] == top:
-            return cached[1]
-        blocks = []
-        for entry in files.in_order():
-            # What cannot be an identity block is still an ancestor of others.
-            content = b""
-            if TOPICS.intersection(entry.topics):
-                content = content_of(files.read(entry.cid))[: MAX_CONTENT + 1]
-            blocks.append(
-                IdentityBlock(
-                    ref=entry.cid, topics=entry.topics, parents=entry.parents, content=content
-                )
-            )
-        reading = read_identity(did, pin, blocks, self._keyring.verify)
-        with self._lock:
-            self._readings[did, pin] = (top, reading)
-        return reading
-
     def _snapshot(self, did: str, reading: Reading) -> Any:
-        members = [(m.did, m.pin, m.current) for m in reading.members.values()]
+        members = [(m.did, m.pin, m.current, m.admin) for m in reading.members.values()]
         refused = dict(reading.refused), self._chains.refusals(chain_of(did)).statistics()
-        return members, reading.segment, list(reading.keys), refused
+        return members, reading.segment, list(reading.keys), reading.renewal_due, refused
 
     def _watch(self) -> None:
         while True:

@@ -12,9 +12,10 @@ share, and on nothing else.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from walyoff.child.acts import RENEW, TOPIC_KEY, TOPICS, Act, IdentityBlock, pin_of, read_act
 from walyoff.child.blocks import BlockFile, decode_block
 from walyoff.child.chainfiles import GENESIS, ChainFiles, content_of, parent_ids
 from walyoff.child.proofs import (
@@ -32,10 +33,6 @@ from walyoff.child.proofs import (
 from walyoff.child.reader import (
     BAD_SIGNATURE,
     NOT_PINNED,
-    TOPIC_KEY,
-    TOPICS,
-    pin_of,
-    signed_part,
 )
 from walyoff.epochs import EPOCH_ID_SIZE
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
@@ -197,26 +194,36 @@ class IdentityJudge:
 
     def form(self, block: BlockFile) -> bool:
         """See `Judge.form`."""
-        part = signed_part(self._group, block.topics, block.content)
-        if part.new is not None and part.old == part.new and pin_of(part.new) != self._pin:
+        act = self._act(block.cid, block.topics, block.parents, block.content)
+        if _is_first(act) and pin_of(act.new) != self._pin:
             raise RemoteProtocolError("another's first keys", reason=NOT_PINNED)
         with self._lock:
-            known = [part.old] if part.old is not None else list(self._introduced.values())
-        return any(self._verify(key, part.signature, part.data) for key in known)
+            known = [act.old] if act.kind == RENEW else list(self._introduced.values())
+        return any(self._verify(key, act.signature, act.signed) for key in known)
 
     def place(self, files: ChainFiles, block: BlockFile) -> None:
         """See `Judge.place`."""
         self._learn(files)
-        part = signed_part(self._group, block.topics, block.content)
-        if part.new is not None and part.old == part.new:
-            if pin_of(part.new) != self._pin:
+        act = self._act(block.cid, block.topics, block.parents, block.content)
+        if _is_first(act):
+            if pin_of(act.new) != self._pin:
                 raise RemoteProtocolError("another's first keys", reason=NOT_PINNED)
-            keys = [part.new]
+            keys = [act.new]
         else:
-            past = self._keys_before(files, block.parents)
-            keys = past if part.old is None else [key for key in past if key == part.old]
-        if not any(self._verify(key, part.signature, part.data) for key in keys):
+            keys = self._keys_before(files, block.parents)
+            if act.kind == RENEW:
+                keys = [key for key in keys if key == act.old]
+        if not any(self._verify(key, act.signature, act.signed) for key in keys):
             raise RemoteProtocolError("block is not signed", reason=BAD_SIGNATURE)
+
+    def _act(
+        self, cid: str, topics: tuple[str, ...], parents: Sequence[str], content: bytes
+    ) -> Act:
+        block = IdentityBlock(ref=cid, topics=topics, parents=tuple(parents), content=content)
+        act = read_act(self._group, block)
+        if act is None:
+            raise RemoteProtocolError("not an identity block", reason="not-identity")
+        return act
 
     def _learn(self, files: ChainFiles) -> None:
         """Take note of control key blocks that were admitted meanwhile."""
@@ -227,17 +234,17 @@ class IdentityJudge:
                 self._looked_at.add(entry.cid)
                 try:
                     content = content_of(files.read(entry.cid))
-                    part = signed_part(self._group, entry.topics, content)
+                    act = self._act(entry.cid, entry.topics, entry.parents, content)
                 except RemoteProtocolError:
                     continue
-                if part.old is None or part.new is None:
+                if act.kind != RENEW:
                     continue
-                if part.old == part.new:
-                    fits = pin_of(part.new) == self._pin
+                if _is_first(act):
+                    fits = pin_of(act.new) == self._pin
                 else:
-                    fits = part.old in self._before(files, entry.parents)
-                if fits and self._verify(part.old, part.signature, part.data):
-                    self._introduced[entry.cid] = part.new
+                    fits = act.old in self._before(files, entry.parents)
+                if fits and self._verify(act.old, act.signature, act.signed):
+                    self._introduced[entry.cid] = act.new
 
     def _keys_before(self, files: ChainFiles, parents: Iterable[str]) -> list[str]:
         with self._lock:
@@ -246,6 +253,10 @@ class IdentityJudge:
     def _before(self, files: ChainFiles, parents: Iterable[str]) -> list[str]:
         past = files.in_past(parents, self._introduced)
         return [self._introduced[cid] for cid in past]
+
+
+def _is_first(act: Act) -> bool:
+    return act.kind == RENEW and act.old == act.new
 
 
 def refuse_genesis(block: BlockFile) -> None:

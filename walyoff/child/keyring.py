@@ -19,8 +19,8 @@ from typing import Any
 
 from blake3 import blake3
 
+from walyoff.child.acts import MAX_KEY_ID, chain_of
 from walyoff.child.disk import write_atomically
-from walyoff.child.reader import MAX_KEY_ID, chain_of
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, StoreError
 from walyoff.sealing import Sealing
 from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
@@ -81,6 +81,16 @@ class Keyring:
             write_atomically(path, sealed)
             self._loaded[did] = list(groups)
 
+    def holds(self, did: str) -> bool:
+        """Whether there are control keys of a DID here."""
+        return did in self._loaded or self._path(did).exists()
+
+    def forget(self, did: str) -> None:
+        """Delete the control keys of a DID; nothing happens if there are none."""
+        with self._lock:
+            self._path(did).unlink(missing_ok=True)
+            self._loaded.pop(did, None)
+
     def groups(self, did: str) -> list[Any]:
         """The control keys of a DID that is held here, oldest first.
 
@@ -101,10 +111,6 @@ class Keyring:
                 except RemoteProtocolError as error:
                     raise StoreError("a key file is damaged") from error
             return self._loaded[did]
-
-    def current(self, did: str) -> Any:
-        """The newest control keys of a DID that is held here."""
-        return self.groups(did)[-1]
 
     def serialise(self, groups: list[Any]) -> bytes:
         """Control keys as bytes, secrets included."""
@@ -142,10 +148,6 @@ class Keyring:
         return f"keys/{path.name}"
 
     # ------------------------------------------------------------- signatures
-
-    def sign(self, did: str, data: bytes) -> bytes:
-        """Sign with a DID's current control keys; compact encoding (about 10 ms)."""
-        return compact(self.current(did).sign(data))
 
     def verify_compact(self, key_group_id: str, signature: bytes, data: bytes) -> bool:
         """Whether all keys of a group signed the data."""

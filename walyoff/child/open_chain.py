@@ -75,14 +75,20 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
 
         # ------------------------------------------------------------- own calls
 
-        def append(self, content: bytes, topics: list[str]) -> tuple[str, int]:
+        def append(
+            self, content: bytes | Callable[[list[str]], bytes], topics: list[str]
+        ) -> tuple[str, int]:
             """Make a block; returns its CID and position."""
             with self._mutate:
                 if self._terminate:
                     raise LocalProtocolError("the chain was closed")
                 with self.endblocks_lock:
                     self.current_endblocks = self.current_endblocks[-MAX_OWN_PARENTS:]
-                content = chains.prepare(self.blockchain_id, content, topics, self._parents())
+                parents = self._parents()
+                if callable(content):
+                    content = content([decode_id(parent).cid for parent in parents])
+                else:
+                    content = chains.prepare(self.blockchain_id, content, topics, parents)
                 try:
                     block = self.create_block(content, topics)
                     cid = str(block.ipfs_cid)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from walyoff.child.acts import chain_of
 from walyoff.child.chains import Chains
 from walyoff.child.ipfs_client import IpfsClient
-from walyoff.child.keyring import Keyring
-from walyoff.child.reader import chain_of
+from walyoff.child.judging import Verify
 from walyoff.child.segments import SEGMENT_BLOCKS, SegmentedLedger
 from walyoff.errors import LocalProtocolError
 
@@ -34,13 +34,17 @@ class Registers:
         self,
         client: IpfsClient,
         chains: Chains,
-        keyring: Keyring,
+        *,
+        verify: Verify,
+        control_keys: Callable[[str], Any],
         home: Path,
         emit: Callable[[str, Any], None],
     ) -> None:
         self._client = client
         self._chains = chains
-        self._keyring = keyring
+        self._verify = verify
+        #: The newest control keys of a group that are held here.
+        self._newest = control_keys
         self._emit = emit
         self._folder = home / "segments"
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -90,14 +94,19 @@ class Registers:
                 guarded=guarded,
                 limit=limit or SEGMENT_BLOCKS,
                 control_keys=lambda: self._control[did],
-                sign=lambda body: self._keyring.current(did).sign(body),
-                verify=self._keyring.verify,
+                sign=lambda body: self._newest(did).sign(body),
+                verify=self._verify,
                 told=told,
             )
 
     def get(self, did: str) -> SegmentedLedger | None:
         """The register of a group that is open."""
         return self._registers.get(did)
+
+    def forget(self, did: str) -> None:
+        """Keep the register of a group no longer; its segments stay on disk."""
+        self._registers.pop(did, None)
+        self._control.pop(did, None)
 
     def _register(self, did: str) -> SegmentedLedger:
         ledger = self._registers.get(did)
