@@ -154,6 +154,7 @@ def test_the_parent_imports_of_the_child_its_framing_and_its_decoders(
         "walyoff.child.blocks",
         "walyoff.child.chainfiles",
         "walyoff.child.proofs",
+        "walyoff.child.acts",
         "walyoff.child.reader",
         "walyoff.child.repo",
     }
