@@ -12,10 +12,12 @@ EXTRAS ?= dev
 TESTS ?= tests
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# Tests wait for other processes most of the time: files of them run side by side.
+WORKERS ?= auto
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.walyoff-installed
-SOURCES := walyoff transports codecs tests fuzz
+SOURCES := walyoff transports codecs tests fuzz benchmarks examples
 
 .PHONY: demo test check format fuzz install clean
 .DELETE_ON_ERROR:
@@ -27,7 +29,8 @@ demo: $(STAMP)
 # by itself; what is needed is named in pyproject.toml. Where CI is set pytest draws differences of
 # any size, which takes minutes for a megabyte.
 test: $(STAMP)
-	env -u CI -u BUILD_NUMBER PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+	env -u CI -u BUILD_NUMBER PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest \
+		-p xdist.plugin -n $(WORKERS) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS) $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

@@ -24,6 +24,7 @@ from walyoff import frames
 from walyoff.abc import ChannelStore, Ledger, NewBatch, StoredContent
 from walyoff.engine.anchoring import Anchoring
 from walyoff.engine.anchors import AnchorKeeper
+from walyoff.engine.announcing import Announcer
 from walyoff.engine.facts import (
     FetchBatches,
     FetchContents,
@@ -163,6 +164,7 @@ class Engine:
         self.inbox = Inbox(self)
         self.forks = Forks(self)
         self.resuming = Resuming(self)
+        self.announcer = Announcer(self)
         #: Own batches whose signature is not stored yet, and their last sequence number.
         self._unsigned: dict[bytes, int] = {}
         self._commit = _Commit()
@@ -211,6 +213,7 @@ class Engine:
                 self.removals.run,
                 self.rotation.run,
                 self.resuming.run,
+                self.announcer.run,
             ):
                 tasks.start_soon(loop)
             try:
@@ -470,11 +473,7 @@ class Engine:
         commit.done.set()
         self.notify(company=False)
         self._announce_own(commit)
-        announce = [a for a in commit.changed if a != self.me]
-        if announce and self.links:
-            data = frames.encode(frames.HaveVector(tuple(self.have(a) for a in announce)))
-            for link in self.admitted_links():
-                link.link.send(data)
+        self.announcer.held(commit.changed)
 
     def _announce_own(self, commit: _Commit) -> None:
         """Own batches can be asked for once they are signed: tell those who were not pushed."""

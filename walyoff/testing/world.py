@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
+import tempfile
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -336,6 +339,10 @@ class SimWorld:
         self.networks = (self.network, *others)
         self.append_s = append_s
         self._sync_s = sync_s
+        # Transports get folders, though these devices keep nothing there.
+        folder = tempfile.mkdtemp(prefix="walyoff-sim-")
+        self._folder = Path(folder)
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._disks: dict[str, MemoryDisk] = {}
         self.chains: dict[tuple[str, str], SimChain] = {}
         self._starts: dict[str, int] = {}
@@ -407,7 +414,7 @@ class SimWorld:
             self._running[name] = tasks
             try:
                 async with open_device(
-                    name,
+                    self._folder / name,
                     transports={net.name: net.factory(name) for net in self.networks},
                     suite=suite,
                     platform=platform,
