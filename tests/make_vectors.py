@@ -120,6 +120,12 @@ def example_frames() -> dict[str, frames.Frame]:
         frames.JoinRequest(BOB, (b"\x0a" * 4,)),
         frames.JoinGrant(b"\x09" * 4, (EPOCH,), (b"\x0d" * 4,), "family", STATE.secret),
         frames.JoinRefused("expired"),
+        frames.Part(b"\x08" * 4),
+        frames.GroupsHeld((CHANNEL,)),
+        frames.WantGroup(CHANNEL),
+        frames.GroupGrant(
+            CHANNEL, b"\x09" * 4, (EPOCH,), (b"\x0d" * 4,), "family", STATE.secret
+        ),
     ]
     return {type(frame).__name__: frame for frame in all_frames}
 

@@ -54,6 +54,10 @@ FRAMES: st.SearchStrategy[frames.Frame] = st.one_of(
     st.builds(frames.JoinRequest, NAMES, some(BLOBS)),
     st.builds(frames.JoinGrant, BLOBS, EPOCHS, some(BLOBS), TEXTS, HASHES),
     st.builds(frames.JoinRefused, TEXTS),
+    st.builds(frames.Part, BLOBS),
+    st.builds(frames.GroupsHeld, some(NAMES)),
+    st.builds(frames.WantGroup, NAMES),
+    st.builds(frames.GroupGrant, NAMES, BLOBS, EPOCHS, some(BLOBS), TEXTS, HASHES),
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.sim.virtual import group, in_virtual_time, read
 from tests.test_certificates import CERTIFICATE
-from walyoff import frames, joining
+from walyoff import granting
 from walyoff.certificates import encode
 from walyoff.engine.links import LinkServer
 from walyoff.errors import InvitationError, LocalProtocolError, StoreError, WalyoffError
@@ -122,7 +122,7 @@ async def test_a_join_needs_not_carry_all_certificates_and_never_too_much() -> N
         assert await read(theirs, 1) == [b"hello"]
 
         async def huge(did: str) -> bytes:
-            return bytes(frames.MAX_FRAME)
+            return bytes(granting.MAX_WHOLE + 1)
 
         a.platform.grant = huge  # type: ignore[method-assign]
         with pytest.raises(InvitationError, match="more to hand over"):
@@ -134,8 +134,8 @@ async def test_a_join_needs_not_carry_all_certificates_and_never_too_much() -> N
 def test_the_newest_certificates_are_granted_first(monkeypatch: pytest.MonkeyPatch) -> None:
     last = 2 * 10**12
     encoded = [encode(replace(CERTIFICATE, not_after_ms=last + n), b"s") for n in range(5)]
-    monkeypatch.setattr(joining, "MAX_CERTIFICATES_SIZE", 2 * len(encoded[0]))
-    assert joining._newest([*encoded[3:], *encoded[:3]]) == (encoded[4], encoded[3])
+    monkeypatch.setattr(granting, "MAX_CERTIFICATES_SIZE", 2 * len(encoded[0]))
+    assert granting._newest([*encoded[3:], *encoded[:3]]) == (encoded[4], encoded[3])
 
 
 @in_virtual_time

@@ -230,18 +230,22 @@ class GuardedLedger(Ledger, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A member of an identity, as the chain says."""
+    """A device that is a member of an identity, or stands under one, as the chains say."""
 
     did: str
     #: The fingerprint (32 bytes) of the member's first control keys, fixed when it joined.
     pin: bytes
     #: True from its joining block to its leaving block.
     current: bool
-    #: How many membership blocks came before its joining block.
+    #: Which membership it is: a later one of the same device has a larger number. Of a direct
+    #: member: how many membership blocks came before its joining block.
     joined_at: int
     #: From the device to the direct member of the identity that it belongs to; a device that is
     #: a member itself is alone in it.
     path: tuple[str, ...] = ()
+    #: The memberships along the path, in its order: (name of the link, `joined_at` of it). The
+    #: link of a direct member is named by `walyoff.records.device_id`.
+    links: tuple[tuple[bytes, int], ...] = ()
 
     @property
     def voice(self) -> str:
@@ -250,11 +254,28 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndedLink:
+    """A membership that is over, of one whose identity is the channel's or still under it."""
+
+    #: The name of the link (`Member.links`).
+    link: bytes
+    joined_at: int
+    #: False if it was a device's.
+    identity: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """A verified snapshot of an identity's members."""
+    """A verified snapshot of an identity's members: all devices under it."""
 
     did: str
     members: tuple[Member, ...]
+    #: The memberships that are over, the topmost of each path.
+    ended: tuple[EndedLink, ...] = ()
+    #: The direct members of now: devices, people, other groups.
+    direct: tuple[str, ...] = ()
+    #: All DIDs whose chains this identity stands on, besides its own.
+    kin: tuple[str, ...] = ()
     #: Blocks on the chain that claimed to change the identity and were refused, by reason.
     refused: dict[str, int] = field(default_factory=dict)
 
@@ -287,6 +308,8 @@ class Identity(Protocol):
     async def verify(self, did: str, body: bytes, signature: bytes) -> None:
         """Check that control keys of a member, past or present, signed a certificate body.
 
+        That is of a device under the identity, or of an identity between the two.
+
         Raises:
             NotAMemberError: the DID was never a member.
             RemoteProtocolError: the signature does not hold, or the keys are not pinned.
@@ -295,8 +318,27 @@ class Identity(Protocol):
     async def control_keys(self) -> str:
         """The current control keys: `|family:time:hex of the public key|...|`, or nothing."""
 
-    async def add_member(self, did: str, chain: Sequence[bytes]) -> None:
-        """Make a DID a member, given the block files of its own chain. Idempotent."""
+    async def refresh(self) -> Membership:
+        """Read the chains now; `membership` is that snapshot from here on."""
+
+    async def add_member(
+        self,
+        did: str,
+        chain: Sequence[bytes],
+        *,
+        family: Mapping[str, Sequence[bytes]] | None = None,
+        purpose: str = "any",
+    ) -> None:
+        """Make a DID a member, given the block files of its own chain. Idempotent.
+
+        An identity becomes one with the chains of those below it, by DID. With a purpose only
+        a "device" or only an "identity" does.
+
+        Raises:
+            RemoteProtocolError: the chain is another's, or its keys are in doubt.
+            LocalProtocolError: it would stand under itself, or too deep, or is of the other
+                kind.
+        """
 
     async def remove_member(self, did: str) -> None:
         """End a membership. Idempotent."""
@@ -563,6 +605,7 @@ __all__ = [
     "ByteStream",
     "ChannelStore",
     "Cipher",
+    "EndedLink",
     "GuardedLedger",
     "Head",
     "Identity",

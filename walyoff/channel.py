@@ -20,6 +20,7 @@ from walyoff.engine.outbox import Outgoing
 from walyoff.errors import (
     LocalProtocolError,
     NotAMemberError,
+    WalyoffError,
 )
 from walyoff.fanout import Fanout
 from walyoff.invitations import DEFAULT_LIFETIME_S, Purpose
@@ -91,8 +92,13 @@ class Channel:
         """The DID of this device."""
         return self._engine.me
 
+    @property
+    def kin(self) -> frozenset[str]:
+        """The DIDs under this identity, past ones included: devices, people, groups."""
+        return frozenset(self._foundation.identity.membership.kin)
+
     def members(self) -> list[Member]:
-        """The members of now, in order of joining, as the chain says."""
+        """The devices of now, in order of joining, as the chains say; `path` tells whose."""
         return self._foundation.identity.membership.current()
 
     async def did_document(self) -> dict[str, Any]:
@@ -149,36 +155,47 @@ class Channel:
         return self.inviter.joins()
 
     async def remove(self, did: str) -> None:
-        """End a membership: from now on that device gets nothing, from anybody.
+        """End the membership of a device or an identity, with all devices under it.
 
-        What it wrote counts as far as a member had it; what it got, it keeps. It can be
-        invited again. Of two members who remove each other both are out. When this returns
-        the removal is on the identity's chain, and whoever hears from this device learns of
-        it first.
+        From now on they get nothing, from anybody, here and in the groups that they were in
+        through this identity. What they wrote counts as far as a member had it; what they got,
+        they keep. Both can be invited again. Of two members who remove each other both are
+        out. When this returns the removal is on the identity's chain, and whoever hears from
+        this device learns of it first.
 
         Raises:
-            LocalProtocolError: it is this device itself.
+            LocalProtocolError: it is this device itself, or what this device belongs to, or
+                a device of a member: that member removes it from itself.
             NotAMemberError: it is not a member, or this device is none any more.
             ChildError: the chain could not be written now; try again.
         """
-        engine = self._engine
-        if did == self.me:
-            raise LocalProtocolError("a device does not remove itself: another member does")
         self._check_member()
-        if not engine.trust.is_member(did):
+        members = self.members()
+        devices = {member.did for member in members if member.voice == did}
+        if self.me in devices:
+            raise LocalProtocolError("a device does not remove itself: another member does")
+        if not devices and did not in self._foundation.identity.membership.direct:
+            for member in members:
+                if did in member.path:
+                    raise LocalProtocolError(
+                        f"{did} belongs to {member.voice}: remove it there, or remove that one"
+                    )
             raise NotAMemberError(f"{did} is not a member of {self.name!r}")
-        engine.trust.barred.add(did)
-        self.connections.end_strangers()
-        try:
+        async with self._device.kinship.shut_out(self, devices):
             await self._foundation.identity.remove_member(did)
-            engine.membership_changed()
-            await engine.removals.wait_stated(did)
-        finally:
-            engine.trust.barred.discard(did)
-        if engine.rotation.usable() is None:
-            engine.rotation.begin()
-        for server in self.connections.servers():
-            await server.announce_chains()
+
+    async def settle_membership(self) -> None:
+        """Read the chains, and state who has left; then whoever hears from here knows it."""
+        await self._foundation.identity.refresh()
+        self.connections.end_strangers()
+        self._engine.membership_changed()
+        await self._engine.removals.wait_stated()
+
+    def renew_epoch(self) -> None:
+        """Begin an epoch at once if there is none for those who are members now."""
+        rotation = self._engine.rotation
+        if self._engine.trust.is_member(self.me) and rotation.usable() is None:
+            rotation.begin()
 
     def informed(self) -> list[str]:
         """The DIDs of the devices that said they hold all that this one has written."""
@@ -189,6 +206,19 @@ class Channel:
             for did, vector in engine.confirmed.items()
             if vector.get(self.me, (0, frozenset()))[0] >= own
         )
+
+    def speaking_did(self) -> str:
+        """The identity's DID, if this device may speak for it. Raises NotAMemberError."""
+        self._check_member()
+        return self.did
+
+    async def learn_certificates(self, certificates: Iterable[bytes]) -> None:
+        """Take certificates of others that came with a grant."""
+        for certificate in certificates:
+            try:
+                await self._engine.trust.add(certificate)
+            except WalyoffError as error:
+                log.warning("a certificate of the channel was refused: %s", error)
 
     def _check_member(self) -> None:
         if not self._engine.trust.is_member(self.me):

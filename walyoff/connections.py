@@ -19,6 +19,7 @@ from walyoff import frames
 from walyoff.engine.driver import Engine
 from walyoff.engine.links import Chain, LinkServer
 from walyoff.errors import RemoteProtocolError
+from walyoff.kinship import GroupDesk
 from walyoff.paths import given_up
 from walyoff.tasks import background_tasks
 
@@ -101,17 +102,22 @@ class Connections:
                     return
             older.close()
         self._sessions[session.name] = session
+        channel = self._device.find_channel(self._channel)
+        desk = None if channel is None else GroupDesk(self._device, channel, session)
         server = LinkServer(
             self._engine,
             session,
             addresses=tuple(self._device.addresses),
             chains=self._chains,
+            groups=None if desk is None else desk.answer,
         )
         self._servers[session.name] = server
         try:
             async with session.run(), background_tasks() as tasks:
                 self._engine.notify()
                 tasks.start_soon(self._note_addresses, session.did, server)
+                if desk is not None:
+                    tasks.start_soon(desk.run)
                 await server.run()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             log.info("session with %s ended", session.did)

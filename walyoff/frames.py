@@ -51,6 +51,10 @@ MAX_EPOCHS = 1024
 MAX_FILES = 4096
 MAX_REFS = 4096
 MAX_REF_CHARS = 128
+#: Characters of a refusal.
+MAX_REASON = 256
+#: Groups that one identity stands under, as far as its devices tell each other.
+MAX_GROUPS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,39 @@ class JoinRefused:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a long value; the frame that it belongs to follows, with the rest."""
+
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsHeld:
+    """The groups above this identity that the sender is in, through it."""
+
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WantGroup:
+    """Please hand over a group that you are in through this identity."""
+
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupGrant:
+    """Everything a device needs of a group that it is in through this identity. Secret."""
+
+    group: str
+    grant: bytes = field(repr=False)
+    epochs: tuple[Epoch, ...] = field(repr=False)
+    certificates: tuple[bytes, ...]
+    name: str
+    secret: bytes = field(repr=False)
+
+
 Frame: TypeAlias = (
     Hello
     | HaveVector
@@ -234,6 +271,10 @@ Frame: TypeAlias = (
     | JoinRequest
     | JoinGrant
     | JoinRefused
+    | Part
+    | GroupsHeld
+    | WantGroup
+    | GroupGrant
 )
 
 
@@ -367,6 +408,18 @@ def _grant(grant: Any, epochs: Any, certificates: Any, name: Any, secret: Any) -
     )
 
 
+def _group_grant(group: Any, *fields: Any) -> GroupGrant:
+    given = _grant(*fields)
+    return GroupGrant(
+        _did(group), given.grant, given.epochs, given.certificates, given.name, given.secret
+    )
+
+
+def _grant_value(frame: JoinGrant | GroupGrant) -> list[Any]:
+    epochs = encode_epochs(frame.epochs)
+    return [frame.grant, epochs, list(frame.certificates), frame.name, frame.secret]
+
+
 #: Type number: class, fields to wire values, wire values to fields.
 _TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Frame]]] = {
     0: (Hello, lambda f: [list(f.addresses), _vector_value(f.vector)], _hello),
@@ -420,20 +473,26 @@ _TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Fra
     ),
     17: (
         JoinGrant,
-        lambda f: [
-            f.grant,
-            encode_epochs(f.epochs),
-            list(f.certificates),
-            f.name,
-            f.secret,
-        ],
+        _grant_value,
         _grant,
     ),
     18: (
         JoinRefused,
         lambda f: [f.reason],
-        lambda r: JoinRefused(_text(r, "reason", 256)),
+        lambda r: JoinRefused(_text(r, "reason", MAX_REASON)),
     ),
+    32: (
+        Part,
+        lambda f: [f.data],
+        lambda d: Part(expect_bytes(d, "part", limit=MAX_FRAME)),
+    ),
+    33: (
+        GroupsHeld,
+        lambda f: [list(f.groups)],
+        lambda g: GroupsHeld(tuple(_did(did) for did in _list(g, "groups", MAX_GROUPS))),
+    ),
+    34: (WantGroup, lambda f: [f.group], lambda g: WantGroup(_did(g))),
+    35: (GroupGrant, lambda f: [f.group, *_grant_value(f)], _group_grant),
 }
 _NUMBERS = {kind: number for number, (kind, _, _) in _TYPES.items()}
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from walyoff import frames, plugins
-from walyoff.certificates import Certificate, decode, encode
+from walyoff.certificates import Certificate, encode
 from walyoff.epochs import Epoch
 from walyoff.errors import (
     InvitationError,
@@ -27,9 +27,19 @@ from walyoff.errors import (
     TransportError,
     WalyoffError,
 )
+from walyoff.granting import (
+    MAX_WHOLE,
+    Parts,
+    decode_family,
+    encode_family,
+    grant_frames,
+    in_parts,
+    make_grant,
+)
 from walyoff.invitations import EXPIRED, Invitation, parse
 from walyoff.inviting import Joiner
 from walyoff.issued import Issued
+from walyoff.records import device_id
 from walyoff.session.handshake import HandshakeContext, PeerPresented
 from walyoff.session.peer import Session, dial
 from walyoff.tasks import background_tasks
@@ -46,8 +56,6 @@ log = logging.getLogger("walyoff.device")
 JOIN_TIMEOUT = 60.0
 #: People compare words and think; a question that nobody answers is a no.
 CONFIRM_TIMEOUT = 300.0
-#: Certificates that a join carries, in bytes: some hundred of the default suite.
-MAX_CERTIFICATES_SIZE = 4 * 1024 * 1024
 #: The joiner's own certificate lives for this session only.
 CERTIFICATE_MS = 3600 * 1000
 
@@ -71,26 +79,39 @@ class Granted:
 OnWords = Callable[[tuple[str, ...]], Awaitable[None]]
 
 
-async def request_join(device: Device, text: str, on_words: OnWords | None = None) -> Granted:
-    """The joiner's side. Raises InvitationError, TransportError, RemoteProtocolError."""
+async def request_join(
+    device: Device,
+    text: str,
+    on_words: OnWords | None = None,
+    identity: str | None = None,
+) -> Granted:
+    """The joiner's side, for this device or for an identity that it controls.
+
+    Raises InvitationError, TransportError, RemoteProtocolError.
+    """
     invitation = parse(text, now=device.runtime.wall_ms() / 1000)
     if not invitation.addresses:
         raise InvitationError("the invitation names no address: ask for a new one")
-    context = await _joiner_context(device, invitation)
+    did = identity or await device.did()
+    context = await _joiner_context(device, invitation, did)
     session = await _reach(device, invitation, context)
-    did = await device.did()
     channel = session.peer.certificate.channel
     answer: frames.Frame | None = None
+    ahead = Parts()
     # Whether a person is asked there is not known here; heartbeats tell if it is gone.
     with anyio.move_on_after(JOIN_TIMEOUT + CONFIRM_TIMEOUT):
         async with session.run():
             device.check_new(channel)
             files = await device.platform.device_files(did)
+            if identity is not None:
+                family = await device.platform.family_files(did)
+                for part in in_parts(encode_family(family)):
+                    session.send_frame(part)
             session.send_frame(frames.JoinRequest(did, tuple(files)))
             if on_words is not None:
                 await on_words(session_words(session.session_id))
             try:
-                answer = await _next(session)
+                answer, ahead = await _next(session)
             except anyio.BrokenResourceError:
                 answer = None
     if answer is None:
@@ -101,7 +122,7 @@ async def request_join(device: Device, text: str, on_words: OnWords | None = Non
         case frames.JoinGrant():
             return Granted(
                 channel=channel,
-                grant=answer.grant,
+                grant=ahead.take(answer.grant),
                 secret=answer.secret,
                 epochs=answer.epochs,
                 certificates=answer.certificates,
@@ -113,9 +134,8 @@ async def request_join(device: Device, text: str, on_words: OnWords | None = Non
             raise RemoteProtocolError("the inviting device answered something else")
 
 
-async def _joiner_context(device: Device, invitation: Invitation) -> HandshakeContext:
-    """A certificate for this one session, signed by the device's own DID."""
-    did = await device.did()
+async def _joiner_context(device: Device, invitation: Invitation, did: str) -> HandshakeContext:
+    """A certificate for this one session, signed by the DID that joins."""
     cipher = plugins.suite(device.suite)
     sign_key, seal_key = cipher.new_sign_key(), cipher.new_seal_key()
     now_ms = device.runtime.wall_ms()
@@ -179,9 +199,10 @@ async def grant_join(
     limit = JOIN_TIMEOUT + (CONFIRM_TIMEOUT if issued.confirm else 0.0)
     async with session.run():
         with anyio.move_on_after(limit):
-            request = await _next(session)
+            request, ahead = await _next(session)
             if not isinstance(request, frames.JoinRequest) or request.did != session.did:
                 raise RemoteProtocolError("a join session begins with a join request")
+            family = decode_family(ahead.take())
             async with background_tasks() as tasks:
                 left = anyio.Event()
                 tasks.start_soon(_attend, session, left)
@@ -192,11 +213,14 @@ async def grant_join(
                     channel=channel.did,
                 )
                 answer = await _decide(
-                    device, channel, request, session, joiner=joiner, left=left
+                    device, channel, request, session, joiner=joiner, family=family, left=left
                 )
-                session.send_frame(answer)
                 if isinstance(answer, frames.JoinGrant):
+                    for frame in grant_frames(answer):
+                        session.send_frame(frame)
                     channel.inviter.joined(joiner)
+                else:
+                    session.send_frame(answer)
                 # The joiner ends the session when it has the answer.
                 await left.wait()
 
@@ -204,7 +228,8 @@ async def grant_join(
 async def _attend(session: Session, left: anyio.Event) -> None:
     """Answer the joiner's heartbeats while it waits; it has nothing else to say."""
     try:
-        if await _next(session) is not None:
+        frame, _ = await _next(session)
+        if frame is not None:
             log.warning("a joiner spoke out of turn")
             session.close()
     except (anyio.BrokenResourceError, RemoteProtocolError):
@@ -231,12 +256,20 @@ async def _confirmed(device: Device, issued: Issued, joiner: Joiner, left: anyio
     return "" if yes else "the inviting side did not confirm it"
 
 
-def _problem(device: Device, channel: Channel, issued: Issued, did: str) -> str | None:
-    members = channel.foundation.identity.membership.members
+def _problem(
+    device: Device, channel: Channel, issued: Issued, did: str, *, family: object
+) -> str | None:
+    membership = channel.foundation.identity.membership
+    left = {ended.link for ended in membership.ended}
     return issued.problem(
         did,
         device.invitations.now(),
-        removed={member.did for member in members if not member.current},
+        kind="identity" if family else "device",
+        removed={
+            user
+            for user in issued.used_by
+            if device_id(user) in left and user not in membership.direct
+        },
     )
 
 
@@ -247,12 +280,13 @@ async def _decide(
     session: Session,
     *,
     joiner: Joiner,
+    family: dict[str, list[bytes]],
     left: anyio.Event,
 ) -> frames.JoinGrant | frames.JoinRefused:
     book = device.invitations
     issued = book.get(joiner.invitation_id)
     assert issued is not None, "the handshake found it, and none is forgotten while we run"
-    problem = _problem(device, channel, issued, request.did)
+    problem = _problem(device, channel, issued, request.did, family=family)
     if problem is None and issued.confirm:
         problem = await _confirmed(device, issued, joiner, left)
     if not problem:
@@ -260,7 +294,7 @@ async def _decide(
             # Bound to this DID before anything else: of two that come at once, one gets it.
             # And somebody may have revoked it meanwhile.
             issued = book.get(joiner.invitation_id) or issued
-            problem = _problem(device, channel, issued, request.did)
+            problem = _problem(device, channel, issued, request.did, family=family)
             if problem is None:
                 await book.keep(issued.used(request.did))
     if problem:
@@ -268,42 +302,28 @@ async def _decide(
         return frames.JoinRefused(problem)
     identity = channel.foundation.identity
     try:
-        await identity.add_member(request.did, request.files)
+        await identity.add_member(
+            request.did, request.files, family=family, purpose=issued.purpose
+        )
         certificate = session.peer.certificate
         await identity.verify(request.did, certificate.body(), session.peer.signature)
     except RemoteProtocolError as error:
         log.warning("a join was refused: %s", error)
         return frames.JoinRefused("your device's chain or signature does not hold")
-    grant = frames.JoinGrant(
-        await device.platform.grant(channel.did),
-        tuple(channel.engine.epochs.values()),
-        _newest(await channel.engine.trust.all_encoded()),
-        channel.name,
-        channel.state.secret,
-    )
-    if (size := len(frames.encode(grant))) > frames.MAX_FRAME:
-        log.warning("a join failed: %d bytes to hand over exceed a frame", size)
+    except LocalProtocolError as error:
+        log.warning("a join was refused: %s", error)
+        return frames.JoinRefused(str(error)[: frames.MAX_REASON])
+    grant = await make_grant(device, channel)
+    if len(grant.grant) > MAX_WHOLE:
+        log.warning("a join failed: %d bytes to hand over are too many", len(grant.grant))
         return frames.JoinRefused("there is more to hand over than a join can carry")
     return grant
 
 
-def _newest(certificates: list[bytes]) -> tuple[bytes, ...]:
-    """As many certificates as a join carries, the newest first: others come with batches."""
-    chosen: list[bytes] = []
-    room = MAX_CERTIFICATES_SIZE
-    for encoded in sorted(certificates, key=_expiry, reverse=True)[: frames.MAX_VECTOR]:
-        room -= len(encoded)
-        if room < 0:
-            break
-        chosen.append(encoded)
-    return tuple(chosen)
-
-
-def _expiry(encoded: bytes) -> int:
-    return decode(encoded).certificate.not_after_ms
-
-
-async def _next(session: Session) -> frames.Frame | None:
-    """The next frame, or None if the other side ended the session."""
+async def _next(session: Session) -> tuple[frames.Frame | None, Parts]:
+    """The next frame, or None if the other side ended the session; and its parts."""
+    ahead = Parts()
     async with aclosing(session.frames()) as incoming:
-        return await anext(incoming, None)
+        while isinstance(frame := await anext(incoming, None), frames.Part):
+            ahead.add(frame)
+    return frame, ahead

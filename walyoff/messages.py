@@ -36,6 +36,9 @@ class Message:
     channel: str
     #: The DID of the device that wrote it.
     author: str
+    #: Whose device it is: device, person, ..., and the channel's identity at the end. Each
+    #: stands under the next one as its chain says, or did when the message was taken.
+    path: tuple[str, ...]
     #: Its number among the author's records in this channel, from 1.
     seq: int
     #: When it was written, by the author's clock: a claim.
@@ -63,6 +66,7 @@ def make_message(engine: Engine, item: Delivered) -> Message:
         id=item.batch.record_ids[item.index],
         channel=item.batch.channel,
         author=item.batch.author,
+        path=engine.trust.path(item.batch.author),
         seq=item.batch.first_seq + item.index,
         time=datetime.fromtimestamp(min(record.time_ms, MAX_TIME_MS) / 1000, UTC),
         topics=record.topics,

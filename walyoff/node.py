@@ -32,10 +32,10 @@ from walyoff.errors import (
     LocalProtocolError,
     RemoteProtocolError,
     TransportError,
-    WalyoffError,
 )
 from walyoff.issued import InvitationBook
 from walyoff.joining import Granted, OnWords, request_join
+from walyoff.kinship import Kinship
 from walyoff.paths import carriers, scheme
 from walyoff.platform import Foundation, Platform
 from walyoff.running import run_channel
@@ -84,6 +84,7 @@ class Device:
         #: The invitations that this device made.
         self.invitations = InvitationBook(store, runtime)
         self.acceptor = Acceptor(self)
+        self.kinship = Kinship(self)
         self._started = runtime.now()
 
     def __repr__(self) -> str:
@@ -135,17 +136,22 @@ class Device:
         have = ", ".join(sorted(c.name for c in self._channels.values())) or "none"
         raise LocalProtocolError(f"no channel {name!r} here (channels: {have})")
 
-    async def create_channel(self, name: str) -> Channel:
+    async def create_channel(self, name: str, *, identity: Channel | None = None) -> Channel:
         """Make a new identity with this device as its first member, and open its channel.
+
+        With `identity`, which is one of this device's channels, that identity is the first
+        member instead: all devices under it get the new channel.
 
         Raises:
             LocalProtocolError: the name is empty, too long or taken on this device.
+            NotAMemberError: this device was removed from `identity`.
             ChildError: the chain could not be made now.
         """
+        first = None if identity is None else identity.speaking_did()
         async with self._making:
             self._check_name(name)
             device = await self.did()
-            async with self._entered(self._platform.create(device)) as foundation:
+            async with self._entered(self._platform.create(device, first)) as foundation:
                 state = ChannelState(
                     did=foundation.identity.did,
                     name=name,
@@ -160,9 +166,17 @@ class Device:
                 return await self._start(state, foundation)
 
     async def join(
-        self, invitation: str, *, name: str | None = None, on_words: OnWords | None = None
+        self,
+        invitation: str,
+        *,
+        name: str | None = None,
+        identity: Channel | None = None,
+        on_words: OnWords | None = None,
     ) -> Channel:
         """Join a channel by an invitation, and open it.
+
+        With `identity`, which is one of this device's channels, that identity becomes the
+        member: all devices under it get the channel, those of later too.
 
         A join that broke at any step can be tried again with the same invitation. `on_words`
         is awaited with six words as soon as the two devices talk: the inviter sees the same
@@ -175,25 +189,37 @@ class Device:
         """
         if name is not None:
             self._check_name(name)
-        granted = await request_join(self, invitation, on_words)
+        did = None if identity is None else identity.speaking_did()
+        granted = await request_join(self, invitation, on_words, did)
         async with self._making:
             self.check_new(granted.channel)
             name = await self._close_former(granted.channel, name)
             channel = await self._take_up(granted, name)
-        for certificate in granted.certificates:
-            try:
-                await channel.engine.trust.add(certificate)
-            except WalyoffError as error:
-                log.warning("a certificate of the channel was refused: %s", error)
+        await channel.learn_certificates(granted.certificates)
         return channel
 
-    async def _take_up(self, granted: Granted, name: str | None) -> Channel:
+    async def take_group(self, granted: Granted, *, through: str) -> None:
+        """Open a group that this device is in through an identity, as a device of it granted.
+
+        Raises RemoteProtocolError if the chains do not say so.
+        """
+        async with self._making:
+            if granted.channel in self._channels:
+                return
+            channel = await self._take_up(granted, None, through=through)
+        await channel.learn_certificates(granted.certificates)
+
+    async def _take_up(
+        self, granted: Granted, name: str | None, *, through: str | None = None
+    ) -> Channel:
         """Open a channel that was granted."""
         adopted = self._platform.adopt(granted.grant, device=await self.did())
         async with self._entered(adopted) as foundation:
             did = foundation.identity.did
             if did != granted.channel:
                 raise RemoteProtocolError("the inviting device granted another identity")
+            if through is not None and through not in foundation.identity.membership.kin:
+                raise RemoteProtocolError("a group of somebody else")
             taken = {channel.name for channel in self._channels.values()}
             chosen = name or granted.name
             state = ChannelState(
@@ -348,6 +374,7 @@ class Device:
                 runtime=self.runtime,
             )
             tasks.start_soon(discovery.run)
+            self.kinship.wake()
             task_status.started(channel)
             try:
                 await anyio.sleep_forever()

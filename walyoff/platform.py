@@ -39,13 +39,18 @@ class Platform(Protocol):
         """Make a DID for this device, on a chain of its own."""
 
     async def device_files(self, did: str) -> list[bytes]:
-        """The block files of the device's own chain, for a join."""
+        """The block files of a DID's own chain, for a join."""
 
     async def certify(self, did: str, body: bytes) -> bytes:
-        """Sign with the control keys of this device's DID, outside of any channel."""
+        """Sign with the control keys of a DID that are held here, outside of any channel."""
 
-    def create(self, device: str) -> AbstractAsyncContextManager[Foundation]:
-        """Make an identity with this device as its first member."""
+    async def family_files(self, did: str) -> dict[str, list[bytes]]:
+        """The chains below an identity that is open here, by DID, for a join."""
+
+    def create(
+        self, device: str, first: str | None = None
+    ) -> AbstractAsyncContextManager[Foundation]:
+        """Make an identity with this device as its first member, or one above it."""
 
     def open(
         self, did: str, *, pin: bytes, device: str

@@ -87,7 +87,7 @@ async def run_channel(
         channel = Channel(device=device, state=state, foundation=foundation, engine=engine)
         engine.on_membership = channel.connections.end_strangers
         tasks.start_soon(keeper.run)
-        tasks.start_soon(_watch_membership, channel)
+        tasks.start_soon(_watch_membership, channel, device)
         tasks.start_soon(_renew_credentials, channel, store, suite, device.runtime)
         tasks.start_soon(_watch_copies, channel, store)
         try:
@@ -100,13 +100,14 @@ async def run_channel(
                     log.warning("new epochs were not stored, others have them: %s", error)
 
 
-async def _watch_membership(channel: Channel) -> None:
+async def _watch_membership(channel: Channel, device: Device) -> None:
     """Pass membership changes on, and end sessions with those who are no longer members."""
     identity = channel.foundation.identity
     async with identity.changes() as changes:
         async for _ in changes:
             channel.connections.end_strangers()
             channel.engine.membership_changed()
+            device.kinship.wake()
             for server in channel.connections.servers():
                 await server.announce_chains()
 

@@ -58,6 +58,7 @@ class Trust:
         self._trusted: dict[bytes, Trusted] = {}
         self._membership: Membership | None = None
         self._current: frozenset[str] = frozenset()
+        self._paths: dict[str, tuple[str, ...]] = {}
         #: Certificates that their device has replaced, and its first record under the next.
         self._retired: dict[bytes, int] = {}
         #: Per member its highest incarnation: the number, a certificate that proves it, and
@@ -72,11 +73,22 @@ class Trust:
 
     def is_member(self, did: str) -> bool:
         """True if the identity's chain says that a DID is a member now."""
+        self._look()
+        return did in self._current
+
+    def path(self, did: str) -> tuple[str, ...]:
+        """From a device, past or present, up to the identity, each link as the chains say."""
+        self._look()
+        return self._paths.get(did, (did, self.channel))
+
+    def _look(self) -> None:
         membership = self.identity.membership
         if membership is not self._membership:
             self._membership = membership
             self._current = frozenset(m.did for m in membership.members if m.current)
-        return did in self._current
+            self._paths = {
+                m.did: (*(m.path or (m.did,)), self.channel) for m in membership.members
+            }
 
     def knows(self, did: str) -> bool:
         """True if a DID is or was a member."""

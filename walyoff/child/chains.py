@@ -335,10 +335,9 @@ class Chains:
         ]
         with self._lock:
             if not self.has(chain):
-                return {
-                    "admitted": self._import_new(chain, ordered, refuse),
-                    "refused": refused,
-                }
+                admitted = self._import_new(chain, ordered, refuse)
+                self.admitted(chain, self.files(chain).top)
+                return {"admitted": admitted, "refused": refused}
             known = self.files(chain)
             opened = self._open.get(chain)
         judge = self._judges.get(chain)

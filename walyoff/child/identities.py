@@ -17,7 +17,9 @@ from typing import Any
 
 from walyoff.child.blocks import check_cid, decode_block
 from walyoff.child.chains import Chains
+from walyoff.child.family import Family
 from walyoff.child.governing import Governing
+from walyoff.child.households import Households, snapshot
 from walyoff.child.judging import IdentityJudge
 from walyoff.child.keyring import Keyring, compact
 from walyoff.child.reader import (
@@ -38,8 +40,6 @@ from walyoff.wire import expect_array, expect_str
 
 #: Bytes of the anchor segment in a grant, which travels in one frame of a session.
 GRANTED_SEGMENT = 2 << 20
-#: Chains of members in one grant: a group of hundreds.
-MAX_MEMBER_CHAINS = 1_024
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +71,9 @@ class Identities:
             lambda did: self._groups[did][1] if did in self._groups else "",
         )
         self._last: dict[str, Any] = {}
+        self._households = Households(
+            chains, self._read, self._keyring.verify, lambda did: self._groups[did][0]
+        )
         self._registers = Registers(
             stock.client,
             chains,
@@ -88,6 +91,7 @@ class Identities:
         return {
             "did.create": self.create_did,
             "did.export": lambda did: {"files": self._chains.export(chain_of(did))[0]},
+            "did.family": self.export_family,
             # Answered once this is there: files in clear were sealed before.
             "did.sealed": lambda: True,
             "did.sign": self._keyring_sign,
@@ -123,27 +127,41 @@ class Identities:
     def create_group(
         self,
         member_did: str,
+        first: str | None = None,
         guarded: bool = False,
         segment_blocks: int | None = None,
         rule: str = RULE_ANY,
     ) -> dict[str, Any]:
-        """A new group, whose first member and first segment are made at once."""
+        """A new group, whose first member and first segment are made at once.
+
+        The first member is this device's DID, or an identity above it whose keys are here.
+        """
         did, keys = self._governing.new_did()
         pin = pin_of(keys.get_id())
-        self._governing.found(did, keys, member_did, rule)
+        self._governing.found(did, keys, first or member_did, rule)
         self.open_group(did, pin, member_did, guarded=guarded, segment_blocks=segment_blocks)
         return {"did": did, "pin": pin}
 
     # ------------------------------------------------------------------ members
 
     def add_member(
-        self, did: str, member_did: str, files: Sequence[bytes], pin: bytes | None = None
+        self,
+        did: str,
+        member_did: str,
+        files: Sequence[bytes],
+        *,
+        pin: bytes | None = None,
+        family: dict[str, Sequence[bytes]] | None = None,
+        purpose: str = "any",
     ) -> None:
         """Make a DID a member, given its chain; nothing happens if it is one.
 
+        An identity's chain comes with those below it.
+
         Raises:
             RemoteProtocolError: the chain is not that DID's, or its first keys are in doubt.
-            LocalProtocolError: only admins may invite, or the newest keys are not here.
+            LocalProtocolError: only admins may invite, the newest keys are not here, or it
+                would stand under itself, or too deep, or is not what it was invited as.
             NotAMemberError: this device is none.
         """
         with self._lock:
@@ -155,11 +173,17 @@ class Identities:
                 raise RemoteProtocolError(
                     "the DID's chain has several first keys", reason="ambiguous-keys"
                 )
+            kind = "identity" if reading.members else "device"
+            if purpose not in ("any", kind):
+                raise LocalProtocolError(f"what joins is a {kind}: invite it as one")
+            member_pin = pin_of(reading.keys[0])
+            self._households.take(member_did, member_pin, family or {})
+            self._households.check_new(did, member_did, member_pin)
             group = self._reading(did)
             member = group.members.get(member_did)
             if member is not None and member.current:
                 return
-            self._governing.add(did, member_did, pin_of(reading.keys[0]))
+            self._governing.add(did, member_did, member_pin)
 
     def remove_member(self, did: str, member_did: str) -> None:
         """End a membership, also this device's own; nothing happens if there is none.
@@ -173,7 +197,7 @@ class Identities:
             member = self._reading(did).members.get(member_did)
             if member is None or not member.current:
                 return
-            pin = member.pin or self._chain_pin(member_did) or bytes(PIN_SIZE)
+            pin = member.pin or self._households.chain_pin(member_did) or bytes(PIN_SIZE)
             self._governing.remove(did, member_did, pin)
 
     def make_admin(self, did: str, member_did: str) -> None:
@@ -210,23 +234,30 @@ class Identities:
             raise RemoteProtocolError("the DID's chain was not given", reason="no-chain")
 
     def membership(self, did: str) -> dict[str, Any]:
-        """The verified members, what was refused, the segment, the number of keys."""
-        reading = self._reading(did)
-        members = [
-            [m.did, m.pin or self._chain_pin(m.did) or b"", m.current, m.joined_at]
-            for m in reading.members.values()
-        ]
+        """The verified devices and chains of the family, what was refused, the segment."""
+        reading, family = self._reading(did), self._family(did)
+        devices, ended, kin, strange = snapshot(family)
         refused = reading.refused + Counter(self._chains.refusals(chain_of(did)).statistics())
+        refused += Counter(strange)
         if (register := self._registers.get(did)) is not None:
             found = register.statistics()
             refused += Counter({f"ledger-{reason}": n for reason, n in found.items()})
         return {
-            "members": members,
+            "members": [[did, self._pin(did, pin), *more] for did, pin, *more in devices],
+            "ended": ended,
+            "kin": kin,
+            "direct": [m.did for m in reading.members.values() if m.current],
             "refused": dict(refused),
             "segment": reading.segment,
             "keys": len(reading.keys),
             "standing": asdict(self._governing.standing(did)),
         }
+
+    def _family(self, did: str) -> Family:
+        return self._households.look(did, self._pin_of_group(did))
+
+    def _pin(self, did: str, pin: bytes) -> bytes:
+        return pin or self._households.chain_pin(did) or b""
 
     # --------------------------------------------------------------- signatures
 
@@ -234,12 +265,11 @@ class Identities:
         return compact(self._governing.newest(did).sign(data))
 
     def verify(self, group: str, did: str, data: bytes, signature: bytes) -> str | None:
-        """None if a member, past or present, signed; else what is wrong."""
-        member = self._reading(group).members.get(did)
-        if member is None:
+        """None if one of a family, past or present, signed; else what is wrong."""
+        pin = self._households.pin(group, self._pin_of_group(group), did)
+        if pin is None:
             return "not_member"
-        pin = member.pin or self._chain_pin(did)
-        if not pin or not self._chains.has(chain_of(did)):
+        if not pin or not self._households.holds(did):
             return "not_pinned"
         keys = self._read(did, pin).keys
         if not keys:
@@ -252,25 +282,17 @@ class Identities:
     def _own_pin(self, did: str) -> bytes:
         return pin_of(self._keyring.groups(did)[0].get_id())
 
-    def _chain_pin(self, did: str) -> bytes | None:
-        """The pin of a stock member: its chain's first keys, unless they are in doubt."""
-        if not self._chains.has(chain_of(did)):
-            return None
-        reading = self._read(did, None)
-        if not reading.keys or reading.refused[SECOND_FIRST_KEY]:
-            return None
-        return pin_of(reading.keys[0])
+    def _pin_of_group(self, did: str) -> bytes:
+        group = self._groups.get(did)
+        # While it is being made: its first keys are the ones that are held.
+        return self._own_pin(did) if group is None else group[0]
 
     # ----------------------------------------------------------------- handover
 
     def export(self, did: str) -> dict[str, Any]:
         """All of a group that a joiner needs, but the secrets."""
         reading = self._reading(did)
-        members = {
-            member: self._chains.export(chain_of(member))[0]
-            for member in reading.members
-            if self._chains.has(chain_of(member))
-        }
+        members = self._households.export(self._family(did).pins)
         register = self._registers.get(did)
         newest = None if register is None else register.tree.head().chain
         return {
@@ -284,6 +306,10 @@ class Identities:
             else [],
             "pin": self._groups[did][0],
         }
+
+    def export_family(self, did: str) -> dict[str, Any]:
+        """The chains below an identity that is held here: what another one needs to join it."""
+        return {"family": self._households.export(self._family(did).pins)}
 
     def adopt(
         self,
@@ -304,23 +330,21 @@ class Identities:
         Raises:
             RemoteProtocolError: chain, pin, keys or membership do not fit together.
         """
-        if len(member_files) > MAX_MEMBER_CHAINS:
-            raise RemoteProtocolError("grant with too many members", reason="too-large")
+        if self._keyring.holds(did) and self._own_pin(did) != pin:
+            # Nobody replaces the keys of an identity that is this device's already.
+            raise RemoteProtocolError("other keys of this identity are here", reason="pin")
         self._chains.import_files(chain_of(did), files)
         reading = self._read(did, _checked_pin(pin))
         if not reading.keys:
             raise RemoteProtocolError("the group's chain has not the pinned keys", reason="pin")
-        member = reading.members.get(member_did)
-        if member is None or not member.current or member.pin != self._own_pin(member_did):
+        self._households.take(did, pin, member_files)
+        device = self._households.device(did, pin, member_did)
+        if device is None or not device.current or device.pin != self._own_pin(member_did):
             raise RemoteProtocolError("this device is not a member", reason="not-a-member")
         groups = self._keyring.deserialise(secrets)
         if groups[-1].get_id() not in reading.keys:
             raise RemoteProtocolError("secrets of other keys", reason="wrong-keys")
         self._keyring.save(did, groups)
-        for other, its_files in member_files.items():
-            # Chains of others than members are nothing to keep.
-            if other in reading.members and its_files:
-                self._chains.import_files(chain_of(other), its_files)
         told = [_told(item) for item in segments]
         if reading.segment and segment_files:
             newest = told[-1][0] if told else reading.segment
@@ -371,16 +395,13 @@ class Identities:
     # ------------------------------------------------------------------ reading
 
     def _reading(self, did: str) -> Reading:
-        group = self._groups.get(did)
-        if group is not None:
-            return self._read(did, group[0])
-        # While it is being made: its first keys are the ones that are held.
-        return self._read(did, self._own_pin(did))
+        return self._read(did, self._pin_of_group(did))
 
     def _snapshot(self, did: str, reading: Reading) -> Any:
-        members = [(m.did, m.pin, m.current, m.admin) for m in reading.members.values()]
         refused = dict(reading.refused), self._chains.refusals(chain_of(did)).statistics()
-        return members, reading.segment, list(reading.keys), reading.renewal_due, refused
+        rules = [(m.did, m.admin) for m in reading.members.values()], reading.renewal_due
+        keys = list(reading.keys)
+        return snapshot(self._family(did)), reading.segment, keys, rules, refused
 
     def _watch(self) -> None:
         while True:
@@ -388,8 +409,10 @@ class Identities:
             # Blocks come in bursts, and one reading serves them all.
             while not self._dirty.empty():
                 chains.add(self._dirty.get())
-            for chain in chains:
-                self._look(did_of(chain))
+            # News of a person's chain are news of the groups above.
+            groups = {group for c in chains for group in self._households.concerned(did_of(c))}
+            for did in groups:
+                self._look(did)
 
     def _look(self, did: str) -> None:
         if did not in self._groups:
@@ -397,12 +420,12 @@ class Identities:
         try:
             reading = self._reading(did)
             self._registers.set_control_keys(did, reading.keys)
-            snapshot = self._snapshot(did, reading)
+            now = self._snapshot(did, reading)
         except Exception:
             _log.exception("reading %s failed", did)
             return
-        if snapshot != self._last.get(did):
-            self._last[did] = snapshot
+        if now != self._last.get(did):
+            self._last[did] = now
             self._emit("group.changed", {"did": did})
 
 

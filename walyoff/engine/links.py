@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol
 
@@ -90,8 +90,11 @@ class LinkServer:
         *,
         addresses: tuple[str, ...],
         chains: Mapping[str, Chain],
+        groups: Callable[[frames.Frame], Awaitable[None]] | None = None,
     ) -> None:
+        """`groups` is told what the other side says of the groups above the identity."""
         self._engine = engine
+        self._groups = groups
         self._session = session
         self._state = LinkState(session.link)
         self._addresses = addresses
@@ -218,6 +221,10 @@ class LinkServer:
                 | frames.ChainFiles()
             ):
                 await questions.send(frame)
+            case (
+                frames.Part() | frames.GroupsHeld() | frames.WantGroup() | frames.GroupGrant()
+            ) if self._groups is not None:
+                await questions.send(frame)
             case _:
                 raise RemoteProtocolError(f"{type(frame).__name__} has no place here")
 
@@ -322,6 +329,8 @@ class LinkServer:
                 await self._send_chain(name, list(known))
             case frames.ChainFiles(name, files, last):
                 await self._take_chain(name, list(files), last)
+            case _ if self._groups is not None:
+                await self._groups(question)
             case _:
                 raise AssertionError(question)
 

@@ -11,7 +11,9 @@ content). So two things follow, on every device alike:
   session with the one who left, also when the chain has not told it yet (a *bar*).
 
 A membership is named by the device and by `Member.joined_at`, so that statements about an
-earlier membership do no harm to a member who came back.
+earlier membership do no harm to a member who came back. Where an identity left with its
+devices, its own membership is stated as well, by the name of its link: that also shuts out
+devices of it that the author of the statement has never heard of.
 """
 
 from __future__ import annotations
@@ -112,8 +114,12 @@ class Removals:
     def ended(self) -> tuple[bytes, ...]:
         """The memberships that are over, each as 24 bytes, in order: what epochs name."""
         trust = self._engine.trust
-        members = trust.identity.membership.members
-        return tuple(sorted(ended_name(m) for m in members if not trust.admits(m.did)))
+        membership = trust.identity.membership
+        names = {_name(ended.link, ended.joined_at) for ended in membership.ended}
+        # Who is shut out before the chain says why: nobody else's epoch fits that, so there is
+        # none to write under until the chain says it, or this device begins one.
+        names |= {ended_name(m) for m in membership.current() if m.did in trust.barred}
+        return tuple(sorted(names))
 
     # --------------------------------------------------------------------- saying
 
@@ -122,18 +128,30 @@ class Removals:
         engine = self._engine
         if not engine.trust.is_member(engine.me):
             return []
-        found = []
-        for member in engine.trust.identity.membership.members:
+        membership = engine.trust.identity.membership
+        found = [
+            Statement(ended.link, ended.joined_at, 0, bytes(HASH_SIZE))
+            for ended in membership.ended
+            if ended.identity and not self._is_stated(ended.link, ended.joined_at)
+        ]
+        links = {(ended.link, ended.joined_at) for ended in membership.ended}
+        for member in membership.members:
             if member.did == engine.me or (member.current and member.did not in self._bars):
                 continue
             device = device_id(member.did)
-            known = self._known.get(device)
-            if known is not None and known.stated > member.joined_at:
+            if self._is_stated(device, member.joined_at):
                 continue
             head = engine.reconciler.heads.get(member.did)
+            if head is None and links_of(member)[0] not in links:
+                # It left with its identity, which is stated; and it wrote nothing.
+                continue
             seq, record_id = (head.seq, head.record_id) if head else (0, bytes(HASH_SIZE))
             found.append(Statement(device, member.joined_at, seq, record_id))
         return found
+
+    def _is_stated(self, name: bytes, joined_at: int) -> bool:
+        known = self._known.get(name)
+        return known is not None and known.stated > joined_at
 
     async def stated(self, batch: Batch) -> None:
         """A batch of this device with statements is durable."""
@@ -144,13 +162,11 @@ class Removals:
                 await self._learn(statement, changed=True)
         self._engine.notify()
 
-    async def wait_stated(self, did: str) -> None:
-        """Wait until this device has stated, durably, that a member left."""
-        engine = self._engine
-        device = device_id(did)
-        engine.outbox.wake()
-        while engine.trust.is_member(did) or any(s.device == device for s in self.pending()):
-            await engine.changed()
+    async def wait_stated(self) -> None:
+        """Wait until this device has stated, durably, who left."""
+        self._engine.outbox.wake()
+        while self.pending():
+            await self._engine.changed()
 
     # ------------------------------------------------------------------- hearing
 
@@ -164,11 +180,12 @@ class Removals:
     def _bar(self, statement: Statement) -> None:
         engine = self._engine
         for member in engine.trust.identity.membership.current():
-            if device_id(member.did) != statement.device or member.did == engine.me:
+            if member.did == engine.me or member.did in self._bars:
                 continue
-            if member.joined_at <= statement.joined_at and member.did not in self._bars:
+            if _concerns(statement, member):
                 until = engine.runtime.now() + BAR_S
-                self._bars[member.did] = (statement.joined_at, until)
+                number = max(member.joined_at, statement.joined_at)
+                self._bars[member.did] = (number, until)
                 engine.trust.barred.add(member.did)
                 log.info("%s left, as a member says", member.did)
                 engine.on_membership()
@@ -192,8 +209,10 @@ class Removals:
 
     def _has_room(self, device: bytes) -> bool:
         """True for members, who are as many as the chain says, and for a few others."""
-        members = {device_id(m.did) for m in self._engine.trust.identity.membership.members}
-        return device in members or len(self._known.keys() - members) < MAX_STRANGERS
+        members = self._engine.trust.identity.membership.members
+        known = {device_id(m.did) for m in members}
+        known |= {link for m in members for link, _ in m.links}
+        return device in known or len(self._known.keys() - known) < MAX_STRANGERS
 
     # ---------------------------------------------------------------- life cycle
 
@@ -274,9 +293,33 @@ class Removals:
         return f"removal/{self._engine.channel}/{device.hex()}"
 
 
+def links_of(member: Member) -> tuple[tuple[bytes, int], ...]:
+    """The memberships that a device's own rests on: (name, number), its own first."""
+    return member.links or ((device_id(member.did), member.joined_at),)
+
+
+def _concerns(statement: Statement, member: Member) -> bool:
+    """True if what a statement says is over is a membership of this device of now."""
+    if statement.device == device_id(member.did):
+        return member.joined_at <= statement.joined_at
+    return any(
+        link == statement.device and number <= statement.joined_at
+        for link, number in links_of(member)
+    )
+
+
 def ended_name(member: Member) -> bytes:
-    """How an epoch names a membership that is over: device and time of joining, 24 bytes."""
-    return device_id(member.did) + member.joined_at.to_bytes(8, "big")
+    """How an epoch names a device that is shut out: device and number, 24 bytes."""
+    return _name(device_id(member.did), member.joined_at)
 
 
-__all__ = ["Removals", "Statement", "ended_name", "parse_statement"]
+def ended_names(member: Member) -> tuple[bytes, ...]:
+    """The names in an epoch, or earlier numbers of them, that keep it from a device."""
+    return (ended_name(member), *(_name(*link) for link in links_of(member)))
+
+
+def _name(link: bytes, joined_at: int) -> bytes:
+    return link + joined_at.to_bytes(8, "big")
+
+
+__all__ = ["Removals", "Statement", "ended_name", "ended_names", "links_of", "parse_statement"]

@@ -18,7 +18,7 @@ import anyio
 from walyoff import frames
 from walyoff.engine.facts import Reason, Report
 from walyoff.engine.link import LinkState
-from walyoff.engine.removals import ended_name
+from walyoff.engine.removals import ended_names
 from walyoff.epochs import EPOCH_KEY_SIZE, MAX_ENDED, Epoch
 
 if TYPE_CHECKING:
@@ -125,9 +125,11 @@ class Rotation:
         members = trust.identity.membership.members
         member = next(m for m in members if m.did == did)
         # Who came back is named by its earlier memberships only, and may read what was.
-        own = ended_name(member)
+        names = ended_names(member)
         allowed = [
-            e for e in epochs if not any(n[:16] == own[:16] and n >= own for n in e.ended)
+            epoch
+            for epoch in epochs
+            if not any(n[:16] == own[:16] and n >= own for n in epoch.ended for own in names)
         ]
         for at in range(0, len(allowed), _IN_FRAME):
             link.send(frames.EpochKeys(tuple(allowed[at : at + _IN_FRAME])))

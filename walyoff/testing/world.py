@@ -11,7 +11,8 @@ import random
 import shutil
 import tempfile
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import anyio
 from anyio.abc import ObjectReceiveStream
 from blake3 import blake3
 
-from walyoff.abc import Block, IpfsNode, Member, Membership
+from walyoff.abc import Block, IpfsNode, Membership
 from walyoff.errors import (
     LocalProtocolError,
     NotAMemberError,
@@ -30,6 +31,7 @@ from walyoff.node import Device
 from walyoff.opening import open_device
 from walyoff.platform import Foundation, Platform
 from walyoff.tasks import background_tasks
+from walyoff.testing.kin import SimFamily
 from walyoff.testing.memory import MemoryDisk, MemoryStore, open_memory_store
 from walyoff.testing.network import LAN, Link, SimNetwork
 from walyoff.testing.virtual import SimRuntime
@@ -38,6 +40,8 @@ from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 MAX_FILE = 1 << 21
 MAX_PAYLOAD = 1_000_000
 _WAITING = 64
+#: How the DIDs of identities begin; those of devices are their names.
+GROUP = "did:sim:group-"
 
 
 class SimChain:
@@ -51,6 +55,8 @@ class SimChain:
         self.order: list[str] = []
         self.children: set[str] = set()
         self.changed = anyio.Event()
+        #: Whether announcements reach it: chains of others' devices are only compared.
+        self.followed = False
 
     def append(self, payload: bytes) -> str:
         """Write a block on top of all that is known, and gossip it as Walytis does."""
@@ -65,6 +71,7 @@ class SimChain:
         self.blocks[ref] = (parents, payload)
         self.order.append(ref)
         self.children.update(parents)
+        self._world.grew(self._device, self.name)
         changed, self.changed = self.changed, anyio.Event()
         changed.set()
 
@@ -166,13 +173,14 @@ class SimLedger:
 class SimIdentity:
     """An `Identity` whose chain is a `SimChain` of joinings and leavings."""
 
-    def __init__(self, world: SimWorld, chain: SimChain, did: str, member_did: str) -> None:
+    def __init__(
+        self, world: SimWorld, device: str, did: str, member_did: str, family: SimFamily
+    ) -> None:
         self._world = world
-        self._chain = chain
+        self._device = device
         self._did = did
         self._member_did = member_did
-        self._read = 0
-        self._membership = Membership(did=did, members=())
+        self._family = family
 
     @property
     def did(self) -> str:
@@ -187,37 +195,28 @@ class SimIdentity:
     @property
     def membership(self) -> Membership:
         """See `walyoff.abc.Identity`."""
-        if self._read < len(self._chain.order):
-            self._read = len(self._chain.order)
-            self._membership = self._judge()
-        return self._membership
+        return self._family.membership()
 
-    def _judge(self) -> Membership:
-        """The same on all devices that hold the same blocks, as `walyoff.child.reader`."""
-        members: dict[str, Member] = {}
-        count = 0
-        for payload in self._chain.common_order():
-            act, did = unpack(payload, 4096)
-            known = members.get(did)
-            joins = act == "join"
-            if joins == (known is not None and known.current):
-                continue
-            joined_at = known.joined_at if known and not joins else count
-            members.pop(did, None) if joins else None
-            members[did] = Member(did=did, pin=bytes(32), current=joins, joined_at=joined_at)
-            count += 1
-        return Membership(did=self._did, members=tuple(members.values()))
+    async def refresh(self) -> Membership:
+        """See `walyoff.abc.Identity`."""
+        await anyio.lowlevel.checkpoint()
+        return self.membership
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[ObjectReceiveStream[Membership]]:
         """See `walyoff.abc.Identity`."""
         send, receive = anyio.create_memory_object_stream[Membership](1)
         async with anyio.create_task_group() as tasks:
+            last = self.membership
 
             async def follow() -> None:
+                nonlocal last
                 while True:
-                    await self._chain.changed.wait()
-                    await send.send(self.membership)
+                    if self.membership != last:
+                        last = self.membership
+                        await send.send(last)
+                    else:
+                        await self._world.growth(self._device)
 
             with send, receive:
                 tasks.start_soon(follow)
@@ -232,7 +231,7 @@ class SimIdentity:
     async def verify(self, did: str, body: bytes, signature: bytes) -> None:
         """See `walyoff.abc.Identity`."""
         await anyio.lowlevel.checkpoint()
-        if not any(member.did == did for member in self.membership.members):
+        if did not in self.membership.kin:
             raise NotAMemberError(f"{did} was never a member")
         if self._world.sign(did, body) != signature:
             raise RemoteProtocolError("the signature does not hold", reason="wrong-signature")
@@ -242,19 +241,31 @@ class SimIdentity:
         await anyio.lowlevel.checkpoint()
         return ""
 
-    async def add_member(self, did: str, chain: Sequence[bytes]) -> None:
+    async def add_member(
+        self,
+        did: str,
+        chain: Sequence[bytes],
+        *,
+        family: Mapping[str, Sequence[bytes]] | None = None,
+        purpose: str = "any",
+    ) -> None:
         """See `walyoff.abc.Identity`."""
         await anyio.lowlevel.checkpoint()
-        if list(chain) != [did.encode()]:
+        if did.startswith(GROUP):
+            await self._world.chain(self._device, f"{did}/identity").take(chain)
+            await SimFamily(self._world, self._device, did).take_all(family or {})
+        elif list(chain) != [did.encode()]:
             raise RemoteProtocolError("not the chain of this DID")
-        if not any(m.did == did and m.current for m in self.membership.members):
-            self._chain.append(pack(["join", did]))
+        self._family.check_new(did)
+        if did not in self.membership.direct:
+            self._world.chain(self._device, f"{self._did}/identity").append(pack(["join", did]))
 
     async def remove_member(self, did: str) -> None:
         """See `walyoff.abc.Identity`."""
         await anyio.lowlevel.checkpoint()
-        if any(m.did == did and m.current for m in self.membership.members):
-            self._chain.append(pack(["leave", did]))
+        if did in self.membership.direct:
+            chain = self._world.chain(self._device, f"{self._did}/identity")
+            chain.append(pack(["leave", did]))
 
 
 class SimPlatform:
@@ -275,9 +286,15 @@ class SimPlatform:
         return f"did:sim:{self._device}"
 
     async def device_files(self, did: str) -> list[bytes]:
-        """The chain of a DID, which is its name."""
+        """The chain of a DID; that of a device is its name."""
         await anyio.lowlevel.checkpoint()
+        if did.startswith(GROUP):
+            return self._world.chain(self._device, f"{did}/identity").missing([])
         return [did.encode()]
+
+    async def family_files(self, did: str) -> dict[str, list[bytes]]:
+        """The chains below an identity."""
+        return await SimFamily(self._world, self._device, did).export_all()
 
     async def certify(self, did: str, body: bytes) -> bytes:
         """Sign for a DID."""
@@ -285,10 +302,11 @@ class SimPlatform:
         return self._world.sign(did, body)
 
     @asynccontextmanager
-    async def create(self, device: str) -> AsyncIterator[Foundation]:
+    async def create(self, device: str, first: str | None = None) -> AsyncIterator[Foundation]:
         """A new identity."""
-        did = f"did:sim:group-{self._world.random.randbytes(8).hex()}"
-        self._world.chain(self._device, f"{did}/identity").append(pack(["join", device]))
+        did = f"{GROUP}{self._world.random.randbytes(8).hex()}"
+        chain = self._world.chain(self._device, f"{did}/identity")
+        chain.append(pack(["join", first or device]))
         yield self._found(did, device)
 
     @asynccontextmanager
@@ -299,25 +317,31 @@ class SimPlatform:
     @asynccontextmanager
     async def adopt(self, grant: bytes, *, device: str) -> AsyncIterator[Foundation]:
         """An identity that was granted."""
-        did, identity, ledger = expect_array(unpack(grant, 1 << 26), 3, "grant")
+        did, identity, ledger, family = expect_array(unpack(grant, 1 << 26), 4, "grant")
         await self._world.chain(self._device, f"{did}/identity").take(identity)
         await self._world.chain(self._device, f"{did}/ledger").take(ledger)
-        yield self._found(did, device)
+        await SimFamily(self._world, self._device, did).take_all(family)
+        found = self._found(did, device)
+        if not any(m.did == device for m in found.identity.membership.current()):
+            raise RemoteProtocolError("this device is not a member", reason="not-a-member")
+        yield found
 
     async def grant(self, did: str) -> bytes:
         """The chains."""
         identity = self._world.chain(self._device, f"{did}/identity").missing([])
         ledger = self._world.chain(self._device, f"{did}/ledger").missing([])
-        return pack([did, identity, ledger])
+        return pack([did, identity, ledger, await self.family_files(did)])
 
     def _found(self, did: str, member: str) -> Foundation:
         chain = self._world.chain(self._device, f"{did}/identity")
         ledger = self._world.chain(self._device, f"{did}/ledger")
+        chain.followed = ledger.followed = True
+        family = SimFamily(self._world, self._device, did)
         return Foundation(
-            identity=SimIdentity(self._world, chain, did, member),
+            identity=SimIdentity(self._world, self._device, did, member, family),
             ledger=SimLedger(ledger, self._world.append_s),
             pin=bytes(32),
-            chains={"identity": chain, "ledger": ledger},
+            chains={"identity": family, "ledger": ledger},
         )
 
 
@@ -347,6 +371,9 @@ class SimWorld:
         self.chains: dict[tuple[str, str], SimChain] = {}
         self._starts: dict[str, int] = {}
         self._running: dict[str, anyio.abc.TaskGroup] = {}
+        #: How often each device's identity chains have grown, and who waits for it.
+        self._versions: Counter[str] = Counter()
+        self._growth: dict[str, anyio.Event] = {}
         self._seed = seed
         #: Seconds by which each device's clock is wrong.
         self.skew_s: dict[str, float] = {}
@@ -362,11 +389,32 @@ class SimWorld:
             self.chains[key] = SimChain(self, device, name)
         return self.chains[key]
 
+    def held(self, device: str, name: str) -> SimChain | None:
+        """The same, if it has any block of it."""
+        chain = self.chains.get((device, name))
+        return chain if chain is not None and chain.order else None
+
+    def grew(self, device: str, name: str) -> None:
+        """A chain of a device has a new block."""
+        if name.endswith("/identity"):
+            self._versions[device] += 1
+            if (waiting := self._growth.pop(device, None)) is not None:
+                waiting.set()
+
+    def version(self, device: str) -> int:
+        """Changes whenever an identity's chain grows on a device."""
+        return self._versions[device]
+
+    async def growth(self, device: str) -> None:
+        """Wait until one does."""
+        await self._growth.setdefault(device, anyio.Event()).wait()
+
     def gossip(self, source: str, name: str, file: bytes) -> None:
         """Give a block to the devices that are there, as Walytis' announcements do."""
         for target, tasks in list(self._running.items()):
             network = self.network
-            if target == source or (target, name) not in self.chains:
+            chain = self.chains.get((target, name))
+            if target == source or chain is None or not chain.followed:
                 continue
             if network.is_apart(source, target) or network.is_held(source, target):
                 continue

@@ -16,7 +16,7 @@ import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import ObjectReceiveStream
 
-from walyoff.abc import Member, Membership
+from walyoff.abc import EndedLink, Member, Membership
 from walyoff.errors import (
     ChildError,
     LocalProtocolError,
@@ -41,7 +41,7 @@ MAX_DID = 256
 PIN_SIZE = 32
 #: A grant: the chains of identity and members, 70 KB for two, and one segment.
 MAX_GRANT = 56 << 20
-MAX_MEMBERS = 1_024
+MAX_MEMBERS = 4_096
 GRANT_VERSION = 2
 #: Segments in a grant: as many as keep it below a frame of a session.
 MAX_SEGMENTS = 20_000
@@ -93,20 +93,30 @@ class WalytisIdentity(AsyncContextManagerMixin):
         return await export_chain(child, did.removeprefix(DID_PREFIX))
 
     @classmethod
+    async def export_family(cls, child: Child, did: str) -> dict[str, list[bytes]]:
+        """The chains below an identity that is open here, by DID."""
+        answer = await child.call("did.family", {"did": did}, timeout=FILES_TIME)
+        match answer:
+            case {"family": dict() as family}:
+                return {str(kin): _files(files) for kin, files in family.items()}
+        raise ChildError("the child's answer is no family")
+
+    @classmethod
     async def create(
         cls,
         child: Child,
         member_did: str,
         *,
+        first: str | None = None,
         guarded: bool = False,
         segment_blocks: int | None = None,
     ) -> WalytisIdentity:
-        """A new identity whose only member is this device.
+        """A new identity whose only member is this device, or `first`: an identity above it.
 
         `guarded` and `segment_blocks` are as in `open`.
         """
         options = _options(guarded, segment_blocks)
-        args = {"member_did": member_did, **options}
+        args = {"member_did": member_did, "first": first, **options}
         did, pin = _did_and_pin(await child.call("group.create", args, timeout=SLOW_CALL))
         return await cls._opened(child, did, pin, member_did, options)
 
@@ -275,17 +285,31 @@ class WalytisIdentity(AsyncContextManagerMixin):
     # --------------------------------------------------------------------- members
 
     async def add_member(
-        self, did: str, chain: Sequence[bytes], *, pin: bytes | None = None
+        self,
+        did: str,
+        chain: Sequence[bytes],
+        *,
+        family: Mapping[str, Sequence[bytes]] | None = None,
+        purpose: str = "any",
+        pin: bytes | None = None,
     ) -> None:
         """Make a DID a member, given the block files of its own chain. Idempotent.
 
         With a pin the DID's first keys must be those; without, the chain must leave no
-        doubt about them.
+        doubt about them. `family` are the chains below an identity, by DID.
 
         Raises:
             RemoteProtocolError: the chain is malformed, another's, or its keys are in doubt.
+            LocalProtocolError: it would stand under itself, or too deep.
         """
-        args = {"did": self._did, "member_did": did, "files": list(chain), "pin": pin}
+        args = {
+            "did": self._did,
+            "member_did": did,
+            "files": list(chain),
+            "pin": pin,
+            "family": {kin: list(files) for kin, files in (family or {}).items()},
+            "purpose": purpose,
+        }
         await self._child.call("group.add_member", args, timeout=SLOW_CALL)
         await self.refresh()
 
@@ -335,8 +359,8 @@ class WalytisIdentity(AsyncContextManagerMixin):
         for chain in self._chains():
             try:
                 answer = await self._child.call("chain.leaves", {"chain": chain})
-            except LocalProtocolError:
-                # A member whose chain has not come here yet.
+            except (LocalProtocolError, RemoteProtocolError):
+                # A member whose chain has not come here yet, or that is no DID at all.
                 continue
             found[chain] = [ref for ref in answer if isinstance(ref, str)]
         return found
@@ -360,19 +384,17 @@ class WalytisIdentity(AsyncContextManagerMixin):
         Raises:
             RemoteProtocolError: a chain that is not held here lacks its first block.
         """
+        left = dict(files)
         admitted = 0
-        own = self._did.removeprefix(DID_PREFIX)
-        if own in files:
-            admitted += (await import_chain(self._child, own, files[own]))[0]
+        # From the top down: one chain tells which others are wanted.
+        while chains := [chain for chain in self._chains() if chain in left]:
+            for chain in chains:
+                admitted += (await import_chain(self._child, chain, left.pop(chain)))[0]
             await self.refresh()
-        for chain in self._chains():
-            if chain != own and chain in files:
-                admitted += (await import_chain(self._child, chain, files[chain]))[0]
-        await self.refresh()
         return admitted
 
     def _chains(self) -> list[str]:
-        dids = [self._did, *(member.did for member in self._membership.members)]
+        dids = [self._did, *self._membership.kin]
         return [did.removeprefix(DID_PREFIX) for did in dids]
 
 
@@ -427,19 +449,44 @@ def _did_and_pin(answer: Any) -> tuple[str, bytes]:
 
 def _decode_membership(did: str, answer: Any) -> tuple[Membership, str | None]:
     match answer:
-        case {"members": list() as items, "refused": dict() as refused, "segment": segment}:
-            members = []
-            for item in items:
-                member, pin, current, joined_at = expect_array(item, 4, "member")
-                members.append(
-                    Member(
-                        did=expect_str(member, "DID", limit=MAX_DID),
-                        pin=expect_bytes(pin, "pin", limit=PIN_SIZE),
-                        current=current is True,
-                        joined_at=expect_int(joined_at, "place"),
-                    )
-                )
-            counts = {str(k): n for k, n in refused.items() if isinstance(n, int)}
-            membership = Membership(did=did, members=tuple(members), refused=counts)
+        case {
+            "members": list() as members,
+            "ended": list() as ended,
+            "kin": list() as kin,
+            "direct": list() as direct,
+            "refused": dict() as refused,
+            "segment": segment,
+        }:
+            membership = Membership(
+                did=did,
+                members=tuple(_member(item) for item in members),
+                ended=tuple(_ended(item) for item in ended),
+                direct=tuple(_did(item) for item in direct),
+                kin=tuple(_did(item) for item in kin),
+                refused={str(k): n for k, n in refused.items() if isinstance(n, int)},
+            )
             return membership, segment if isinstance(segment, str) else None
     raise ChildError("the child's membership is malformed")
+
+
+def _did(value: Any) -> str:
+    return expect_str(value, "DID", limit=MAX_DID)
+
+
+def _member(item: Any) -> Member:
+    did, pin, current, joined_at, path, links = expect_array(item, 6, "member")
+    return Member(
+        did=_did(did),
+        pin=expect_bytes(pin, "pin", limit=PIN_SIZE),
+        current=current is True,
+        joined_at=expect_int(joined_at, "place"),
+        path=tuple(_did(step) for step in path),
+        links=tuple((bytes(link), expect_int(at, "place")) for link, at in links),
+    )
+
+
+def _ended(item: Any) -> EndedLink:
+    link, joined_at, identity = expect_array(item, 3, "ended membership")
+    return EndedLink(
+        link=bytes(link), joined_at=expect_int(joined_at, "place"), identity=identity is True
+    )

@@ -44,21 +44,25 @@ class WalytisPlatform:
         return did
 
     async def device_files(self, did: str) -> list[bytes]:
-        """The device's own chain."""
+        """The own chain of a DID."""
         return await WalytisIdentity.export_did(self._child, did)
 
+    async def family_files(self, did: str) -> dict[str, list[bytes]]:
+        """The chains below an identity."""
+        return await WalytisIdentity.export_family(self._child, did)
+
     async def certify(self, did: str, body: bytes) -> bytes:
-        """Sign with the device's control keys."""
+        """Sign with a DID's control keys."""
         signature = await self._child.call("did.sign", {"did": did, "data": body})
         if not isinstance(signature, bytes):
             raise ChildError("the child's answer is no signature")
         return signature
 
     @asynccontextmanager
-    async def create(self, device: str) -> AsyncIterator[Foundation]:
+    async def create(self, device: str, first: str | None = None) -> AsyncIterator[Foundation]:
         """A new identity; its keys and its first segment are on the chain."""
         async with self._founded(
-            await WalytisIdentity.create(self._child, device, **self._options)
+            await WalytisIdentity.create(self._child, device, first=first, **self._options)
         ) as foundation:
             yield foundation
 

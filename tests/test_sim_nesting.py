@@ -1,0 +1,286 @@
+"""Identities of identities, in the simulator: people with devices, groups of people."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import anyio
+import pytest
+
+from tests.sim.virtual import in_virtual_time
+from walyoff import Channel, Device, frames
+from walyoff.errors import InvitationError, LocalProtocolError, NotAMemberError
+from walyoff.testing.network import LAN, Link
+from walyoff.testing.world import SimWorld
+
+SOON = 60.0
+
+
+async def until(check: Callable[[], object], *, within: float = SOON) -> None:
+    """Wait, in virtual time, until something holds."""
+    with anyio.fail_after(within):
+        while not check():  # noqa: ASYNC110 - the clock is virtual
+            await anyio.sleep(0.05)
+
+
+def complete(channel: Channel, devices: int) -> bool:
+    """True if a device knows of so many."""
+    return len(channel.members()) == devices
+
+
+class Houses:
+    """People, each an identity with devices: `alice0` is the first device of `alice`."""
+
+    def __init__(self, world: SimWorld, stack: AsyncExitStack) -> None:
+        self.world = world
+        self.devices: dict[str, Device] = {}
+        self._stack = stack
+
+    async def device(self, name: str) -> Device:
+        self.devices[name] = await self._stack.enter_async_context(self.world.device(name))
+        return self.devices[name]
+
+    async def person(self, name: str, devices: int) -> Channel:
+        """A person with so many devices; its channel as the first of them has it."""
+        first = await (await self.device(f"{name}0")).create_channel(name)
+        for number in range(1, devices):
+            device = await self.device(f"{name}{number}")
+            await device.join(await first.invite())
+        return first
+
+    async def group(self, name: str, people: dict[str, int]) -> Channel:
+        """A group of people; its channel as the first device of the first of them has it."""
+        found: Channel | None = None
+        for person, devices in people.items():
+            own = await self.person(person, devices)
+            device = self.devices[f"{person}0"]
+            if found is None:
+                found = await device.create_channel(name, identity=own)
+            else:
+                await device.join(await found.invite(), identity=own)
+        assert found is not None
+        return found
+
+    def channel(self, device: str, name: str) -> Channel:
+        return self.devices[device].channel(name)
+
+    def has(self, device: str, name: str) -> bool:
+        return any(c.name == name for c in self.devices[device].channels())
+
+
+@asynccontextmanager
+async def houses(link: Link = LAN, *, seed: int = 1) -> AsyncIterator[Houses]:
+    async with AsyncExitStack() as stack:
+        yield Houses(SimWorld(seed, link), stack)
+
+
+async def contents(channel: Channel) -> set[bytes]:
+    return {m.content async for m in channel.history() if m.content is not None}
+
+
+async def reads(channel: Channel, content: bytes, *, within: float = SOON) -> tuple[str, ...]:
+    """Wait for a message; the path of its author."""
+    with anyio.fail_after(within):
+        async for message in channel.messages():
+            if message.content == content:
+                return message.path
+    raise AssertionError
+
+
+@in_virtual_time
+async def test_a_message_to_a_group_reaches_every_device_of_everybody() -> None:
+    async with houses() as h:
+        club = await h.group("club", {"alice": 3, "bob": 2, "carol": 2})
+        names = ["alice0", "alice1", "alice2", "bob0", "bob1", "carol0", "carol1"]
+        # Only one device of each joined; the others heard of it from that one.
+        await until(lambda: all(h.has(name, "club") for name in names))
+        for name in names:
+            channel = h.channel(name, "club")
+            await until(partial(complete, channel, 7))
+        people = {name: h.channel(f"{name}0", name).did for name in ("alice", "bob", "carol")}
+        for name in names:
+            channel = h.channel(name, "club")
+            await channel.send(f"from {name}".encode())
+        for name in names:
+            channel = h.channel(name, "club")
+            for author in names:
+                path = await reads(channel, f"from {author}".encode())
+                assert path == (f"did:sim:{author}", people[author[:-1]], club.did)
+
+
+@in_virtual_time
+async def test_a_device_that_joins_a_person_gets_the_persons_groups_and_their_history() -> None:
+    async with houses() as h:
+        club = await h.group("club", {"alice": 1, "bob": 1})
+        await club.send(b"long ago")
+        new = await h.device("bob1")
+        await new.join(await h.channel("bob0", "bob").invite())
+        await until(lambda: h.has("bob1", "club"))
+        await reads(h.channel("bob1", "club"), b"long ago")
+        await h.channel("bob1", "club").send(b"here I am")
+        path = await reads(club, b"here I am")
+        assert path == ("did:sim:bob1", h.channel("bob0", "bob").did, club.did)
+        # Nothing about the group is on the person's chain.
+        chain = h.world.chain("bob0", f"{h.channel('bob0', 'bob').did}/identity")
+        assert not any(club.did.encode() in payload for _, payload in chain.blocks.values())
+
+
+@in_virtual_time
+async def test_three_levels_and_more() -> None:
+    async with houses() as h:
+        club = await h.group("club", {"alice": 2, "bob": 1})
+        carol = await h.person("carol", 2)
+        union = await h.devices["carol0"].create_channel("union", identity=carol)
+        await h.devices["alice0"].join(await union.invite(), identity=club)
+        names = ["alice0", "alice1", "bob0", "carol0", "carol1"]
+        await until(lambda: all(h.has(name, "union") for name in names))
+        await h.channel("bob0", "union").send(b"hello, union")
+        path = await reads(h.channel("carol1", "union"), b"hello, union")
+        assert path == ("did:sim:bob0", h.channel("bob0", "bob").did, club.did, union.did)
+        new = await h.device("bob1")
+        await new.join(await h.channel("bob0", "bob").invite())
+        await until(lambda: h.has("bob1", "union"))
+        await h.channel("bob1", "union").send(b"me too")
+        assert len(await reads(h.channel("carol0", "union"), b"me too")) == 4
+
+
+@in_virtual_time
+async def test_a_device_removed_from_a_person_gets_nothing_more_of_the_persons_groups() -> None:
+    async with houses() as h:
+        club = await h.group("club", {"alice": 2, "bob": 2})
+        names = ["alice0", "alice1", "bob0", "bob1"]
+        await until(lambda: all(h.has(name, "club") for name in names))
+        lost = h.channel("bob1", "club")
+        receipt = await club.send(b"before")
+        await receipt.wait_received(by=[f"did:sim:{n}" for n in ("alice1", "bob0", "bob1")])
+        await until(lambda: len(lost.peers()) == 3)
+        await h.channel("bob0", "bob").remove("did:sim:bob1")
+        # At once, in the group as well, at the device that removed it.
+        assert "did:sim:bob1" not in h.channel("bob0", "club").peers()
+        await h.channel("bob0", "club").send(b"after, from bob0")
+        await reads(club, b"after, from bob0")
+        for name in ("alice0", "alice1", "bob0"):
+            await h.channel(name, "club").send(b"after, from " + name.encode())
+        await anyio.sleep(60)
+        assert await contents(lost) == {b"before"}
+        assert lost.peers() == []
+        with pytest.raises(NotAMemberError):
+            await lost.send(b"nobody hears me")
+        for name in ("alice0", "alice1", "bob0"):
+            channel = h.channel(name, "club")
+            assert len(await contents(channel)) == 4
+            assert {m.did for m in channel.members()} == {
+                f"did:sim:{n}" for n in ("alice0", "alice1", "bob0")
+            }
+            epoch = channel.engine.rotation.usable()
+            assert epoch is not None
+            # The epoch of now is none that the lost device has.
+            assert epoch.epoch_id not in lost.engine.epochs
+
+
+@in_virtual_time
+async def test_a_person_who_is_removed_loses_the_group_on_all_devices_and_can_come_back() -> (
+    None
+):
+    async with houses() as h:
+        club = await h.group("club", {"alice": 1, "bob": 2})
+        await until(lambda: h.has("bob1", "club"))
+        bob = h.channel("bob0", "bob")
+        await until(lambda: len(club.peers()) == 2)
+        with pytest.raises(LocalProtocolError, match="belongs to"):
+            await club.remove("did:sim:bob1")
+        with pytest.raises(LocalProtocolError, match="does not remove itself"):
+            await h.channel("bob0", "club").remove(bob.did)
+        await club.remove(bob.did)
+        assert club.peers() == []
+        await club.send(b"without bob")
+        await anyio.sleep(30)
+        for name in ("bob0", "bob1"):
+            assert await contents(h.channel(name, "club")) == set()
+        # What bob does among his own devices meanwhile is nobody's business.
+        epoch = club.engine.rotation.usable()
+        await bob.remove("did:sim:bob1")
+        await anyio.sleep(30)
+        assert club.engine.rotation.usable() == epoch
+        await h.devices["bob1"].join(await bob.invite())
+        await h.devices["bob0"].join(await club.invite(), identity=bob)
+        await reads(h.channel("bob0", "club"), b"without bob")
+        await reads(h.channel("bob1", "club"), b"without bob")
+        await h.channel("bob1", "club").send(b"back again")
+        await reads(club, b"back again")
+
+
+@in_virtual_time
+async def test_a_device_that_nobody_knew_is_shut_out_with_its_person() -> None:
+    """It joined the person who was removed, and meets somebody who has not heard of it."""
+    async with houses() as h:
+        club = await h.group("club", {"alice": 1, "bob": 1, "carol": 1})
+        bob = h.channel("bob0", "bob")
+        await until(lambda: len(h.channel("carol0", "club").peers()) == 2)
+        carol = h.channel("carol0", "club")
+        # Alice's device does not hear of bob's second one, and carol's nothing from the chain.
+        deaf(club)
+        new = await h.device("bob1")
+        await new.join(await bob.invite())
+        await until(lambda: h.has("bob1", "club") and len(carol.members()) == 4)
+        assert len(club.members()) == 3
+        deaf(carol)
+        h.world.chain("carol0", f"{club.did}/identity").followed = False
+        await club.remove(bob.did)
+        await club.send(b"without bob")
+        await reads(carol, b"without bob")
+        assert len(carol.members()) == 4
+        assert not carol.engine.trust.admits("did:sim:bob0")
+        assert not carol.engine.trust.admits("did:sim:bob1")
+        await anyio.sleep(60)
+        assert await contents(h.channel("bob1", "club")) == set()
+
+
+def deaf(channel: Channel) -> None:
+    """The device compares no chains any more."""
+    channel.foundation.chains.clear()  # type: ignore[attr-defined]
+
+
+@in_virtual_time
+async def test_circles_and_what_is_not_ones_own_are_refused() -> None:
+    async with houses() as h:
+        club = await h.group("club", {"alice": 1, "bob": 1})
+        alice = h.channel("alice0", "alice")
+        with pytest.raises(InvitationError, match="circle"):
+            await h.devices["bob0"].join(
+                await alice.invite(), identity=h.channel("bob0", "club")
+            )
+        with pytest.raises(LocalProtocolError, match="already"):
+            await h.devices["bob0"].join(await club.invite(), identity=h.channel("bob0", "bob"))
+        # A device that was removed from a person speaks for it no longer.
+        await (await h.device("bob1")).join(await h.channel("bob0", "bob").invite())
+        await until(lambda: h.has("bob1", "club"))
+        await h.channel("bob0", "bob").remove("did:sim:bob1")
+        own = h.channel("bob1", "bob")
+        await until(lambda: not own.engine.trust.is_member(own.me))
+        with pytest.raises(NotAMemberError):
+            await h.devices["bob1"].create_channel("mine", identity=own)
+
+
+@in_virtual_time
+async def test_a_device_outside_a_group_is_given_nothing_of_it() -> None:
+    """Whatever it says in the sessions of an identity that it does belong to."""
+    async with houses() as h:
+        await h.group("club", {"alice": 1, "bob": 1})
+        alice = h.channel("alice0", "alice")
+        other = await h.devices["alice0"].create_channel("other")
+        guest = await (await h.device("guest")).join(await other.invite())
+        await until(guest.peers)
+        club = h.channel("alice0", "club")
+        server = guest.connections.servers()[0]
+        for did in (club.did, alice.did):
+            server._state.send(frames.WantGroup(did))
+        await anyio.sleep(30)
+        assert [c.name for c in h.devices["guest"].channels()] == ["other"]
+        # And nobody takes what it offers.
+        grant = frames.GroupGrant("did:sim:group-x", b"", (), (), "trap", bytes(32))
+        server._state.send(grant)
+        await anyio.sleep(30)
+        assert not h.has("alice0", "trap")

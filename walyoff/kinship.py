@@ -1,0 +1,193 @@
+"""Identities that stand under one another, on one device.
+
+Decided here: which groups a person's devices tell each other of and hand to one another, and
+what a leaving in one channel means, at once, for the channels above it.
+
+A person's chain says nothing about the groups that the person is in. The devices of a person
+tell each other, inside the person's own sessions; a device that hears of a group that it is not
+in asks for it, and takes it up only if the group's chain names the person, and the person's
+chain this device, each with the keys that are known here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+
+from walyoff import frames
+from walyoff.errors import RemoteProtocolError, WalyoffError
+from walyoff.granting import Parts, grant_frames, make_grant
+from walyoff.joining import Granted
+
+if TYPE_CHECKING:
+    from walyoff.channel import Channel
+    from walyoff.node import Device
+    from walyoff.session.peer import Session
+
+log = logging.getLogger("walyoff.device")
+
+#: What was asked for and did not come is asked for again, in seconds.
+ASK_AGAIN_S = 10.0
+#: A grant waits while a session has more than this unsent.
+BACKLOG = 8 << 20
+
+
+class Kinship:
+    """The channels of one device, as they stand under one another."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._news = anyio.Event()
+        #: Groups that are being asked for, and until when nobody else is asked.
+        self._asked: dict[str, float] = {}
+
+    def wake(self) -> None:
+        """A channel was opened, or who is a member of one has changed."""
+        news, self._news = self._news, anyio.Event()
+        news.set()
+
+    async def news(self, within: float) -> None:
+        """Wait for that, so many seconds at most."""
+        with anyio.move_on_after(within):
+            await self._news.wait()
+
+    def above(self, channel: Channel) -> list[Channel]:
+        """The channels of this device whose identities a channel's identity stands under."""
+        return [c for c in self._device.channels() if channel.did in c.kin]
+
+    # ------------------------------------------------------------------ groups
+
+    def groups_of(self, channel: Channel, peer: str) -> tuple[str, ...]:
+        """The groups above a channel that another device of it is in, as this one is."""
+        trusted = (
+            c
+            for c in self.above(channel)
+            if c.engine.trust.is_member(c.me) and c.engine.trust.admits(peer)
+        )
+        return tuple(sorted(c.did for c in trusted))[: frames.MAX_GROUPS]
+
+    def wanted(self, groups: Iterable[str]) -> list[str]:
+        """Those that this device is not in, and that nobody was asked for just now."""
+        now = self._device.runtime.now()
+        found = []
+        for did in groups:
+            if self._device.find_channel(did) is None and self._asked.get(did, now) <= now:
+                self._asked[did] = now + ASK_AGAIN_S
+                found.append(did)
+        return found
+
+    async def take_up(self, channel: Channel, granted: Granted) -> None:
+        """Open a group that another device of a channel has handed over."""
+        if self._device.find_channel(granted.channel) is not None:
+            return
+        if granted.channel not in self._asked:
+            raise RemoteProtocolError("a group that nobody asked for")
+        try:
+            await self._device.take_group(granted, through=channel.did)
+        except WalyoffError as error:
+            log.warning("a group of %s was not taken up: %s", channel.name, error)
+        else:
+            del self._asked[granted.channel]
+
+    # ------------------------------------------------------------------ leaving
+
+    @asynccontextmanager
+    async def shut_out(self, channel: Channel, devices: set[str]) -> AsyncIterator[None]:
+        """Let devices that leave a channel hear nothing in it, nor in the channels above it.
+
+        When the context ends its chain says that they left; then every one of these channels
+        has stated it, and writes under an epoch that they do not get.
+        """
+        channels = [channel, *self.above(channel)]
+        barred = [(c, devices - c.engine.trust.barred - {c.me}) for c in channels]
+        for c, dids in barred:
+            c.engine.trust.barred |= dids
+            c.connections.end_strangers()
+        try:
+            yield
+            for c in channels:
+                await c.settle_membership()
+        finally:
+            for c, dids in barred:
+                c.engine.trust.barred -= dids
+        for c in channels:
+            c.renew_epoch()
+        for c in channels:
+            for server in c.connections.servers():
+                await server.announce_chains()
+
+
+class GroupDesk:
+    """What one session of a channel says of the groups above it."""
+
+    def __init__(self, device: Device, channel: Channel, session: Session) -> None:
+        self._device = device
+        self._channel = channel
+        self._session = session
+        self._parts = Parts()
+        #: What the other side said it is in, and what was told to it.
+        self._theirs: tuple[str, ...] = ()
+        self._told: tuple[str, ...] = ()
+
+    async def run(self) -> None:
+        """Tell the other side what this device is in, and ask for what it is not in."""
+        kinship = self._device.kinship
+        while True:
+            if self._channel.engine.trust.admits(self._session.did):
+                groups = kinship.groups_of(self._channel, self._session.did)
+                if groups != self._told:
+                    self._told = groups
+                    self._session.send_frame(frames.GroupsHeld(groups))
+                for did in kinship.wanted(self._theirs):
+                    self._session.send_frame(frames.WantGroup(did))
+            await kinship.news(ASK_AGAIN_S)
+
+    async def answer(self, frame: frames.Frame) -> None:
+        """What the other side said. Raises RemoteProtocolError."""
+        match frame:
+            case frames.GroupsHeld(groups):
+                self._theirs = groups
+                self._device.kinship.wake()
+            case frames.WantGroup(did):
+                await self._give(did)
+            case frames.Part():
+                self._parts.add(frame)
+            case frames.GroupGrant(did, grant):
+                granted = Granted(
+                    channel=did,
+                    grant=self._parts.take(grant),
+                    secret=frame.secret,
+                    epochs=frame.epochs,
+                    certificates=frame.certificates,
+                    name=frame.name,
+                    inviter=self._session.did,
+                    addresses=self._channel.connections.heard_addresses.get(
+                        self._session.did, ()
+                    ),
+                )
+                await self._device.kinship.take_up(self._channel, granted)
+            case _:
+                raise AssertionError(frame)
+
+    async def _give(self, did: str) -> None:
+        channel = self._device.find_channel(did)
+        groups = self._device.kinship.groups_of(self._channel, self._session.did)
+        if channel is None or did not in groups:
+            # It left while it asked, or asks for what it was never told of.
+            return
+        made = await make_grant(self._device, channel)
+        if did not in self._device.kinship.groups_of(self._channel, self._session.did):
+            return
+        grant = frames.GroupGrant(
+            did, made.grant, made.epochs, made.certificates, made.name, made.secret
+        )
+        for frame in grant_frames(grant):
+            await self._session.drained(BACKLOG)
+            self._session.send_frame(frame)
+
+
+__all__ = ["GroupDesk", "Kinship"]
