@@ -46,6 +46,11 @@ MEASUREMENTS: dict[str, tuple[dict[str, tuple[int, ...]], set[str], tuple[str, .
         (),
     ),
     "idle": ({"seconds": (1,)}, {"core_percent", "memory_mib"}, ()),
+    "ledger": (
+        {"batches": (600,), "segment": (16,)},
+        {"append_ratio", "start_ratio", "join_ratio", "missed_per_s", "missed_few_s"},
+        (),
+    ),
     "import": ({}, {"import_ms"}, ()),
     "start": ({}, {"first_send_s", "open_s"}, ()),
 }

@@ -79,6 +79,8 @@ ENTRIES = (
     ),
     Entry("idle", "processor and memory of a device that has nothing to do", (1, 1), (),
           {"seconds": ((15,), (60,))}),
+    Entry("ledger", "the register after many batches: block, start, join, hand-over", (1, 1), (),
+          {"batches": ((2500,), (100_000,)), "segment": ((16,), (256,))}),
     Entry("import", "importing the library", (5, 20)),
     Entry("transport", "a transport by itself: round trip, throughput, broadcasts", (2, 5),
           ("tcp",), {"rounds": ((400,), (2000,)), "mib": ((32,), (256,))}),

@@ -1,11 +1,10 @@
 """One poller for all pubsub subscriptions of the child.
 
-Kubo has no blocking receive, so messages are asked for. While they flow the poller asks
-every millisecond; when it has been quiet for a second it slows down to fifty times a
-second, and after some seconds to a third of that: each look wakes Go's scheduler, which
-costs half a millisecond, and fifty of them would be 2.7 % of a core. A native queue holds
-32 messages and drops the rest in silence: what is read here is handed on at once and never
-waits for a slow consumer.
+Kubo has no blocking receive, so messages are asked for: the longer it has been quiet the more
+rarely, every millisecond while messages flow, four times a second after five quiet seconds.
+Each look wakes Go's scheduler, which then looks about for itself some fifty times. A native
+queue holds 32 messages and drops the rest in silence: what is read here is handed on at once
+and never waits for a slow consumer.
 """
 
 from __future__ import annotations
@@ -20,13 +19,11 @@ from walyoff.errors import WalyoffError
 
 _log = logging.getLogger(__name__)
 
-#: Seconds between looks while messages flow, when they pause, and when all is quiet.
-FAST_INTERVAL = 0.001
-SLOW_INTERVAL = 0.020
-QUIET_INTERVAL = 0.060
-#: How long after the last message or publish the first two intervals are kept, in seconds.
-FAST_FOR = 1.0
-SLOW_FOR = 5.0
+#: Seconds between looks: this part of how long it has been quiet, within these bounds. So a
+#: message that comes after a silence waits for a fortieth of it in the mean.
+QUIET_PART = 0.05
+SHORTEST = 0.001
+LONGEST = 0.25
 #: Messages taken from one subscription before the next has its turn.
 MAX_BURST = 256
 
@@ -60,7 +57,8 @@ class PubsubHub:
         self._topics: dict[str, tuple[int, list[Subscription]]] = {}
         self._wake = threading.Event()
         self._stopped = False
-        self._busy_until = 0.0
+        #: When something was sent or came in last.
+        self._last = 0.0
         #: Called on the poller's thread after each round that brought messages.
         self.after_round: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name="pubsub", daemon=True)
@@ -80,13 +78,13 @@ class PubsubHub:
         return subscription
 
     def publish(self, topic: str, data: bytes) -> None:
-        """Publish once, and look out for answers at full speed."""
+        """Publish once, and look out for answers."""
         self._kubo.publish(topic, data)
         self.wake()
 
     def wake(self) -> None:
-        """Look at once, and at full speed for a while."""
-        self._busy_until = time.monotonic() + FAST_FOR
+        """Look at once, and often for a while."""
+        self._last = time.monotonic()
         self._wake.set()
 
     def close(self) -> None:
@@ -108,7 +106,7 @@ class PubsubHub:
             self._kubo.unsubscribe(sub)
 
     def _run(self) -> None:
-        interval = SLOW_INTERVAL
+        interval = SHORTEST
         while not self._stopped:
             self._wake.wait(interval if self._topics else None)
             self._wake.clear()
@@ -121,13 +119,8 @@ class PubsubHub:
                 found = False
             now = time.monotonic()
             if found:
-                self._busy_until = now + FAST_FOR
-            if now < self._busy_until:
-                interval = FAST_INTERVAL
-            elif now < self._busy_until + SLOW_FOR:
-                interval = min(interval * 2, SLOW_INTERVAL)
-            else:
-                interval = QUIET_INTERVAL
+                self._last = now
+            interval = min(max((now - self._last) * QUIET_PART, SHORTEST), LONGEST)
 
     def _round(self) -> bool:
         with self._lock:
