@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import anyio
@@ -200,21 +199,3 @@ async def test_what_is_no_anchor_is_refused_before_it_is_written(home: Path) -> 
             await one.append(b"")
         await one.append(anchor(b"1"))
         assert a.generation == 1
-
-
-async def test_cost_of_a_block_does_not_grow_with_history(home: Path) -> None:
-    """A small run of benchmarks/ledger.py: the end against the beginning."""
-    async with children(home, "a") as (a,):
-        _, one = await found(a, 16)
-        times: list[float] = []
-        for number in range(16 * 14):
-            payload = anchor(b"%d" % number)
-            began = time.perf_counter()
-            await one.append(payload)
-            times.append(time.perf_counter() - began)
-        third = len(times) // 3
-        first, last = sorted(times[:third]), sorted(times[-third:])
-        ratio = last[third // 2] / first[third // 2]
-        print(f"append: {first[third // 2] * 1e3:.1f} ms, then {last[third // 2] * 1e3:.1f} ms")
-        assert ratio <= 1.5
-        assert len(await one.segments()) > 10

@@ -31,6 +31,8 @@ BATCHES = 10
 BATCH_BYTES = 300
 #: Blocks that are timed in each home.
 TIMED = 100
+#: Starts of each home.
+STARTS = 5
 #: Blocks that a device misses in a short absence.
 FEW = 10
 
@@ -133,7 +135,7 @@ async def _start(
 ) -> dict[str, float]:
     """From starting the process to the first block, in turns."""
     times: dict[str, list[float]] = {"long": [], "new": []}
-    for _ in range(5):
+    for _ in range(STARTS):
         for name, spent in times.items():
             began = time.perf_counter()
             async with _opened(homes[name], groups[name]) as (_, _, ledger):
