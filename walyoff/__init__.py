@@ -34,6 +34,15 @@ if TYPE_CHECKING:
         WalyoffError,
     )
     from walyoff.messages import Message, MessageStream, Receipt
+    from walyoff.moving.homes import (
+        backup_device,
+        change_passphrase,
+        export_device,
+        import_device,
+        restore_device,
+        take_over,
+        undo_export,
+    )
     from walyoff.node import Device
     from walyoff.opening import open_device
 
@@ -59,6 +68,15 @@ _HOMES = {
         "WalyoffError",
     ),
     "walyoff.messages": ("Message", "MessageStream", "Receipt"),
+    "walyoff.moving.homes": (
+        "backup_device",
+        "change_passphrase",
+        "export_device",
+        "import_device",
+        "restore_device",
+        "take_over",
+        "undo_export",
+    ),
     "walyoff.node": ("Device",),
     "walyoff.opening": ("open_device",),
 }
@@ -86,7 +104,14 @@ __all__ = [
     "TransportError",
     "UnknownSuiteError",
     "WalyoffError",
+    "backup_device",
+    "change_passphrase",
+    "export_device",
+    "import_device",
     "open_device",
+    "restore_device",
+    "take_over",
+    "undo_export",
 ]
 
 

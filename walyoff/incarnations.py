@@ -16,7 +16,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from walyoff.abc import Store
-from walyoff.errors import SupersededError
+from walyoff.errors import LocalProtocolError, SupersededError
 from walyoff.records import MAX_TIME_MS
 
 _INCARNATION = "incarnation"
@@ -36,8 +36,11 @@ async def begin_incarnation(store: Store, now_ms: int, *, alone: bool = False) -
 
     What it writes waits in each channel until a member has said what the device wrote before;
     `alone` does without: only who knows that nothing is missing may say so.
+
+    Raises:
+        LocalProtocolError: `alone` is said where records of the device are missing.
     """
-    me = ((await store.get("device")) or b"").decode()
+    me = await _me(store)
     taken = _number(await store.get(_SUPERSEDED))
     number = max(now_ms, await load_incarnation(store) + 1, taken + 1)
     values: dict[str, bytes | None] = {
@@ -49,10 +52,34 @@ async def begin_incarnation(store: Store, now_ms: int, *, alone: bool = False) -
         did = key.partition("/")[2]
         mark = resume_key(did)
         known = _number(await store.get(mark))
-        held = [h.seq for h in await store.channel(did).heads() if h.author == me]
-        values[mark] = None if alone else _bytes(max(known, *held, 0))
+        held, written = await _held(store, did, me), _number(await store.get(_written(did)))
+        if alone and written > held:
+            raise LocalProtocolError(
+                "this home has not all that the device wrote: it cannot write on without asking"
+            )
+        values[mark] = None if alone else _bytes(max(known, held, written))
     await store.put(values)
     return number
+
+
+async def note_written(store: Store) -> None:
+    """Keep how far the device has written, for a copy of the home without its log."""
+    me = await _me(store)
+    channels = [key.partition("/")[2] for key in await store.keys("channel/")]
+    await store.put({_written(did): _bytes(await _held(store, did, me)) for did in channels})
+
+
+async def _me(store: Store) -> str:
+    return ((await store.get("device")) or b"").decode()
+
+
+async def _held(store: Store, channel: str, me: str) -> int:
+    heads = await store.channel(channel).heads()
+    return max((head.seq for head in heads if head.author == me), default=0)
+
+
+def _written(channel: str) -> str:
+    return f"written/{channel}"
 
 
 def resume_key(channel: str) -> str:

@@ -11,6 +11,7 @@ import click
 
 from walyoff import __version__
 from walyoff.bench.command import bench
+from walyoff.cli import moving
 from walyoff.cli.auditing import audit, graph
 from walyoff.cli.did_commands import did
 from walyoff.cli.invitation_commands import invitations, invite, join
@@ -237,6 +238,8 @@ def demo(settings: Settings, keep: Path | None) -> None:
     run_demo(settings, keep=keep)
 
 
+for command in moving.COMMANDS:
+    cli.add_command(command)
 cli.add_command(bench)
 cli.add_command(audit)
 cli.add_command(graph)

@@ -5,7 +5,9 @@ Layout: `WOFK`, version (1 byte), kind (1 byte), then
   kind 1, passphrase:  opslimit and memlimit (4 bytes each, big-endian), Argon2id salt (16),
                        nonce (12), and the store key under AES-256-GCM with everything
                        before it as associated data.
-The file is written once and never changed, so there is no moment without a whole one.
+The file is replaced as a whole, when the passphrase changes: there is no moment without a
+whole one. The store key stays the same, so whoever has an old key file and its passphrase has
+the key.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ _TAG_SIZE = 16
 _PLAIN_SIZE = len(_MAGIC) + 1 + KEY_SIZE
 _WRAPPED_AT = len(_MAGIC) + 1 + _PARAMETERS.size
 _WRAPPED_SIZE = _WRAPPED_AT + _NONCE_SIZE + KEY_SIZE + _TAG_SIZE
+#: Bytes of the largest key file.
+MAX_FILE = _WRAPPED_SIZE
 # The file may come from anywhere: it must not be able to ask for hours or for all memory.
 _MAX_OPSLIMIT = 16
 _MAX_MEMLIMIT = 2**30
@@ -47,35 +51,73 @@ def load_or_create(home: Path, passphrase: str | None, *, may_create: bool) -> b
             or the passphrase is wrong, missing or not wanted.
     """
     path = home / KEY_NAME
-    if passphrase is not None and not 0 < len(passphrase.encode()) <= MAX_PASSPHRASE:
-        raise StoreError(f"a passphrase has 1 to {MAX_PASSPHRASE} bytes")
+    _check(passphrase)
     try:
-        descriptor = open_private(path, os.O_RDONLY)
+        data = read(home)
     except FileNotFoundError:
         if not may_create:
             # A new key would make everything in the store look damaged for ever.
             raise StoreError(f"{path} is missing: the store cannot be read") from None
-        return _create(path, passphrase)
+        key = os.urandom(KEY_SIZE)
+        write(home, encode(key, passphrase))
+        return key
+    return decode(data, passphrase, path)
+
+
+def change(home: Path, old: str | None, new: str | None) -> None:
+    """Wrap the store key in another passphrase; None is no passphrase. Under the home's lock.
+
+    A kill at any instant leaves the old key file or the new one.
+
+    Raises:
+        StoreError: the old passphrase is wrong, or the file cannot be written.
+    """
+    _check(new)
+    write(home, encode(load_or_create(home, old, may_create=False), new))
+
+
+def read(home: Path) -> bytes:
+    """The bytes of a home's key file. Raises FileNotFoundError, StoreError."""
+    path = home / KEY_NAME
+    try:
+        descriptor = open_private(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
     try:
-        data = os.read(descriptor, _WRAPPED_SIZE + 1)
+        return os.read(descriptor, MAX_FILE + 1)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    return _parse(path, data, passphrase)
 
 
-def _parse(path: Path, data: bytes, passphrase: str | None) -> bytes:
+def is_protected(data: bytes) -> bool:
+    """True if a passphrase is needed for a key file."""
+    return data[len(_MAGIC) : len(_MAGIC) + 1] == _PASSPHRASE
+
+
+def _check(passphrase: str | None) -> None:
+    if passphrase is not None and not 0 < len(passphrase.encode()) <= MAX_PASSPHRASE:
+        raise StoreError(f"a passphrase has 1 to {MAX_PASSPHRASE} bytes")
+
+
+def decode(data: bytes, passphrase: str | None, path: Path) -> bytes:
+    """The store key in the bytes of a key file, which come from `path`.
+
+    Raises:
+        StoreError: they are damaged, or the passphrase is wrong, missing or not wanted.
+    """
+    _check(passphrase)
     kind = data[len(_MAGIC) : len(_MAGIC) + 1]
     if data.startswith(_MAGIC) and kind == _PLAIN and len(data) == _PLAIN_SIZE:
         if passphrase is not None:
-            raise StoreError(f"{path.parent} is not protected by a passphrase")
+            raise StoreError(f"{_place(path)} is not protected by a passphrase")
         return data[-KEY_SIZE:]
     if data.startswith(_MAGIC) and kind == _PASSPHRASE and len(data) == _WRAPPED_SIZE:
         if passphrase is None:
-            raise StoreError(f"{path.parent} is protected by a passphrase: give it")
+            raise StoreError(f"{_place(path)} is protected by a passphrase: give it")
         head, wrapped = data[:_WRAPPED_AT], data[_WRAPPED_AT:]
         opslimit, memlimit, salt = _PARAMETERS.unpack_from(data, len(_MAGIC) + 1)
         if opslimit > _MAX_OPSLIMIT or memlimit > _MAX_MEMLIMIT:
@@ -85,7 +127,7 @@ def _parse(path: Path, data: bytes, passphrase: str | None) -> bytes:
                 wrapped[:_NONCE_SIZE], wrapped[_NONCE_SIZE:], head
             )
         except InvalidTag:
-            raise StoreError(f"wrong passphrase for {path.parent}") from None
+            raise StoreError(f"wrong passphrase for {_place(path)}") from None
     raise StoreError(f"{path} is damaged, or of a newer version")
 
 
@@ -100,16 +142,25 @@ def _stretch(passphrase: str, salt: bytes, opslimit: int, memlimit: int) -> AESG
     return AESGCM(key)
 
 
-def _create(path: Path, passphrase: str | None) -> bytes:
-    key = os.urandom(KEY_SIZE)
+def _place(path: Path) -> Path:
+    """What people know: the home of a key file, or the file that is none."""
+    return path.parent if path.name == KEY_NAME else path
+
+
+def encode(key: bytes, passphrase: str | None) -> bytes:
+    """The bytes of a key file."""
     if passphrase is None:
-        data = _MAGIC + _PLAIN + key
-    else:
-        ops, mem = pwhash.argon2id.OPSLIMIT_MODERATE, pwhash.argon2id.MEMLIMIT_MODERATE
-        salt, nonce = os.urandom(pwhash.argon2id.SALTBYTES), os.urandom(_NONCE_SIZE)
-        head = _MAGIC + _PASSPHRASE + _PARAMETERS.pack(ops, mem, salt)
-        wrapped = _stretch(passphrase, salt, ops, mem).encrypt(nonce, key, head)
-        data = head + nonce + wrapped
+        return _MAGIC + _PLAIN + key
+    _check(passphrase)
+    ops, mem = pwhash.argon2id.OPSLIMIT_MODERATE, pwhash.argon2id.MEMLIMIT_MODERATE
+    salt, nonce = os.urandom(pwhash.argon2id.SALTBYTES), os.urandom(_NONCE_SIZE)
+    head = _MAGIC + _PASSPHRASE + _PARAMETERS.pack(ops, mem, salt)
+    return head + nonce + _stretch(passphrase, salt, ops, mem).encrypt(nonce, key, head)
+
+
+def write(home: Path, data: bytes) -> None:
+    """Replace a home's key file; durable when it returns. Raises StoreError."""
+    path = home / KEY_NAME
     temporary = path.with_suffix(".tmp")
     try:
         # A kill in an earlier start may have left one; the lock makes it ours.
@@ -124,4 +175,3 @@ def _create(path: Path, passphrase: str | None) -> bytes:
         sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}") from error
-    return key

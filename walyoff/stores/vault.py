@@ -42,7 +42,7 @@ _ONLY_SEGMENT = bytes(NONCE_SIZE - 1) + b"\x01"
 class Vault:
     """The keys of one store. Safe to use from many threads; never prints a secret."""
 
-    __slots__ = ("_file_key", "_ref_key", "_seal", "_wrap")
+    __slots__ = ("_archive_key", "_file_key", "_ref_key", "_seal", "_wrap")
 
     def __init__(self, store_key: bytes) -> None:
         def derive(purpose: str) -> bytes:
@@ -52,9 +52,14 @@ class Vault:
         self._seal = AESGCM(derive("values"))
         self._ref_key = derive("lookups")
         self._file_key = derive("file names")
+        self._archive_key = derive("archives")
 
     def __repr__(self) -> str:
         return "<Vault>"
+
+    def archive_key(self, salt: bytes) -> bytes:
+        """The key of one export or backup, whose salt is random."""
+        return blake3.blake3(salt, key=self._archive_key).digest()
 
     def ref(self, kind: bytes, place: bytes, name: bytes) -> bytes:
         """The keyed name of something: kind and place keep equal names apart.
