@@ -7,9 +7,13 @@ RemoteProtocolError and CipherError are how bytes from outside are refused.
 
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from walyoff_codecs.classic1 import Classic1
 from walyoff_transports import gossip
 
@@ -27,8 +31,11 @@ from walyoff import (
 )
 from walyoff.child import blocks, guard, reader, rpc, segment_tree
 from walyoff.engine.removals import parse_statement
-from walyoff.errors import CipherError, InvitationError, RemoteProtocolError
+from walyoff.errors import CipherError, InvitationError, RemoteProtocolError, StoreError
+from walyoff.moving import archive
+from walyoff.sealing import Sealing
 from walyoff.session import flights
+from walyoff.stores import keyfile
 from walyoff.walytis.identity import decode_grant
 
 Target = Callable[[bytes], None]
@@ -194,7 +201,45 @@ def _suite(data: bytes) -> None:
 
 
 #: By name: what is run with any bytes.
+def _archive(data: bytes) -> None:
+    for kind in (archive.EXPORT, archive.BACKUP):
+        with suppress(RemoteProtocolError):
+            _parts(archive.ArchiveReader(io.BytesIO(data), kind))
+
+
+def _archive_inside(data: bytes) -> None:
+    """What somebody who has the passphrase can put into a file."""
+    head = struct.pack(">5sBH", archive.MAGIC, archive.EXPORT, 0) + bytes(archive.SALT_SIZE)
+    piece = AESGCM(bytes(32)).encrypt(archive.nonce(0, last=True), data, head)
+    _parts(archive.ArchiveReader(io.BytesIO(head + piece), archive.EXPORT))
+
+
+def _parts(reader: archive.ArchiveReader) -> None:
+    taken = 0
+    for path, size, pieces in reader.parts(bytes(32)):
+        assert archive.check_path(path) == path
+        assert ".." not in path
+        assert sum(map(len, pieces)) == size
+        taken += size
+        assert taken <= LIMIT
+
+
+def _key_file(data: bytes) -> None:
+    # Without a passphrase, so that nothing is stretched.
+    with suppress(StoreError):
+        assert len(keyfile.decode(data, None, Path("file"))) == keyfile.KEY_SIZE
+
+
+def _sealed(data: bytes) -> None:
+    with suppress(StoreError):
+        raise AssertionError(Sealing(bytes(32)).unseal(data, "keys/x"))
+
+
 TARGETS: dict[str, Target] = {
+    "archive": _archive,
+    "archive_inside": _archive_inside,
+    "key_file": _key_file,
+    "sealed": _sealed,
     "wire": _wire,
     "frame": _frame,
     "batch": _batch,
