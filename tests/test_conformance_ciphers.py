@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from walyoff_codecs.classic1 import Classic1
 from walyoff_codecs.hybrid1 import ED25519_SIGNATURE, Hybrid1
+from walyoff_codecs.walytis1 import Walytis1
 
 from walyoff.abc import Aead, Cipher, SealKey, SignKey
 from walyoff.errors import CipherError
@@ -24,6 +25,11 @@ class TestHybrid1(CipherConformance):
 class TestClassic1(CipherConformance):
     def make_cipher(self) -> Cipher:
         return Classic1()
+
+
+class TestWalytis1(CipherConformance):
+    def make_cipher(self) -> Cipher:
+        return Walytis1()
 
 
 class _Around:
