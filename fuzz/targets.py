@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from walyoff_codecs.classic1 import Classic1
 from walyoff_transports import gossip
 
-from fuzz import machines
+from fuzz import machines, transfers
 from walyoff import (
     addresses,
     certificates,
@@ -32,6 +32,7 @@ from walyoff import (
 from walyoff.child import blocks, guard, reader, rpc, segment_tree
 from walyoff.engine.removals import parse_statement
 from walyoff.errors import CipherError, InvitationError, RemoteProtocolError, StoreError
+from walyoff.manifest import decode_manifest, encode_manifest, safe_name
 from walyoff.moving import archive
 from walyoff.sealing import Sealing
 from walyoff.session import flights
@@ -69,6 +70,14 @@ def _batch(data: bytes) -> None:
     for record in batch.records:
         statement = parse_statement(record)
         assert statement is None or statement.topics() == record.topics
+
+
+def _manifest(data: bytes) -> None:
+    manifest = decode_manifest(data)
+    assert manifest.name == safe_name(manifest.name)
+    again = encode_manifest(manifest)
+    # Names and media types may have been made harmless; nothing else was changed.
+    assert decode_manifest(again) == manifest
 
 
 def _certificate(data: bytes) -> None:
@@ -243,6 +252,7 @@ TARGETS: dict[str, Target] = {
     "wire": _wire,
     "frame": _frame,
     "batch": _batch,
+    "manifest": _manifest,
     "certificate": _certificate,
     "flights": _flights,
     "anchor": _anchor,
@@ -267,6 +277,7 @@ TARGETS: dict[str, Target] = {
     "session-records": machines.session_records,
     "reconciler": machines.reconciler,
     "anchoring": machines.anchoring,
+    "transfers": transfers.transfers,
 }
 
 

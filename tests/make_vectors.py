@@ -23,14 +23,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from walyoff_transports import gossip
 
-from walyoff import certificates, frames
+from walyoff import certificates, chunk_frames, frames
 from walyoff.addresses import encode_addresses
 from walyoff.channel_state import ChannelState
 from walyoff.child import rpc
 from walyoff.did_document import make_document
 from walyoff.epochs import Epoch, seal_anchor
 from walyoff.invitations import Invitation
+from walyoff.manifest import Manifest, chunk_id, encode_manifest
 from walyoff.records import (
+    CHUNK_SIZE,
     Batch,
     Record,
     Seen,
@@ -126,8 +128,28 @@ def example_frames() -> dict[str, frames.Frame]:
         frames.GroupGrant(
             CHANNEL, b"\x09" * 4, (EPOCH,), (b"\x0d" * 4,), "family", STATE.secret
         ),
+        chunk_frames.WatchChunks((batch.record_ids[0],)),
+        chunk_frames.HaveChunks(batch.record_ids[0], b"\x05"),
+        chunk_frames.WantChunk(7, batch.record_ids[0], 2, chunk_frames.PART, 1000),
+        chunk_frames.ChunkPart(7, chunk_frames.PART, b"part"),
+        chunk_frames.ChunkGone(7),
     ]
     return {type(frame).__name__: frame for frame in all_frames}
+
+
+def example_manifest() -> bytes:
+    """The manifest of the long content, with a caption."""
+    key, content = STATE.derive("chunks"), long_content()
+    chunks = [content[at : at + CHUNK_SIZE] for at in range(0, len(content), CHUNK_SIZE)]
+    return encode_manifest(
+        Manifest(
+            caption=b"look",
+            name="photo.jpg",
+            media_type="image/jpeg",
+            size=len(content),
+            ids=b"".join(chunk_id(key, chunk) for chunk in chunks),
+        )
+    )
 
 
 def presence() -> bytes:
@@ -193,6 +215,8 @@ def wire_vectors() -> dict[str, str]:
         "anchor.block_begins": anchor[:64],
         "anchor.block_blake3": blake3(anchor).digest(),
         "channel.tag_key": STATE.derive("tag"),
+        "channel.chunk_key": STATE.derive("chunks"),
+        "manifest": example_manifest(),
         "channel.topic": STATE.topic.encode(),
         "channel.blinded_tag": blinded_tag(STATE.tag_key, "member", b"ephemeral"),
         "invitation.addresses": encode_addresses(INVITATION.addresses),

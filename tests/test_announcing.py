@@ -27,6 +27,9 @@ class Listener:
         assert isinstance(frame, frames.HaveVector)
         self.told += frame.vector
 
+    def send_bulk(self, data: bytes) -> None:
+        """Nothing large is said here."""
+
     def close(self) -> None:
         """Nothing is open."""
 

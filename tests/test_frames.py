@@ -10,10 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.make_vectors import ALICE, BOB, EPOCH, SALT, example_frames
-from walyoff import frames
+from walyoff import chunk_frames, frames
 from walyoff.epochs import Epoch
 from walyoff.errors import RemoteProtocolError
-from walyoff.records import MAX_BATCH_BODY, MAX_CONTENT, MAX_DID_CHARS, MAX_RECORDS
+from walyoff.manifest import MAX_CHUNKS
+from walyoff.records import (
+    CHUNK_SIZE,
+    MAX_BATCH_BODY,
+    MAX_CONTENT,
+    MAX_DID_CHARS,
+    MAX_RECORDS,
+)
 from walyoff.wire import pack, unpack
 
 EXAMPLES = example_frames()
@@ -58,6 +65,18 @@ FRAMES: st.SearchStrategy[frames.Frame] = st.one_of(
     st.builds(frames.GroupsHeld, some(NAMES)),
     st.builds(frames.WantGroup, NAMES),
     st.builds(frames.GroupGrant, NAMES, BLOBS, EPOCHS, some(BLOBS), TEXTS, HASHES),
+    st.builds(chunk_frames.WatchChunks, some(HASHES)),
+    st.builds(chunk_frames.HaveChunks, HASHES, BLOBS),
+    st.builds(
+        chunk_frames.WantChunk,
+        st.integers(0, 1 << 53).filter(lambda n: n < 1 << 53),
+        HASHES,
+        st.integers(0, 1000),
+        st.integers(0, 7).map(lambda n: n * chunk_frames.PART),
+        st.integers(1, chunk_frames.PART),
+    ),
+    st.builds(chunk_frames.ChunkPart, st.integers(0, 99), st.integers(0, 1 << 19), BLOBS),
+    st.builds(chunk_frames.ChunkGone, st.integers(0, 99)),
 )
 
 
@@ -99,7 +118,7 @@ VALUES = st.recursive(
 )
 
 
-@given(st.integers(0, 20), st.lists(VALUES, max_size=6))
+@given(st.integers(0, 25), st.lists(VALUES, max_size=6))
 def test_any_fields_of_any_type_give_a_frame_or_the_one_error(
     number: int, fields: list[Any]
 ) -> None:
@@ -135,7 +154,7 @@ def test_what_is_no_frame_is_refused(value: Any) -> None:
 
 
 def test_an_unknown_type_is_named() -> None:
-    assert refused([19]) == "unknown-frame"
+    assert refused([max(frames._TYPES) + 1]) == "unknown-frame"
 
 
 LONG_DID = "d" * (MAX_DID_CHARS + 1)
@@ -173,6 +192,15 @@ LIMITS: dict[str, list[Any]] = {
     "a short channel secret": [17, b"", [], [], "family", HASH[:-1]],
     "a reason of two lines": [18, "no\nyes"],
     "a long reason": [18, "r" * 257],
+    "too many watched": [19, [HASH] * (chunk_frames.MAX_WATCHED + 1)],
+    "too many chunks": [20, HASH, bytes(MAX_CHUNKS // 8 + 2)],
+    "a range of nothing": [21, 1, HASH, 0, 0, 0],
+    "a range beyond its chunk": [21, 1, HASH, 0, chunk_frames.PART, CHUNK_SIZE],
+    "a range between parts": [21, 1, HASH, 0, 1, 1],
+    "a place beyond all files": [21, 1, HASH, MAX_CHUNKS, 0, 1],
+    "a part that is too long": [22, 1, 0, bytes(chunk_frames.PART + 1)],
+    "a part beyond its chunk": [22, 1, CHUNK_SIZE, b"x"],
+    "a number that is too large": [23, 1 << 53],
 }
 
 

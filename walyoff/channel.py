@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyio.abc import ObjectReceiveStream
 
 from walyoff.abc import Member
-from walyoff.channel_state import ChannelState
+from walyoff.attaching import send_file, send_stream
+from walyoff.attachments import check_text
+from walyoff.channel_state import ChannelState, save_policy
 from walyoff.connections import Connections
 from walyoff.describing import describe
 from walyoff.engine.driver import Engine
 from walyoff.engine.facts import Report
 from walyoff.engine.outbox import Outgoing
+from walyoff.engine.policy import Policy
 from walyoff.errors import (
     LocalProtocolError,
     NotAMemberError,
@@ -268,6 +273,109 @@ class Channel:
             await self._engine.outbox.send(items)
         return [make_receipt(self._engine, item) for item in items]
 
+    async def send_file(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        caption: bytes | str = b"",
+        name: str | None = None,
+        media_type: str | None = None,
+        topics: Sequence[str] = (),
+    ) -> Receipt:
+        """Send a file, with a caption, which is the message's content.
+
+        Name, media type and size are seen by members alone. All of it is durable here when
+        this returns; others fetch it as they wish, up to 216 GiB. What was sent in this
+        channel before is neither stored nor transferred again. Cancelling leaves it sent or
+        not sent, and sending it again goes on where this one stopped.
+
+        Raises:
+            OSError: the file cannot be read.
+            LocalProtocolError: it is no regular file, it was changed meanwhile (as far as
+                its size and time tell), or name, type or topics break a rule.
+            QuotaExceededError: the channel's quota does not allow it.
+            NotAMemberError, StoreError: as `send`.
+        """
+        checked = check_topics(topics)
+        self._check_member()
+        item = await send_file(
+            self._engine,
+            Path(path),
+            name=name,
+            media_type=media_type,
+            caption=check_text(caption),
+            topics=checked,
+        )
+        return make_receipt(self._engine, item)
+
+    async def send_stream(
+        self,
+        source: AsyncIterable[bytes],
+        *,
+        name: str,
+        media_type: str | None = None,
+        caption: bytes | str = b"",
+        size: int | None = None,
+        topics: Sequence[str] = (),
+    ) -> Receipt:
+        """Send what an async iterable gives as a file; see `send_file`.
+
+        With a `size` nothing is sent unless it gives exactly so many bytes. What the source
+        raises comes out, and nothing is sent.
+        """
+        checked = check_topics(topics)
+        self._check_member()
+        item = await send_stream(
+            self._engine,
+            source,
+            name=name,
+            media_type=media_type,
+            caption=check_text(caption),
+            topics=checked,
+            size=size,
+        )
+        return make_receipt(self._engine, item)
+
+    # --------------------------------------------------------------- attachments
+
+    @property
+    def attachment_policy(self) -> Policy:
+        """Which attachments this device fetches by itself, and how much it keeps."""
+        return self._engine.attachments.policy
+
+    async def set_attachment_policy(self, policy: Policy) -> None:
+        """Change it, for later runs too. What is here stays here. Raises StoreError."""
+        await save_policy(self._device.store, self.did, policy)
+        self._engine.attachments.set_policy(policy)
+
+    async def attachments(self, *, last: int = 1000) -> list[Message]:
+        """The newest messages with attachments, oldest of them first. Raises StoreError."""
+        found = []
+        reader = LogReader(self._engine)
+        for position in reversed(await self._engine.store.chunks.positions(last)):
+            for item in await reader.page(after=position - 1, limit=1):
+                message = make_message(self._engine, item)
+                if message.attachment is not None:
+                    found.append(message)
+        return found
+
+    async def free_space(self, keep: int | None = None) -> int:
+        """Remove chunks that no attachment uses; returns how many bytes became free.
+
+        With `keep` the oldest attachments of others are dropped as well, until so many bytes
+        are left; they can be fetched again from whoever has them. Raises StoreError.
+        """
+        engine = self._engine
+        _, freed = await engine.attachments.collect()
+        if keep is None:
+            return freed
+        for message in await self.attachments():
+            if engine.attachments.total <= keep:
+                break
+            if message.author != self.me and message.attachment is not None:
+                freed += await message.attachment.drop()
+        return freed
+
     # ------------------------------------------------------------------- reading
 
     def messages(
@@ -322,6 +430,7 @@ class Channel:
             "devices": dict(engine.durable),
             "forked": sorted(reconciler.forked),
             "faults": dict(engine.reports),
+            "attachments": engine.attachments.status(),
             "refused_blocks": dict(identity.membership.refused),
         }
 

@@ -75,6 +75,18 @@ class SupersededError(WalyoffError):
     """This home is not the device any more: another copy is, or shall be."""
 
 
+class QuotaExceededError(WalyoffError):
+    """The attachments of a channel would take more than its quota: free some, or raise it."""
+
+    def __init__(self, size: int, quota: int) -> None:
+        super().__init__(
+            f"{size} bytes of attachments exceed the channel's quota of {quota}: raise it, or"
+            " drop attachments"
+        )
+        self.size = size
+        self.quota = quota
+
+
 class NotAMemberError(WalyoffError):
     """The device or person is not, or no longer, a member of the identity."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from walyoff import chunk_frames
 from walyoff.epochs import (
     MAX_CERTIFICATE,
     MAX_SIGNATURE,
@@ -275,6 +276,7 @@ Frame: TypeAlias = (
     | GroupsHeld
     | WantGroup
     | GroupGrant
+    | chunk_frames.ChunkFrame
 )
 
 
@@ -493,6 +495,7 @@ _TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Fra
     ),
     34: (WantGroup, lambda f: [f.group], lambda g: WantGroup(_did(g))),
     35: (GroupGrant, lambda f: [f.group, *_grant_value(f)], _group_grant),
+    **chunk_frames.TYPES,
 }
 _NUMBERS = {kind: number for number, (kind, _, _) in _TYPES.items()}
 

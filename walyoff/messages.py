@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from walyoff.attachments import Attachment
 from walyoff.engine.driver import Delivered
 from walyoff.engine.outbox import Outgoing
-from walyoff.errors import StoreError, WalyoffError
-from walyoff.records import MAX_TIME_MS, Batch, Record, decode_batch
+from walyoff.errors import RemoteProtocolError, StoreError, WalyoffError
+from walyoff.manifest import decode_manifest
+from walyoff.records import KIND_ATTACHMENT, MAX_TIME_MS, Batch, Record, decode_batch
 
 if TYPE_CHECKING:
     from walyoff.abc import LogEntry
@@ -50,6 +52,8 @@ class Message:
     content: bytes | None = field(repr=False)
     #: Its place in this device's log; grows, and is the value of cursors.
     position: int
+    #: The file that came with it; its content is the caption then.
+    attachment: Attachment | None = None
     _batch_id: bytes = field(repr=False)
     _engine: Engine = field(repr=False)
 
@@ -62,8 +66,12 @@ class Message:
 def make_message(engine: Engine, item: Delivered) -> Message:
     """A message from a decoded entry."""
     record = item.batch.records[item.index]
+    record_id = item.batch.record_ids[item.index]
+    content, attachment = item.content, None
+    if record.kind == KIND_ATTACHMENT and content is not None:
+        content, attachment = _unpack(engine, record_id, content)
     return Message(
-        id=item.batch.record_ids[item.index],
+        id=record_id,
         channel=item.batch.channel,
         author=item.batch.author,
         path=engine.trust.path(item.batch.author),
@@ -71,9 +79,29 @@ def make_message(engine: Engine, item: Delivered) -> Message:
         time=datetime.fromtimestamp(min(record.time_ms, MAX_TIME_MS) / 1000, UTC),
         topics=record.topics,
         size=record.size,
-        content=item.content,
+        content=content,
         position=item.position,
+        attachment=attachment,
         _batch_id=item.batch.batch_id,
+        _engine=engine,
+    )
+
+
+def _unpack(
+    engine: Engine, record_id: bytes, content: bytes
+) -> tuple[bytes, Attachment | None]:
+    """Caption and file of a manifest; neither if its author wrote none."""
+    try:
+        manifest = decode_manifest(content)
+    except RemoteProtocolError:
+        # It was reported when it came.
+        return b"", None
+    return manifest.caption, Attachment(
+        name=manifest.name,
+        media_type=manifest.media_type,
+        size=manifest.size,
+        _record_id=record_id,
+        _manifest=manifest,
         _engine=engine,
     )
 

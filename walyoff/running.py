@@ -15,7 +15,7 @@ import anyio
 
 from walyoff.abc import GuardedLedger, Ledger, Store
 from walyoff.channel import Channel
-from walyoff.channel_state import ChannelState, save_epochs
+from walyoff.channel_state import ChannelState, load_policy, save_epochs
 from walyoff.engine.driver import Engine
 from walyoff.engine.facts import Report
 from walyoff.epochs import Epoch, anchor_key
@@ -82,6 +82,8 @@ async def run_channel(
         on_report=report,
         on_epochs=lambda new: keeper.epochs(list(engine.epochs.values())),
         runtime=device.runtime,
+        chunk_key=state.derive("chunks"),
+        policy=await load_policy(store, did),
     )
     async with engine.run() as tasks:
         channel = Channel(device=device, state=state, foundation=foundation, engine=engine)

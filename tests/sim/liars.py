@@ -203,6 +203,10 @@ class _LyingLink:
     def close(self) -> None:
         self._link.close()
 
+    def send_bulk(self, data: bytes) -> None:
+        for told in self._liar.told(self._engine, self._link.did, data, self._old):
+            self._link.send_bulk(told)
+
     def send(self, data: bytes) -> None:
         for told in self._liar.told(self._engine, self._link.did, data, self._old):
             self._link.send(told)

@@ -22,9 +22,11 @@ from anyio.abc import TaskGroup
 
 from walyoff import frames
 from walyoff.abc import ChannelStore, Ledger, NewBatch, StoredContent
+from walyoff.chunkstore import NewAttachment
 from walyoff.engine.anchoring import Anchoring
 from walyoff.engine.anchors import AnchorKeeper
 from walyoff.engine.announcing import Announcer
+from walyoff.engine.attachments import Attachments
 from walyoff.engine.facts import (
     FetchBatches,
     FetchContents,
@@ -37,6 +39,7 @@ from walyoff.engine.forks import Forks
 from walyoff.engine.inbox import Inbox
 from walyoff.engine.link import LinkState
 from walyoff.engine.outbox import Outbox
+from walyoff.engine.policy import Policy
 from walyoff.engine.reconciler import Reconciler
 from walyoff.engine.removals import Removals
 from walyoff.engine.resuming import Resuming
@@ -44,6 +47,7 @@ from walyoff.engine.rotation import Rotation
 from walyoff.epochs import Epoch
 from walyoff.errors import StoreError
 from walyoff.records import (
+    KIND_ATTACHMENT,
     KIND_MESSAGE,
     Batch,
     decode_batch,
@@ -84,6 +88,8 @@ class _Commit:
     deliver: list[bytes] = field(default_factory=list)
     signatures: list[tuple[bytes, bytes]] = field(default_factory=list)
     anchors: list[tuple[bytes, str]] = field(default_factory=list)
+    #: Those whose manifests are among the contents.
+    attachments: list[NewAttachment] = field(default_factory=list)
     changed: dict[str, None] = field(default_factory=dict)
     #: Bytes of contents in it.
     size: int = 0
@@ -111,7 +117,7 @@ class Delivered:
     @property
     def is_message(self) -> bool:
         """False for what devices state among themselves."""
-        return self.batch.records[self.index].kind == KIND_MESSAGE
+        return self.batch.records[self.index].kind in (KIND_MESSAGE, KIND_ATTACHMENT)
 
     @property
     def size(self) -> int:
@@ -135,6 +141,8 @@ class Engine:
         on_report: Callable[[Report], None],
         on_epochs: Callable[[list[Epoch]], None],
         runtime: Runtime,
+        chunk_key: bytes,
+        policy: Policy,
     ) -> None:
         self.runtime = runtime
         self.channel = trust.channel
@@ -165,6 +173,7 @@ class Engine:
         self.forks = Forks(self)
         self.resuming = Resuming(self)
         self.announcer = Announcer(self)
+        self.attachments = Attachments(self, chunk_key, policy)
         #: Own batches whose signature is not stored yet, and their last sequence number.
         self._unsigned: dict[bytes, int] = {}
         self._commit = _Commit()
@@ -214,6 +223,7 @@ class Engine:
                 self.rotation.run,
                 self.resuming.run,
                 self.announcer.run,
+                self.attachments.run,
             ):
                 tasks.start_soon(loop)
             try:
@@ -223,6 +233,7 @@ class Engine:
                 self._make_room()
                 self.outbox.close(anyio.ClosedResourceError("the channel is closed"))
                 self.notify()
+                self.attachments.close()
                 await self.flush_cursors()
 
     async def _restore(self) -> None:
@@ -248,6 +259,7 @@ class Engine:
         self.reconciler.restore_open(await self._open_records())
         await self.forks.restore()
         await self.resuming.restore()
+        await self.attachments.restore()
 
     async def refill_unanchored(self) -> None:
         """When those that were in memory are anchored, take the next from the store."""
@@ -279,19 +291,28 @@ class Engine:
                 batch = decode_batch(stored[0].body)
             record = batch.records[seq - batch.first_seq]
             found.append(
-                OpenRecord(author, seq, record_id, record.size, record.commitment, 0.0)
+                OpenRecord(
+                    author,
+                    seq,
+                    record_id,
+                    record.size,
+                    record.commitment,
+                    0.0,
+                    kind=record.kind,
+                )
             )
         return found
 
     def check(self) -> None:
         """Raise if nothing can be sent now: the channel is closed, or its store fails."""
-        self._check_open()
+        self.check_open()
         if self._failure is not None:
             raise StoreError(
                 f"the store failed and is tried again: {self._failure}"
             ) from self._failure
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise anyio.ClosedResourceError if the channel is closed."""
         if self._closed:
             raise anyio.ClosedResourceError("the channel is closed")
 
@@ -367,8 +388,15 @@ class Engine:
                     self._staged[record_id] = Delivered(
                         position=0, batch=batch, index=i, content=content.data
                     )
+            manifests = [
+                (record_id, batch.records[i].kind, held[record_id].data)
+                for i, record_id in enumerate(batch.record_ids)
+                if record_id in held
+            ]
         else:
             commit.contents.extend(write.contents)
+            manifests = [(r, write.kind, content.data) for r, content in write.contents]
+        commit.attachments += self.attachments.decode(manifests, write.author)
         if write.author is not None:
             commit.changed[write.author] = None
         commit.deliver.extend(write.deliver)
@@ -398,6 +426,7 @@ class Engine:
                     deliver=commit.deliver,
                     signatures=commit.signatures,
                     anchors=commit.anchors,
+                    attachments=commit.attachments,
                 )
             except StoreError as error:
                 await self._recover(error, commit)
@@ -469,6 +498,7 @@ class Engine:
             if batch.author != self.me or batch.signature is not None:
                 self.durable[batch.author] = batch.first_seq + len(batch.record_ids) - 1
         self.reconciler.landed(record_id for record_id, _ in commit.contents)
+        self.attachments.registered(commit.attachments)
         # Those who wait run in this order: the sender, the readers, then the links.
         commit.done.set()
         self.notify(company=False)
@@ -572,15 +602,15 @@ class Engine:
 
     async def changed(self) -> None:
         """Wait for the log to grow, an anchor, or news of what others hold."""
-        self._check_open()
+        self.check_open()
         await self._changed.wait()
-        self._check_open()
+        self.check_open()
 
     async def company_changed(self) -> None:
         """Wait for news of who is a member or connected."""
-        self._check_open()
+        self.check_open()
         await self._company.wait()
-        self._check_open()
+        self.check_open()
 
     # ---------------------------------------------------------------------- vector
 

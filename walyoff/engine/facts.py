@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from walyoff.abc import StoredContent
-from walyoff.records import Batch
+from walyoff.records import KIND_MESSAGE, Batch
 
 
 class Verdict(Enum):
@@ -54,6 +54,8 @@ class Write:
     deliver: tuple[bytes, ...]
     #: The device whose records these are; None if it is only about delivery.
     author: str | None = None
+    #: The kind of the record of `contents` that come without a batch.
+    kind: int = KIND_MESSAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class OpenRecord:
     until: float = 0.0
     #: Its place in the order was given up: it is delivered as soon as it comes.
     late: bool = False
+    kind: int = KIND_MESSAGE
 
 
 @dataclass(slots=True)

@@ -32,6 +32,9 @@ class Link(Protocol):
     def send(self, data: bytes) -> None:
         """Queue one encoded frame; never waits. Does nothing once the link is closed."""
 
+    def send_bulk(self, data: bytes) -> None:
+        """Queue one encoded frame that all others overtake."""
+
     def close(self) -> None:
         """End the session at once."""
 

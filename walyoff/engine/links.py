@@ -17,6 +17,8 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from walyoff import frames
+from walyoff.chunk_frames import ChunkFrame
+from walyoff.engine.chunk_serving import ChunkServer
 from walyoff.engine.facts import Reason
 from walyoff.engine.link import LinkState, batch_frame
 from walyoff.errors import NotAMemberError, RemoteProtocolError, WalyoffError
@@ -79,6 +81,9 @@ class SessionLink(Protocol):
     async def drained(self, limit: int) -> None:
         """Wait until the backlog is at most `limit` bytes."""
 
+    async def bulk_drained(self, limit: int) -> None:
+        """Wait until at most `limit` bytes of bulk wait to be sent."""
+
 
 class LinkServer:
     """Serves one session of a channel."""
@@ -97,6 +102,7 @@ class LinkServer:
         self._groups = groups
         self._session = session
         self._state = LinkState(session.link)
+        self._chunks = ChunkServer(engine, session, self._state)
         self._addresses = addresses
         self._chains = chains
         #: The tips of the other side's chains, as it named them last.
@@ -128,12 +134,17 @@ class LinkServer:
                 tasks.start_soon(self.announce_chains)
                 tasks.start_soon(self._announce_growth)
                 tasks.start_soon(self._compare_again)
+                tasks.start_soon(self._chunks.run)
                 await engine.forks.show_all(self._state)
                 async with aclosing(self._session.frames()) as incoming:
                     async for frame in incoming:
-                        await self._receive(frame, send)
+                        if isinstance(frame, ChunkFrame):
+                            await self._chunks.receive(frame)
+                        else:
+                            await self._receive(frame, send)
         finally:
             engine.links.pop(link.name, None)
+            engine.attachments.peer_left(link.name)
             engine.reconciler.peer_left(link.name, engine.runtime.now())
             engine.dispatch()
             engine.notify()
@@ -210,6 +221,7 @@ class LinkServer:
                     name, self._state.link.did, _as_vector(vector), now
                 )
                 engine.dispatch()
+                engine.attachments.peer_joined(name, self._state.link.did)
             case frames.EpochKeys(epochs):
                 engine.rotation.take(epochs, self._state)
             case (

@@ -230,7 +230,9 @@ class Reconciler:
         self._settle(record)
         self._landing[record_id] = (record.author, record.seq)
         late = (record_id,) if record.late else ()
-        self._orders.append(Write(None, None, ((record_id, content),), late, record.author))
+        self._orders.append(
+            Write(None, None, ((record_id, content),), late, record.author, record.kind)
+        )
         if not late:
             self._release(now)
         state = self.peers.get(peer)
@@ -425,6 +427,7 @@ class Reconciler:
                 record.size,
                 record.commitment,
                 now,
+                kind=record.kind,
             )
         at = len(self._orders)
         queue = self._pending.setdefault(batch.author, deque())

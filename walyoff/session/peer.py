@@ -86,6 +86,9 @@ class Session:
         self._channel = SecureChannel(established.keys, role)
         self._leftover = established.leftover
         self._queue: deque[bytes] = deque()
+        #: Goes out when nothing else does.
+        self._bulk: deque[bytes] = deque()
+        self._bulk_backlog = 0
         self._work = anyio.Event()
         self._drained = anyio.Event()
         self.opened = self._runtime.now()
@@ -139,6 +142,19 @@ class Session:
         self.backlog += len(data)
         self._sent.set()
         self._work.set()
+
+    def send_bulk(self, data: bytes) -> None:
+        """Queue one encoded frame that all others overtake; wait in `bulk_drained` before."""
+        if self._closed:
+            return
+        self._bulk.append(data)
+        self._bulk_backlog += len(data)
+        self._work.set()
+
+    async def bulk_drained(self, limit: int) -> None:
+        """Wait until at most `limit` bytes of bulk wait. Returns at once when closed."""
+        while self._bulk_backlog > limit and not self._closed:
+            await self._drained.wait()
 
     def send_frame(self, frame: frames.Frame) -> None:
         """Encode and queue a frame."""
@@ -246,8 +262,11 @@ class Session:
                 if self._queue:
                     await self._write_some()
                 elif self._ending:
+                    # What is left of bulk is asked for again in another session.
                     await self._write(self._channel.end())
                     break
+                elif self._bulk:
+                    await self._write_bulk()
                 else:
                     await self._work.wait()
                     self._work = anyio.Event()
@@ -259,13 +278,23 @@ class Session:
         while self._queue and size + len(self._queue[0]) <= WRITE_BYTES:
             payloads.append(self._queue.popleft())
             size += len(payloads[-1])
+        await self._seal_and_write(payloads)
+        self.backlog = max(self.backlog - size, 0)
+        self._wake_drained()
+
+    async def _write_bulk(self) -> None:
+        """One frame only: a message that comes meanwhile is next."""
+        payload = self._bulk.popleft()
+        await self._seal_and_write([payload])
+        self._bulk_backlog = max(self._bulk_backlog - len(payload), 0)
+        self._wake_drained()
+
+    async def _seal_and_write(self, payloads: list[bytes]) -> None:
         sealed = self._channel.seal(payloads)
         if self._runtime.now() - self._keyed > REKEY_AGE:
             sealed += self._channel.rekey()
             self._keyed = self._runtime.now()
         await self._write(sealed)
-        self.backlog = max(self.backlog - size, 0)
-        self._wake_drained()
 
     async def _write(self, sealed: bytes) -> None:
         try:
@@ -304,7 +333,8 @@ class Session:
     def _shut(self) -> None:
         self._closed = True
         self._queue.clear()
-        self.backlog = 0
+        self._bulk.clear()
+        self.backlog = self._bulk_backlog = 0
         self._wake_drained()
         self._work.set()
         self._shutting.set()
