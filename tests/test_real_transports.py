@@ -91,3 +91,20 @@ def test_a_peer_that_stands_still_is_noticed_and_taken_up_again(
     b.call("wait_content", contents=[b"meanwhile"], limit=45)
     b.call("send", content=b"after")
     a.call("wait_content", contents=[b"after"], limit=45)
+
+
+def test_a_newcomer_gets_in_over_tcp_although_its_inviter_has_gone(world: World) -> None:
+    """Nothing but TCP connects these devices: no node announces the joining block."""
+    options = ("--transport", "tcp")
+    a, m = world.pair("a", "m", *options)
+    assert m.close() == 0
+    n = world.start("n", *options)
+    n.call("join", invitation=a.call("invite"), limit=40)
+    n.call("wait_peer")
+    a.kill()
+    m = world.start("m", *options)
+    n.call("send", content=b"nobody told you of me")
+    m.call("wait_content", contents=[b"nobody told you of me"], limit=60)
+    assert n.call("info")["me"] in m.call("info")["members"]
+    m.call("send", content=b"welcome")
+    n.call("wait_content", contents=[b"welcome"])

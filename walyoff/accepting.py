@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hmac
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import ByteStream, TaskStatus
 
+from walyoff import introducing
 from walyoff.abc import Transport
 from walyoff.channel import Channel
 from walyoff.errors import (
@@ -35,6 +37,17 @@ log = logging.getLogger("walyoff.device")
 
 #: Handshakes in progress at a time: each costs milliseconds of signatures and some memory.
 MAX_HANDSHAKES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Introduced:
+    """Somebody who introduces itself to a channel."""
+
+    channel: Channel
+
+
+#: What a handshake is about.
+Subject = Channel | Issued | Introduced
 
 
 def judge(channel: Channel) -> Judge:
@@ -66,6 +79,7 @@ class Acceptor:
         self._device = device
         #: Those who are in a handshake with us, the oldest first.
         self._handshakes: dict[anyio.CancelScope, None] = {}
+        self._introductions = introducing.Introductions()
 
     @property
     def handshakes(self) -> int:
@@ -88,7 +102,7 @@ class Acceptor:
                 tasks.start_soon(self._accept, stream, transport.name, scope)
 
     async def _accept(self, stream: ByteStream, path: str, scope: anyio.CancelScope) -> None:
-        chosen: list[Channel | Issued] = []
+        chosen: list[Subject] = []
 
         def find(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
             return self._find(mode, ephemeral, tag, chosen)
@@ -126,7 +140,7 @@ class Acceptor:
             log.exception("a session failed by a fault of this program")
 
     def _find(
-        self, mode: Mode, ephemeral: bytes, tag: bytes, chosen: list[Channel | Issued]
+        self, mode: Mode, ephemeral: bytes, tag: bytes, chosen: list[Subject]
     ) -> HandshakeContext | None:
         if mode == "member":
             for channel in self._device.channels():
@@ -134,6 +148,14 @@ class Acceptor:
                 if hmac.compare_digest(expected, tag):
                     chosen[:] = [channel]
                     return channel.handshake_context()
+            return None
+        if mode == "introduce":
+            for channel in self._device.channels():
+                for epoch in introducing.acceptable(channel):
+                    expected = blinded_tag(introducing.tag_key(epoch), mode, ephemeral)
+                    if hmac.compare_digest(expected, tag):
+                        chosen[:] = [Introduced(channel)]
+                        return introducing.context(channel, epoch)
             return None
         issued = self._device.invitations.find(ephemeral, tag)
         inviting = None if issued is None else self._device.find_channel(issued.channel)
@@ -148,7 +170,11 @@ class Acceptor:
             psk=issued.invitation().psk,
         )
 
-    async def _serve(self, session: Session, subject: Channel | Issued) -> None:
+    async def _serve(self, session: Session, subject: Subject) -> None:
+        if isinstance(subject, Introduced):
+            # Not believed to be a member: it may hand over blocks, which prove themselves.
+            await self._introductions.receive(subject.channel, session)
+            return
         if isinstance(subject, Channel):
             await subject.connections.serve(session)
             return

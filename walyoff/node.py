@@ -33,6 +33,7 @@ from walyoff.errors import (
     RemoteProtocolError,
     TransportError,
 )
+from walyoff.introducing import introduce
 from walyoff.issued import InvitationBook
 from walyoff.joining import Granted, OnWords, request_join
 from walyoff.kinship import Kinship
@@ -40,7 +41,7 @@ from walyoff.paths import carriers, scheme
 from walyoff.platform import Foundation, Platform
 from walyoff.running import run_channel
 from walyoff.runtime import Runtime
-from walyoff.session.peer import dial
+from walyoff.session.peer import Session, dial
 from walyoff.tasks import background_tasks
 from walyoff.wire import pack, unpack
 
@@ -416,6 +417,21 @@ class Device:
             TransportError: nobody was reached, or the connection broke.
             RemoteProtocolError: it is not a member, or it refused.
         """
+        session = await self._reach(channel, address)
+        if not claim(session.did):
+            async with session.run():
+                log.debug("the session with %s at %s is not wanted", session.did, address)
+            return
+        try:
+            await channel.connections.serve(session)
+        except RemoteProtocolError as error:
+            known = error.reason != "refused"
+            if known or not await introduce(self, channel, address, judge(channel)):
+                raise
+            again = await self._reach(channel, address)
+            await channel.connections.serve(again)
+
+    async def _reach(self, channel: Channel, address: str) -> Session:
         stream = await self.connect_stream(address)
         session = await dial(
             stream,
@@ -427,11 +443,7 @@ class Device:
             runtime=self.runtime,
         )
         session.path = self._carriers[scheme(address)]
-        if claim(session.did):
-            await channel.connections.serve(session)
-            return
-        async with session.run():
-            log.debug("the session with %s at %s is not wanted", session.did, address)
+        return session
 
     def suites(self) -> list[str]:
         """The suites that this device accepts, its own first."""

@@ -85,7 +85,8 @@ class HandshakeContext:
     sign_key: SignKey
     #: The encoded certificate of the sign key, with its signature.
     certificate: bytes = field(repr=False)
-    #: 32 bytes that both sides hold: the invitation's secret, which mode "join" requires.
+    #: 32 bytes that both sides hold: the invitation's secret in mode "join", of an epoch in
+    #: mode "introduce"; these require it.
     psk: bytes | None = field(default=None, repr=False)
 
 
@@ -207,9 +208,9 @@ class Machine:
             raise LocalProtocolError(f"unknown mode {mode!r}")
         if context.psk is not None:
             check_secret(context.psk, "pre-shared secret")
-        elif mode == "join":
+        elif mode != "member":
             # Without it anybody could read the responder's certificate.
-            raise LocalProtocolError("mode 'join' needs the invitation's secret")
+            raise LocalProtocolError(f"mode {mode!r} needs a secret that both sides hold")
         try:
             own = decode(context.certificate)
         except RemoteProtocolError as error:
@@ -264,7 +265,7 @@ class Machine:
         ):
             raise RemoteProtocolError("the peer presents our own keys", reason="reflected")
         # A joining device has no certificate of the channel yet, and may not know its id.
-        if self._mode == "member" and theirs.channel != have(self._context).channel:
+        if self._mode != "join" and theirs.channel != have(self._context).channel:
             raise RemoteProtocolError("certificate of another channel", reason="channel")
         if theirs.suite not in self._suites:
             raise RemoteProtocolError("certificate of an unwanted suite", reason="suite")

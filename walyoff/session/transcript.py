@@ -25,10 +25,10 @@ DOMAIN: Final = "walyoff/session/1"
 #: Bytes of hashes, tags, tag keys, session secrets and ids.
 HASH_SIZE: Final = 32
 
-Mode = Literal["member", "join"]
+Mode = Literal["member", "join", "introduce"]
 Role = Literal["initiator", "responder"]
 
-MODES: Final[tuple[Mode, ...]] = ("member", "join")
+MODES: Final[tuple[Mode, ...]] = ("member", "join", "introduce")
 
 
 class Transcript:
