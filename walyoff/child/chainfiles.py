@@ -195,8 +195,7 @@ class ChainFiles(ChainDag):
                         # Stock code knows a chain by them.
                         self.write_block(block, data)
                         born.append(block.long_id)
-                    else:
-                        self._pack.put(block.cid, data)
+                    self._pack.put(block.cid, data)
                     self._remember(block)
                     self._unplaced.append(block.cid)
                     added += 1
@@ -219,15 +218,18 @@ class ChainFiles(ChainDag):
             self.folder = folder
             self._pack.move(folder)
 
-    def spread(self) -> int:
-        """Give the blocks of the pack files of their own, as stock code has them; how many.
+    def packed(self) -> list[str]:
+        """What is in the pack: blocks that were handed over and are not spread yet."""
+        with self._lock:
+            return [cid for cid in self._pack if cid in self._entries]
 
-        A kill leaves some of them twice, which does no harm.
+    def spread(self, cids: Sequence[str]) -> None:
+        """Give blocks of the pack files of their own, as stock code has them.
+
+        The pack goes when all of it was. A kill leaves some blocks twice, which does no harm.
         """
         with self._spreading:
-            with self._lock:
-                packed = [cid for cid in self._pack if cid in self._entries]
-            fresh = [cid for cid in packed if not self._path(cid).is_file()]
+            fresh = [cid for cid in cids if not self._path(cid).is_file()]
             for cid in fresh:
                 path = self._path(cid)
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -235,10 +237,9 @@ class ChainFiles(ChainDag):
             with self._lock:
                 if fresh:
                     append_index(self.folder, [self._entries[cid].long_id for cid in fresh])
-                # Unless more came meanwhile: then all are spread again.
-                if set(self._pack) <= set(packed):
+                # Unless more came meanwhile.
+                if set(self._pack) <= set(cids):
                     self._pack.remove()
-        return len(packed)
 
     # ------------------------------------------------------------------ loading
 
@@ -251,7 +252,8 @@ class ChainFiles(ChainDag):
             self._forget()
             self._unplaced.clear()
             self._pack.load()
-            for block in causal_order(self._stored_blocks()):
+            stored, filed = self._stored_blocks()
+            for block in causal_order(stored):
                 try:
                     self.check(block)
                 except RemoteProtocolError as error:
@@ -264,12 +266,14 @@ class ChainFiles(ChainDag):
                 raise LedgerError(f"chain {self.chain} has no first block here")
             self._load_positions()
             # Parents before children, so the chain's first block is the first record.
-            filed = [e.long_id for e in self.in_order() if e.cid not in self._pack]
-            if repair_index(self.folder, filed):
+            long_ids = [e.long_id for e in self.in_order() if e.cid in filed]
+            if repair_index(self.folder, long_ids):
                 _log.warning("chain %s: its index was written again", self.chain)
 
-    def _stored_blocks(self) -> dict[str, BlockFile]:
+    def _stored_blocks(self) -> tuple[dict[str, BlockFile], set[str]]:
+        """All blocks on disk, and which of them have files of their own."""
         found: dict[str, BlockFile] = {}
+        filed: set[str] = set()
         for cid in list(self._pack):
             try:
                 found[cid] = decode_block(self._pack.read(cid) or b"", cid)
@@ -288,9 +292,8 @@ class ChainFiles(ChainDag):
                     path.unlink()
                 continue
             found[block.cid] = block
-            # It was being spread.
-            self._pack.drop(block.cid)
-        return found
+            filed.add(block.cid)
+        return found, filed
 
     def _path(self, cid: str) -> Path:
         return self.folder / "ReceivedBlocks" / cid[:4] / cid

@@ -74,14 +74,23 @@ def _remember(known: OrderedDict[str, float], key: str, value: float) -> None:
         known.popitem(last=False)
 
 
+class _Known:
+    """Stands for the set of all pins: stock code looks for one CID in it, at each add."""
+
+    def __init__(self, is_known: Callable[[str], bool]) -> None:
+        self._is_known = is_known
+
+    def __contains__(self, cid: str) -> bool:
+        return self._is_known(cid)
+
+
 class Files:
-    """Block files: read with a deadline, pins in memory."""
+    """Block files: read with a deadline, pins asked for one by one."""
 
     def __init__(self, kubo: Any, scratch: Path) -> None:
         self._kubo = kubo
         self._scratch = scratch
         self._lock = threading.Lock()
-        self._pins: set[str] | None = None
         self._recent: OrderedDict[str, bytes] = OrderedDict()
         #: By CID, so that many announcements of one block are one download.
         self._downloads: dict[str, _Download] = {}
@@ -249,35 +258,19 @@ class Files:
             return cid_of(file.read(MAX_FILE + 1))
 
     def pin(self, cid: str) -> None:
-        """Keep a file; the node is asked once."""
-        with self._lock:
-            if self._pins is not None and cid in self._pins:
-                return
+        """Keep a file."""
         self._kubo.pin(cid)
-        with self._lock:
-            if self._pins is not None:
-                self._pins.add(cid)
 
     def unpin(self, cid: str) -> None:
         """Let a file go."""
         self._kubo.unpin(cid)
-        with self._lock:
-            if self._pins is not None:
-                self._pins.discard(cid)
 
     def remove(self, cid: str) -> None:
         """Stock code removes what it could not read; nothing of ours is ever removed."""
 
-    def list_pins(self, cids_only: bool = True, cache_age_s: float | None = None) -> set[str]:
-        """The pinned CIDs, from memory: listing them costs O(pins) at every add otherwise."""
-        with self._lock:
-            if self._pins is not None:
-                return self._pins
-        pins = set(self._kubo.list_pins())
-        with self._lock:
-            if self._pins is None:
-                self._pins = pins
-            return self._pins
+    def list_pins(self, cids_only: bool = True, cache_age_s: float | None = None) -> _Known:
+        """What is pinned, as far as it can be asked for: blocks that are known here."""
+        return _Known(lambda cid: self.local(cid) is not None)
 
     def terminate(self) -> None:
         """Nothing to end."""

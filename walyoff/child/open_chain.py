@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 MAX_OWN_PARENTS = 16
 #: So many blocks go to Kubo at once; of more, one after each pause, in seconds: each takes
 #: some milliseconds of a core.
-MAX_PINNED_AT_ONCE = 32
-PIN_PAUSE_S = 0.05
+MAX_SPREAD_AT_ONCE = 32
+SPREAD_PAUSE_S = 0.05
 #: The exit status of a child whose stock code is in an unknown state.
 EXIT_STOCK_FAILED = 70
 
@@ -53,13 +53,13 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
             self._own: ChainFiles | None = chains.files(chain) if chain else None
             self._inbox = Inbox("guard", self._announcement)
             self._handle: Any = None
-            self._pinning = threading.Lock()
-            self._pin_again = False
+            self._spreading = threading.Lock()
+            self._spread_again = False
             self.refused = chains.refusals(chain or "")
             self.aside = guard.Aside()
             self.current_endblocks: list[bytearray] = []
             super().__init__(chain)
-            threading.Thread(target=self._repin, daemon=True, name="repin").start()
+            threading.Thread(target=self._spread, daemon=True, name="spread").start()
 
         def __repr__(self) -> str:
             return f"<OpenChain {self.blockchain_id} [{len(self._own or ())} blocks]>"
@@ -147,7 +147,7 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
                     with self.endblocks_lock:
                         self.current_endblocks = self.load_latest_block_ids()
             if added:
-                threading.Thread(target=self._repin, daemon=True, name="repin").start()
+                threading.Thread(target=self._spread, daemon=True, name="spread").start()
             return added
 
         def admit_aside(self) -> int:
@@ -190,32 +190,32 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
         def publish_new_block(self, _block: Any) -> None:
             """Applications are told by `Chains.admitted`."""
 
-        def _repin(self) -> None:
-            """Give Kubo what it has not got, without getting in anybody's way."""
-            if not self._pinning.acquire(blocking=False):
+        def _spread(self) -> None:
+            """Give Kubo, and stock files, what was handed over, in nobody's way."""
+            if not self._spreading.acquire(blocking=False):
                 # Who is at it finds what came meanwhile.
-                self._pin_again = True
+                self._spread_again = True
                 return
             try:
-                self._pin_again = True
-                while self._pin_again and not self._terminate:
-                    self._pin_again = False
-                    self.files.spread()
-                    self._pin_missing()
-            except WalyoffError as error:
-                _log.warning("chain %s: pinning failed: %s", self.blockchain_id, error)
+                self._spread_again = True
+                while self._spread_again and not self._terminate:
+                    self._spread_again = False
+                    self._spread_packed()
+            except (WalyoffError, OSError) as error:
+                # It stays in the pack until the next start.
+                _log.warning("chain %s: spreading failed: %s", self.blockchain_id, error)
             finally:
-                self._pinning.release()
+                self._spreading.release()
 
-        def _pin_missing(self) -> None:
-            pins = client.files.list_pins()
-            missing = [entry.cid for entry in self.files.in_order() if entry.cid not in pins]
-            for cid in missing:
+        def _spread_packed(self) -> None:
+            packed = self.files.packed()
+            for cid in packed:
                 if self._terminate:
                     return
                 client.files.publish_bytes(cid, self.files.read(cid))
-                if len(missing) > MAX_PINNED_AT_ONCE:
-                    time.sleep(PIN_PAUSE_S)
+                if len(packed) > MAX_SPREAD_AT_ONCE:
+                    time.sleep(SPREAD_PAUSE_S)
+            self.files.spread(packed)
 
         # ------------------------------------------------------------- from outside
 
@@ -224,7 +224,7 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
 
         def _announced(self, sender: str, data: bytes) -> None:
             # On the hub's thread: nothing but a queue.
-            if sender != self.ipfs_peer_id and len(data) <= guard.MAX_ANNOUNCEMENT:
+            if sender != client.peer_id and len(data) <= guard.MAX_ANNOUNCEMENT:
                 self._inbox.put(sender, data)
 
         def _announcement(self, sender: str, data: bytes) -> None:

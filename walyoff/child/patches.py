@@ -33,6 +33,9 @@ VERSIONS = {
 #: Stock's peer files are written this often; 20 s makes its end take as long.
 PEER_FILE_INTERVAL_S = 1
 _INTERVAL_NAME = "PM_FILE_WRITE_INTERVALL_SEC"
+#: What blocks of ours have for their creator. It is a claim that nobody checks, and the node's
+#: name would tell everybody who has the chain which device wrote when.
+CREATOR = "walyoff"
 #: The methods that are answered from memory, and their parameters after `self`.
 _REPLACED = {
     "is_block_known": ("block_id",),
@@ -68,9 +71,14 @@ PATCHES = (
         until="both answer from an index whose cost does not grow with the chain",
     ),
     Patch(
-        name="pins in memory",
-        why="list_pins asks the node for all pins at each add: O(pins)",
-        until="an add asks about one CID, or the cache learns of the node's own pins",
+        name="pins one by one",
+        why="list_pins asks the node for all pins at each add, to look for one: O(pins)",
+        until="an add asks about one CID",
+    ),
+    Patch(
+        name="creator",
+        why="each block says for ever which node wrote it, so which device, and when",
+        until="the creator's name can be chosen, or left out",
     ),
     Patch(
         name="read deadline",
@@ -143,6 +151,12 @@ def check_class(blockchain: Any) -> None:
             raise LedgerError(f"stock {name} takes {found}; {wanted} is known")
 
 
+def check_creator(blockchain: Any) -> None:
+    """Raise LedgerError unless stock code takes a block's creator from where it is replaced."""
+    if "ipfs_peer_id" not in blockchain.create_block.__code__.co_names:
+        raise LedgerError("stock create_block does not ask for ipfs_peer_id")
+
+
 def answers_from_files(blockchain: Any) -> Any:
     """The stock chain class, with its questions about known blocks answered from memory.
 
@@ -153,12 +167,22 @@ def answers_from_files(blockchain: Any) -> Any:
         LedgerError: the class is not as it is known.
     """
     check_class(blockchain)
+    check_creator(blockchain)
 
     class FromFiles(blockchain):  # type: ignore[misc]
         """Answers from memory."""
 
         files: Any
         blockchain_id: str
+
+        @property
+        def ipfs_peer_id(self) -> str:
+            """The creator of new blocks: stock code wants it for nothing else here."""
+            return CREATOR
+
+        @ipfs_peer_id.setter
+        def ipfs_peer_id(self, _peer_id: str) -> None:
+            """Stock code sets the node's; it stays out of blocks."""
 
         def is_block_known(self, block_id: Any) -> bool:
             return _cid(block_id) in self.files
@@ -189,7 +213,7 @@ def answers_from_files(blockchain: Any) -> Any:
             return bytearray(entry.long_id)
 
         def ensure_ipfs_pinned(self) -> None:
-            """Done later, off the way of the start."""
+            """Blocks are pinned when they are written, admitted or spread."""
 
     return FromFiles
 
@@ -199,11 +223,13 @@ def _cid(block_id: Any) -> str:
 
 
 __all__ = [
+    "CREATOR",
     "PATCHES",
     "VERSIONS",
     "InertPeerMonitor",
     "answers_from_files",
     "check_class",
+    "check_creator",
     "check_versions",
     "shorten_peer_file_interval",
 ]
