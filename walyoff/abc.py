@@ -15,11 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from anyio import TypedAttributeSet, typed_attribute
 from anyio.abc import ByteStream, ObjectReceiveStream
 
 from walyoff.chunkstore import ChunkStore, NewAttachment
 
 # --------------------------------------------------------------------------- transport
+
+
+class StreamAttribute(TypedAttributeSet):
+    """What a stream that was accepted may say, as anyio's typed attributes do."""
+
+    #: What the transport takes the far end for (an address, a peer id): a hint, never
+    #: authenticated, by which one source of many streams is told from many sources.
+    source: str = typed_attribute()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +99,8 @@ class Transport(Protocol):
     def listen(self) -> AbstractAsyncContextManager[ObjectReceiveStream[ByteStream]]:
         """Accept streams that others open to this device, while the context is open.
 
-        Streams that wait unaccepted are bounded in number; more are refused.
+        Streams that wait unaccepted are bounded in number; more are refused. A stream says
+        where it is from (`StreamAttribute.source`) if the transport knows.
 
         Raises:
             TransportError: listening is impossible now.

@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import ByteStream, TaskStatus
 
 from walyoff import introducing
-from walyoff.abc import Transport
+from walyoff.abc import StreamAttribute, Transport
 from walyoff.channel import Channel
 from walyoff.errors import (
     NotAMemberError,
@@ -23,6 +23,7 @@ from walyoff.errors import (
     TransportError,
     WalyoffError,
 )
+from walyoff.handshakes import Handshake, Handshakes
 from walyoff.issued import Issued
 from walyoff.joining import grant_join
 from walyoff.session.handshake import HandshakeContext, PeerPresented
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from walyoff.node import Device
 
 log = logging.getLogger("walyoff.device")
-
-#: Handshakes in progress at a time: each costs milliseconds of signatures and some memory.
-MAX_HANDSHAKES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +75,7 @@ class Acceptor:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        #: Those who are in a handshake with us, the oldest first.
-        self._handshakes: dict[anyio.CancelScope, None] = {}
+        self._handshakes = Handshakes()
         self._introductions = introducing.Introductions()
 
     @property
@@ -91,17 +88,19 @@ class Acceptor:
         async with transport.listen() as streams, background_tasks() as tasks:
             task_status.started()
             async for stream in streams:
-                if len(self._handshakes) >= MAX_HANDSHAKES:
-                    # The oldest makes room: an honest one takes milliseconds, so streams
-                    # that say nothing cannot keep the others out.
-                    oldest = next(iter(self._handshakes))
-                    del self._handshakes[oldest]
-                    oldest.cancel()
+                named = stream.extra(StreamAttribute.source, None)  # noqa: S610 - no SQL
+                source = f"{transport.name}:{named}" if named else ""
                 scope = anyio.CancelScope()
-                self._handshakes[scope] = None
-                tasks.start_soon(self._accept, stream, transport.name, scope)
+                now = self._device.runtime.now()
+                handshake = self._handshakes.begin(source, scope.cancel, now=now)
+                if handshake is None:
+                    await anyio.aclose_forcefully(stream)
+                    continue
+                tasks.start_soon(self._accept, stream, transport.name, scope, handshake)
 
-    async def _accept(self, stream: ByteStream, path: str, scope: anyio.CancelScope) -> None:
+    async def _accept(
+        self, stream: ByteStream, path: str, scope: anyio.CancelScope, handshake: Handshake
+    ) -> None:
         chosen: list[Subject] = []
 
         def find(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
@@ -123,7 +122,8 @@ class Acceptor:
                         runtime=self._device.runtime,
                     )
             finally:
-                self._handshakes.pop(scope, None)
+                now = self._device.runtime.now()
+                self._handshakes.end(handshake, failed=session is None, now=now)
             if session is None:
                 log.info("a handshake that took long made room for another one")
                 return

@@ -17,6 +17,8 @@ import anyio
 from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from walyoff.abc import StreamAttribute
+
 #: Reads and writes that are done at once without letting others run; then a checkpoint.
 MAX_TURNS = 16
 
@@ -24,8 +26,10 @@ MAX_TURNS = 16
 class SocketStream(ByteStream):
     """A connected stream socket, which it owns and makes non-blocking."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, source: str | None = None) -> None:
+        """`source` is where an accepted connection is from (`StreamAttribute.source`)."""
         sock.setblocking(False)
+        self._source = source
         self._socket = sock
         self._closed = False
         self._turns = 0
@@ -93,8 +97,9 @@ class SocketStream(ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Any]:
-        """None."""
-        return {}
+        """Where it is from, if that is known."""
+        source = self._source
+        return {} if source is None else {StreamAttribute.source: lambda: source}
 
 
 async def connect_unix(path: str) -> SocketStream:

@@ -176,7 +176,7 @@ class TcpTransport:
         while True:
             await anyio.wait_readable(self._listener)
             try:
-                sock, _ = self._listener.accept()
+                sock, peer = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError as error:
@@ -184,7 +184,7 @@ class TcpTransport:
                 _log.warning("a connection could not be accepted: %s", error)
                 await anyio.sleep(0.1)
                 continue
-            stream = _stream(sock)
+            stream = _stream(sock, peer[0])
             try:
                 if self._accepting is None:
                     raise anyio.WouldBlock
@@ -214,10 +214,10 @@ def _digest(topic: str) -> bytes:
     return blake3(topic.encode(errors="surrogatepass")).digest(TOPIC_SIZE)
 
 
-def _stream(sock: socket.socket) -> SocketStream:
+def _stream(sock: socket.socket, source: str | None = None) -> SocketStream:
     # Small frames leave at once: sessions gather what belongs together by themselves.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return SocketStream(sock)
+    return SocketStream(sock, source=source)
 
 
 async def _connect(host: str, port: int) -> ByteStream:

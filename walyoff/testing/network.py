@@ -21,7 +21,7 @@ from anyio.abc import ByteStream, ObjectReceiveStream
 from anyio.lowlevel import cancel_shielded_checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from walyoff.abc import Broadcast, TransportHost
+from walyoff.abc import Broadcast, StreamAttribute, TransportHost
 from walyoff.errors import LocalProtocolError, PayloadTooLargeError, TransportError
 from walyoff.fanout import Fanout
 
@@ -129,7 +129,8 @@ class _Pipe:
 class SimStream(ByteStream):
     """One end of a simulated stream."""
 
-    def __init__(self, incoming: _Pipe, outgoing: _Pipe) -> None:
+    def __init__(self, incoming: _Pipe, outgoing: _Pipe, source: str) -> None:
+        self._source = source
         self._incoming = incoming
         self._outgoing = outgoing
         self._closed = False
@@ -165,8 +166,8 @@ class SimStream(ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Any]:
-        """None."""
-        return {}
+        """The device at the far end."""
+        return {StreamAttribute.source: lambda: self._source}
 
 
 class SimNetwork:
@@ -257,7 +258,7 @@ class SimNetwork:
         if transport is None or self.is_apart(source, target):
             raise TransportError(f"{target} is not there")
         forth, back = _Pipe(self, source, target), _Pipe(self, target, source)
-        near, far = SimStream(back, forth), SimStream(forth, back)
+        near, far = SimStream(back, forth, target), SimStream(forth, back, source)
         transport._offer(far)
         lifetime = math.inf
         if link.lifetime != math.inf:
