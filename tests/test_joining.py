@@ -12,7 +12,7 @@ from walyoff import Channel, Device, frames
 from walyoff.errors import InvitationError, TransportError
 from walyoff.invitations import grouped
 from walyoff.inviting import Joiner
-from walyoff.joining import CONFIRM_TIMEOUT
+from walyoff.joining import CONFIRM_TIMEOUT, MAX_ASKED
 from walyoff.session import peer
 from walyoff.testing.world import SimWorld
 from walyoff.words import COUNT, session_words
@@ -189,6 +189,33 @@ async def test_a_question_that_nobody_answers_is_a_no_and_ends_when_the_joiner_l
         await anyio.sleep(5)
         assert cancelled == 2
         assert states(channel) == ["open"]
+
+
+@in_virtual_time
+async def test_who_asks_without_end_is_sent_away_and_spoils_nothing() -> None:
+    world = SimWorld(1)
+    async with world.device("a") as a, world.device("b") as b, world.device("c") as c:
+        channel = await a.create_channel("family")
+        asked = 0
+
+        async def confirm(joiner: Joiner) -> bool:
+            nonlocal asked
+            asked += 1
+            await anyio.sleep(3600)
+            return False
+
+        invitation = await channel.invite(confirm=confirm)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(MAX_ASKED):
+                tasks.start_soon(b.join, invitation)
+            await anyio.sleep(1)
+            assert "try again" in await refused(c, invitation)
+            # Who is not asked about gets in meanwhile.
+            await c.join(await channel.invite())
+            tasks.cancel_scope.cancel()
+        assert asked == MAX_ASKED
+        await anyio.sleep(1)
+        assert a.invitations.asked == 0
 
 
 @in_virtual_time

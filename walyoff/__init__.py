@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         UnknownSuiteError,
         WalyoffError,
     )
+    from walyoff.inviting import InvitationInfo, Joiner
     from walyoff.messages import Message, MessageStream, Receipt
     from walyoff.moving.homes import (
         backup_device,
@@ -67,6 +68,7 @@ _HOMES = {
         "UnknownSuiteError",
         "WalyoffError",
     ),
+    "walyoff.inviting": ("InvitationInfo", "Joiner"),
     "walyoff.messages": ("Message", "MessageStream", "Receipt"),
     "walyoff.moving.homes": (
         "backup_device",
@@ -89,6 +91,8 @@ __all__ = [
     "Device",
     "HomeInUseError",
     "InvitationError",
+    "InvitationInfo",
+    "Joiner",
     "LedgerError",
     "LocalProtocolError",
     "Message",

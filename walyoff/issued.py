@@ -198,6 +198,8 @@ class InvitationBook:
         self.lock = anyio.Lock()
         #: Who is asked, in this run, about the joins of an invitation.
         self.confirms: dict[str, Confirm] = {}
+        #: Questions that wait for a person.
+        self.asked = 0
 
     def now(self) -> float:
         """Seconds since 1970."""

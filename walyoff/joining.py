@@ -56,6 +56,8 @@ log = logging.getLogger("walyoff.device")
 JOIN_TIMEOUT = 60.0
 #: People compare words and think; a question that nobody answers is a no.
 CONFIRM_TIMEOUT = 300.0
+#: Questions that wait at a time: a thief of an invitation could ask without end.
+MAX_ASKED = 8
 #: The joiner's own certificate lives for this session only.
 CERTIFICATE_MS = 3600 * 1000
 
@@ -109,7 +111,7 @@ async def request_join(
                     session.send_frame(part)
             session.send_frame(frames.JoinRequest(did, tuple(files)))
             if on_words is not None:
-                await on_words(session_words(session.session_id))
+                await on_words(await _words(device, session))
             try:
                 answer, ahead = await _next(session)
             except anyio.BrokenResourceError:
@@ -208,7 +210,7 @@ async def grant_join(
                 tasks.start_soon(_attend, session, left)
                 joiner = Joiner(
                     did=request.did,
-                    words=session_words(session.session_id),
+                    words=await _words(device, session),
                     invitation_id=issued.invitation_id,
                     channel=channel.did,
                 )
@@ -223,6 +225,11 @@ async def grant_join(
                     session.send_frame(answer)
                 # The joiner ends the session when it has the answer.
                 await left.wait()
+
+
+async def _words(device: Device, session: Session) -> tuple[str, ...]:
+    # Their list is read from a file, once.
+    return await device.runtime.in_thread(session_words, session.session_id)
 
 
 async def _attend(session: Session, left: anyio.Event) -> None:
@@ -240,19 +247,26 @@ async def _attend(session: Session, left: anyio.Event) -> None:
 
 async def _confirmed(device: Device, issued: Issued, joiner: Joiner, left: anyio.Event) -> str:
     """Ask the person who invited; returns why it is a no, or nothing."""
-    ask = device.invitations.confirms.get(issued.invitation_id)
+    book = device.invitations
+    ask = book.confirms.get(issued.invitation_id)
     if ask is None:
         return "nobody is at the inviting device to confirm it: ask for a new invitation"
+    if book.asked >= MAX_ASKED:
+        return "many ask to join at this moment: try again in a minute"
     yes = False
-    with anyio.move_on_after(CONFIRM_TIMEOUT):
-        async with background_tasks() as tasks:
+    book.asked += 1
+    try:
+        with anyio.move_on_after(CONFIRM_TIMEOUT):
+            async with background_tasks() as tasks:
 
-            async def give_up() -> None:
-                await left.wait()
-                tasks.cancel_scope.cancel()
+                async def give_up() -> None:
+                    await left.wait()
+                    tasks.cancel_scope.cancel()
 
-            tasks.start_soon(give_up)
-            yes = await ask(joiner) is True
+                tasks.start_soon(give_up)
+                yes = await ask(joiner) is True
+    finally:
+        book.asked -= 1
     return "" if yes else "the inviting side did not confirm it"
 
 

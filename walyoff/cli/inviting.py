@@ -112,6 +112,10 @@ def _asking(console: Console) -> Confirm:
 
     async def ask(joiner: Joiner) -> bool:
         async with turn:
+            console.result(
+                {"channel": joiner.channel, "asks": joiner.did, "words": list(joiner.words)},
+                None,
+            )
             console.note(
                 f"{joiner.did} wants to join. Both sides must show the same words:\n"
                 f"    {' '.join(joiner.words)}\n"
