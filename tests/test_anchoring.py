@@ -125,3 +125,20 @@ def test_blocks_are_bounded_and_everything_is_written_once(sizes: list[int], own
         now += 0.1
         anchoring.written(chosen, now)
     assert sorted(written) == [batch(n) for n in range(len(sizes))]
+
+
+def test_what_others_left_behind_is_held_back_and_own_batches_are_not() -> None:
+    """While a device gets the history, others' batches may be on the part that is missing."""
+    anchoring = Anchoring(seed=1)
+    anchoring.add(batch(1), 100, own=False, now=0.0)
+    late = 2 * ORPHAN_AFTER
+    assert not anchoring.has_orphans(ORPHAN_AFTER / 2)
+    assert anchoring.has_orphans(late)
+    anchoring.add(batch(2), 100, own=True, now=late - DELAY)
+    anchoring.hold_orphans(late)
+    assert anchoring.take(late) == (batch(2),)
+    anchoring.written([batch(2)], late)
+    deadline = anchoring.deadline()
+    assert deadline is not None
+    assert deadline >= late + ORPHAN_AFTER
+    assert anchoring.take(deadline) == (batch(1),)

@@ -318,7 +318,7 @@ def names(count: int) -> list[str]:
 
 
 def test_hung_downloads_of_strangers_leave_room_for_those_of_use(
-    quick: None, tmp_path: Path
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = SlowNode()
     files = Files(node, tmp_path)
@@ -336,6 +336,12 @@ def test_hung_downloads_of_strangers_leave_room_for_those_of_use(
         with pytest.raises(TransportError):
             files.read(cid_of(b"m%d" % number), "member")
     assert node.count == before + ipfs_client.MAX_DOWNLOADS_EACH
+    # One of use has its share anew when those have hung for a while; strangers have not.
+    monkeypatch.setattr(ipfs_client, "IN_SHARE_FOR_S", 0.0)
+    for cid, announcer in ((cid_of(b"n"), "member"), (cid_of(b"s"), "another stranger")):
+        with pytest.raises(TransportError):
+            files.read(cid, announcer)
+    assert node.count == before + ipfs_client.MAX_DOWNLOADS_EACH + 1
     node.release.set()
     wait_for(lambda: files.statistics()["downloads"] == 0)
     assert files.read(cid_of(b"true"), "member") == b"x"

@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 from tests.sim.liars import Liar
 from tests.sim.virtual import Group, group, in_virtual_time, read, run
 from walyoff import frames
+from walyoff.abc import GuardedLedger
 from walyoff.engine.facts import Reason
 from walyoff.engine.reconciler import LATE_AFTER
 from walyoff.epochs import open_anchor
@@ -65,6 +66,37 @@ async def test_what_its_author_left_behind_is_anchored_by_others() -> None:
         assert anyio.current_time() > 20
         await anyio.sleep(60)
         assert sum(anchors_of(g, "b").values()) == 1
+
+
+@in_virtual_time
+async def test_who_has_not_all_of_the_ledger_yet_anchors_nothing_of_others() -> None:
+    """What it does not find there may be on the part that is still to come."""
+    whole = False
+
+    async def is_complete() -> bool:
+        await checkpoint()
+        return whole
+
+    async def learn_keys(keys: Any) -> None:
+        await checkpoint()
+
+    async with group(3) as g:
+        a, b, c = g.channels
+        a.engine.anchors._ledger.append = _fails  # type: ignore[method-assign]
+        for channel in (b, c):
+            ledger: Any = channel.engine.anchors._ledger
+            ledger.is_complete, ledger.learn_keys = is_complete, learn_keys
+            assert isinstance(ledger, GuardedLedger)
+        await (await a.send(b"hello")).wait_received(by=[b.me, c.me])
+        await anyio.sleep(200)
+        assert not anchors_of(g, "b")
+        # Its own it writes at once.
+        await (await b.send(b"mine")).wait_received(by=[c.me])
+        await anyio.sleep(2)
+        assert sum(anchors_of(g, "b").values()) == 1
+        whole = True
+        await anyio.sleep(60)
+        assert sorted(anchors_of(g, "c").values()) == [1, 1]
 
 
 async def _fails(payload: bytes) -> Any:

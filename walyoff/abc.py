@@ -234,6 +234,12 @@ class GuardedLedger(Ledger, Protocol):
         called first, nothing can be appended. Raises ChildError: tell them again.
         """
 
+    async def is_complete(self) -> bool:
+        """Whether all that is known to come before the newest blocks is here.
+
+        It is not while a device that has joined still gets the history. Raises ChildError.
+        """
+
 
 # --------------------------------------------------------------------------- identity
 

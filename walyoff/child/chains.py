@@ -154,12 +154,15 @@ class Chains:
             self._open[chain.blockchain_id] = chain
         return str(chain.blockchain_id)
 
-    def open(self, chain: str) -> None:
-        """Open a chain that is held here: it is announced and followed. Idempotent."""
+    def open(self, chain: str, *, listen: bool = True) -> None:
+        """Open a chain that is held here: it is announced and followed. Idempotent.
+
+        One that does not listen can be written to, and takes nothing from outside.
+        """
         with self._lock:
             if chain not in self._open:
                 self.files(chain)
-                self._open[chain] = self._class(chain)
+                self._open[chain] = self._class(chain, listen=listen)
 
     def close(self, chain: str) -> None:
         """Stop following a chain; its blocks stay readable. Idempotent."""

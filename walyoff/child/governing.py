@@ -347,9 +347,10 @@ class Governing:
             return json.dumps(value).encode()
 
         chain = chain_of(did)
-        # A device's own chain is written to so seldom that nobody follows it.
+        # A device's own chain is written to so seldom that nobody follows it; what others say
+        # of it meanwhile has no judge here.
         followed = self._chains.is_open(chain)
-        self._chains.open(chain)
+        self._chains.open(chain, listen=False)
         try:
             self._chains.append(chain, make, [_DID_TOPIC, block.walytis_block_topic])
         finally:

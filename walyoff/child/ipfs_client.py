@@ -30,6 +30,10 @@ MAX_DOWNLOADS = 64
 #: anything of use: strangers can be as many as they like.
 MAX_DOWNLOADS_EACH = 4
 MAX_DOWNLOADS_STRANGERS = 32
+#: A download of an announcer of use is in its share for so long, in seconds: it may hang, and
+#: what comes later must not wait for the next process. Strangers' stay in theirs for good, as
+#: strangers could fill all the room with them.
+IN_SHARE_FOR_S = 20.0
 #: A block that was not to be had is not asked for again before, in seconds.
 ABSENT_FOR_S = 10.0
 #: Blocks that were not to be had, and announcers of use, that are remembered.
@@ -65,6 +69,7 @@ class _Download:
         self.data: bytes | None = None
         self.too_large = False
         self.done = threading.Event()
+        self.began = time.monotonic()
 
 
 def _remember(known: OrderedDict[str, float], key: str, value: float) -> None:
@@ -161,7 +166,12 @@ class Files:
 
     def _check_room(self, announcer: str) -> None:
         """Raise TransportError if too much hangs already. The lock is held."""
-        of_announcer = Counter(d.announcer for d in self._downloads.values())
+        recent = time.monotonic() - IN_SHARE_FOR_S
+        of_announcer = Counter(
+            download.announcer
+            for download in self._downloads.values()
+            if download.began > recent or download.announcer not in self._proven
+        )
         strangers = sum(n for who, n in of_announcer.items() if who not in self._proven)
         full = len(self._downloads) >= MAX_DOWNLOADS
         if not full:

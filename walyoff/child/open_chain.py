@@ -48,7 +48,8 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
     class GuardedBlockchain(patches.answers_from_files(stock.blockchain)):  # type: ignore[misc]
         """The stock core class behind the guard."""
 
-        def __init__(self, chain: str | None) -> None:
+        def __init__(self, chain: str | None, *, listen: bool = True) -> None:
+            self._listens = listen
             self._mutate = threading.RLock()
             self._own: ChainFiles | None = chains.files(chain) if chain else None
             self._inbox = Inbox("guard", self._announcement)
@@ -220,7 +221,8 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
         # ------------------------------------------------------------- from outside
 
         def listen_for_blocks(self) -> None:
-            self._handle = hub.subscribe(self.blockchain_id, self._announced)
+            if self._listens:
+                self._handle = hub.subscribe(self.blockchain_id, self._announced)
 
         def _announced(self, sender: str, data: bytes) -> None:
             # On the hub's thread: nothing but a queue.

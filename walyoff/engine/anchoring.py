@@ -31,6 +31,7 @@ MAX_BLOCK_BATCHES = 400
 class _Waiting:
     size: int
     due: float
+    own: bool
 
 
 class Anchoring:
@@ -55,7 +56,7 @@ class Anchoring:
         waiting = self.waiting.get(batch_id)
         if waiting is None:
             pause = DELAY if own else ORPHAN_AFTER * (1 + self._random.random())
-            waiting = self.waiting[batch_id] = _Waiting(size, now + pause)
+            waiting = self.waiting[batch_id] = _Waiting(size, now + pause, own)
             if own:
                 self._since = now if self._since is None else self._since
                 self._until = min(now + DELAY, self._since + LONGEST_DELAY)
@@ -87,6 +88,16 @@ class Anchoring:
         self._since = None
         self._started = now
         return self._writing
+
+    def has_orphans(self, now: float) -> bool:
+        """Whether `take` may give batches that others left behind."""
+        return any(w.due <= now + DELAY and not w.own for w in self.waiting.values())
+
+    def hold_orphans(self, now: float) -> None:
+        """What others left behind may be on the part of the ledger that is not here yet."""
+        for waiting in self.waiting.values():
+            if waiting.due <= now + DELAY and not waiting.own:
+                waiting.due = now + ORPHAN_AFTER * (1 + self._random.random())
 
     def put_off(self, batch_id: bytes, now: float) -> None:
         """A batch that `take` gave cannot be written yet; the others are not to wait for it."""

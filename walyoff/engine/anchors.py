@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from walyoff.abc import Block, Ledger
+from walyoff.abc import Block, GuardedLedger, Ledger
 from walyoff.engine.facts import Reason, Report
 from walyoff.epochs import (
     MAX_ANCHOR,
@@ -66,6 +66,7 @@ class AnchorKeeper:
         #: The first block whose epoch is not known yet; read again when epochs come.
         self._unopened: int | None = None
         self._work = anyio.Event()
+        self._complete = False
         #: Until when the writer sleeps, if nothing becomes due before.
         self._until = -math.inf
         #: Blocks of ours in this run; the event is set when the next one is on the ledger.
@@ -102,7 +103,10 @@ class AnchorKeeper:
         """Anchor what waits, at the pace that `anchoring` sets."""
         anchoring = self._engine.anchoring
         while True:
-            chosen = anchoring.take(self._engine.runtime.now())
+            now = self._engine.runtime.now()
+            if anchoring.has_orphans(now) and not await self._is_complete():
+                anchoring.hold_orphans(now)
+            chosen = anchoring.take(now)
             if chosen:
                 await self._write(chosen)
                 continue
@@ -113,6 +117,17 @@ class AnchorKeeper:
                 await self._work.wait()
             self._until = -math.inf
             self._work = anyio.Event()
+
+    async def _is_complete(self) -> bool:
+        """Whether the ledger has its history: before, others' batches may well be on it."""
+        if not self._complete and isinstance(self._ledger, GuardedLedger):
+            try:
+                self._complete = await self._ledger.is_complete()
+            except WalyoffError as error:
+                log.debug("whether the ledger is complete is not known: %s", error)
+                return False
+            return self._complete
+        return True
 
     async def _write(self, chosen: tuple[bytes, ...]) -> None:
         engine = self._engine

@@ -74,6 +74,10 @@ class RegisterLedger(WalytisLedger):
         answer = await self._child.call("group.statistics", {"did": self._did})
         return answer if isinstance(answer, dict) else {}
 
+    async def is_complete(self) -> bool:
+        """See `abc.GuardedLedger`: each segment but the newest shows the link to the next."""
+        return (await self.statistics()).get("complete") is True
+
     # ------------------------------------------------------------------- hand-over
 
     async def announce(self) -> None:
