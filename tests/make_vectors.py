@@ -133,6 +133,8 @@ def example_frames() -> dict[str, frames.Frame]:
         chunk_frames.WantChunk(7, batch.record_ids[0], 2, chunk_frames.PART, 1000),
         chunk_frames.ChunkPart(7, chunk_frames.PART, b"part"),
         chunk_frames.ChunkGone(7),
+        frames.WantControlKeys((b"\x21" * 32,)),
+        frames.ControlKeys(b"\x22" * 16),
     ]
     return {type(frame).__name__: frame for frame in all_frames}
 

@@ -262,6 +262,8 @@ class Member:
     #: The memberships along the path, in its order: (name of the link, `joined_at` of it). The
     #: link of a direct member is named by `walyoff.records.device_id`.
     links: tuple[tuple[bytes, int], ...] = ()
+    #: "admin" if it may invite and remove where only admins may, else "member".
+    role: str = "member"
 
     @property
     def voice(self) -> str:
@@ -281,6 +283,23 @@ class EndedLink:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Governance:
+    """Who may change an identity, and how this device stands in it."""
+
+    #: "any" if every member may invite and remove, or "admins".
+    rule: str = "any"
+    #: The direct members who are admins.
+    admins: tuple[str, ...] = ()
+    #: The direct member for which this device acts; None if it is none.
+    actor: str | None = None
+    #: The fingerprint of the newest control keys, and of those that are lacking here.
+    newest_key: bytes = b""
+    lacking: tuple[bytes, ...] = ()
+    #: True if a member has left since the newest control keys were made.
+    renewal_due: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
     """A verified snapshot of an identity's members: all devices under it."""
 
@@ -294,6 +313,7 @@ class Membership:
     kin: tuple[str, ...] = ()
     #: Blocks on the chain that claimed to change the identity and were refused, by reason.
     refused: dict[str, int] = field(default_factory=dict)
+    governance: Governance = field(default_factory=Governance)
 
     def current(self) -> list[Member]:
         """The members of now, in order of joining."""
@@ -357,7 +377,33 @@ class Identity(Protocol):
         """
 
     async def remove_member(self, did: str) -> None:
-        """End a membership. Idempotent."""
+        """End a membership, or this device's own; control keys follow. Idempotent.
+
+        Raises:
+            LocalProtocolError: only admins may remove others, or the only admin would leave.
+            NotAMemberError: this device is no member.
+        """
+
+    async def make_admin(self, did: str) -> None:
+        """Let a direct member invite and remove. Raises as `remove_member`."""
+
+    async def renew_keys(self) -> None:
+        """Replace the control keys; others get them by `give_keys` and `take_keys`.
+
+        Raises NotAMemberError if this device is no member.
+        """
+
+    async def give_keys(self, wanted: Sequence[bytes]) -> bytes:
+        """The control keys of these fingerprints, secrets included; empty if none is here.
+
+        For members alone, inside a session.
+        """
+
+    async def take_keys(self, secrets: bytes) -> int:
+        """Keep control keys that the chain names; returns how many were new.
+
+        Raises RemoteProtocolError when they are malformed.
+        """
 
 
 # ----------------------------------------------------------------------------- cipher
@@ -606,6 +652,12 @@ class Store(Protocol):
     async def keys(self, prefix: str) -> list[str]:
         """The keys that begin with a prefix, sorted."""
 
+    async def erase(self, channel_id: str) -> None:
+        """Delete the log of a channel that is closed: records, contents, attachments.
+
+        Positions go on from where they were, so named cursors skip nothing that comes later.
+        """
+
     def channel(self, channel_id: str) -> ChannelStore:
         """The part of the store that belongs to one channel; made at its first write."""
 
@@ -622,6 +674,7 @@ __all__ = [
     "ChannelStore",
     "Cipher",
     "EndedLink",
+    "Governance",
     "GuardedLedger",
     "Head",
     "Identity",

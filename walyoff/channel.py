@@ -30,6 +30,7 @@ from walyoff.errors import (
 from walyoff.fanout import Fanout
 from walyoff.invitations import DEFAULT_LIFETIME_S, Purpose
 from walyoff.inviting import Confirm, InvitationInfo, Inviter, Joiner
+from walyoff.leaving import leave
 from walyoff.messages import (
     LogReader,
     Message,
@@ -133,9 +134,10 @@ class Channel:
         the device lasts; after it nobody can be asked, and the invitation lets nobody in.
 
         Raises:
-            LocalProtocolError: the lifetime is not from 1 second to a year, or the uses are
-                not from 1 to 1,024.
+            LocalProtocolError: the lifetime is not from 1 second to a year, the uses are not
+                from 1 to 1,024, or only admins may invite here.
         """
+        self._check_right("invite")
         return await self.inviter.invite(
             lifetime=lifetime, uses=uses, purpose=purpose, confirm=confirm
         )
@@ -165,12 +167,13 @@ class Channel:
         From now on they get nothing, from anybody, here and in the groups that they were in
         through this identity. What they wrote counts as far as a member had it; what they got,
         they keep. Both can be invited again. Of two members who remove each other both are
-        out. When this returns the removal is on the identity's chain, and whoever hears from
-        this device learns of it first.
+        out. When this returns the removal is on the identity's chain, the identity's control
+        keys were renewed, and whoever hears from this device learns of it first.
 
         Raises:
-            LocalProtocolError: it is this device itself, or what this device belongs to, or
-                a device of a member: that member removes it from itself.
+            LocalProtocolError: only admins may remove others here; or it is this device
+                itself, or what it belongs to: see `leave`; or a device of a member: that
+                member removes it from itself.
             NotAMemberError: it is not a member, or this device is none any more.
             ChildError: the chain could not be written now; try again.
         """
@@ -178,7 +181,7 @@ class Channel:
         members = self.members()
         devices = {member.did for member in members if member.voice == did}
         if self.me in devices:
-            raise LocalProtocolError("a device does not remove itself: another member does")
+            raise LocalProtocolError("this is the device itself: use leave (walyoff leave)")
         if not devices and did not in self._foundation.identity.membership.direct:
             for member in members:
                 if did in member.path:
@@ -186,6 +189,7 @@ class Channel:
                         f"{did} belongs to {member.voice}: remove it there, or remove that one"
                     )
             raise NotAMemberError(f"{did} is not a member of {self.name!r}")
+        self._check_right("remove")
         async with self._device.kinship.shut_out(self, devices):
             await self._foundation.identity.remove_member(did)
 
@@ -201,6 +205,64 @@ class Channel:
         rotation = self._engine.rotation
         if self._engine.trust.is_member(self.me) and rotation.usable() is None:
             rotation.begin()
+
+    async def leave(self, *, erase: bool = False) -> None:
+        """End this device's own membership, and forget the channel here.
+
+        Always allowed, but to the only admin of others. The leaving is on the chain, and was
+        told to those who are connected, before the channel closes. The keys are deleted, the
+        log stays in the home unless `erase` is given. By a new invitation this device can
+        come back. Cancelled or killed in the middle, it can be called again.
+
+        Raises:
+            LocalProtocolError: it is the only admin, and others are left: name another one.
+            ChildError: the chain could not be written now; try again.
+        """
+        await leave(self._device, self, erase=erase)
+
+    async def make_admin(self, did: str) -> None:
+        """Let a direct member invite and remove, where only admins may.
+
+        Raises:
+            LocalProtocolError: here every member may, or this device is no admin.
+            NotAMemberError: it is not a direct member.
+            ChildError: the chain could not be written now; try again.
+        """
+        self._check_member()
+        await self._foundation.identity.make_admin(did)
+        await self._tell()
+
+    async def renew_control_keys(self) -> None:
+        """Replace the identity's control keys now; the other members get them by sessions.
+
+        It happens by itself when a member leaves, and after some months.
+
+        Raises:
+            NotAMemberError: this device is not a member any more.
+            ChildError: the chain could not be written now; try again.
+        """
+        self._check_member()
+        await self._foundation.identity.renew_keys()
+        await self._tell()
+
+    def keys_given(self) -> list[str]:
+        """The DIDs of the devices that this one gave the newest control keys, in this run."""
+        newest = self._foundation.identity.membership.governance.newest_key
+        return sorted(
+            did for did, key in self._engine.control_keys.given.items() if key == newest
+        )
+
+    async def _tell(self) -> None:
+        """The identity's chain has news by this device."""
+        self._engine.membership_changed()
+        for server in self.connections.servers():
+            await server.announce_chains()
+
+    def _check_right(self, what: str) -> None:
+        governance = self._foundation.identity.membership.governance
+        if governance.rule == "admins" and governance.actor not in governance.admins:
+            who = ", ".join(governance.admins) or "nobody is one any more"
+            raise LocalProtocolError(f"only admins of {self.name!r} may {what}: ask {who}")
 
     def informed(self) -> list[str]:
         """The DIDs of the devices that said they hold all that this one has written."""

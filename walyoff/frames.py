@@ -56,6 +56,10 @@ MAX_REF_CHARS = 128
 MAX_REASON = 256
 #: Groups that one identity stands under, as far as its devices tell each other.
 MAX_GROUPS = 1024
+#: Control keys that are asked for at once: the newest, and those of rival renewals. Each has
+#: some 25 KiB.
+MAX_FINGERPRINTS = 8
+MAX_CONTROL_KEYS = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +256,20 @@ class GroupGrant:
     secret: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class WantControlKeys:
+    """Please send the identity's control keys of these fingerprints."""
+
+    fingerprints: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlKeys:
+    """Control keys of the identity, secrets included, for its members only."""
+
+    secrets: bytes = field(repr=False)
+
+
 Frame: TypeAlias = (
     Hello
     | HaveVector
@@ -277,6 +295,8 @@ Frame: TypeAlias = (
     | WantGroup
     | GroupGrant
     | chunk_frames.ChunkFrame
+    | WantControlKeys
+    | ControlKeys
 )
 
 
@@ -310,6 +330,11 @@ def _refs(value: Any) -> tuple[str, ...]:
         expect_name(r, "block name", limit=MAX_REF_CHARS)
         for r in _list(value, "blocks", MAX_REFS)
     )
+
+
+def _fingerprints(value: Any) -> tuple[bytes, ...]:
+    items = _list(value, "fingerprints", MAX_FINGERPRINTS)
+    return tuple(expect_bytes(item, "fingerprint", size=HASH_SIZE) for item in items)
 
 
 def _files(value: Any) -> tuple[bytes, ...]:
@@ -496,6 +521,16 @@ _TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Fra
     34: (WantGroup, lambda f: [f.group], lambda g: WantGroup(_did(g))),
     35: (GroupGrant, lambda f: [f.group, *_grant_value(f)], _group_grant),
     **chunk_frames.TYPES,
+    40: (
+        WantControlKeys,
+        lambda f: [list(f.fingerprints)],
+        lambda i: WantControlKeys(_fingerprints(i)),
+    ),
+    41: (
+        ControlKeys,
+        lambda f: [f.secrets],
+        lambda s: ControlKeys(expect_bytes(s, "control keys", limit=MAX_CONTROL_KEYS)),
+    ),
 }
 _NUMBERS = {kind: number for number, (kind, _, _) in _TYPES.items()}
 

@@ -230,6 +230,13 @@ class InvitationBook:
         found = [issued for issued in self._issued.values() if issued.channel == channel]
         return sorted(found, key=lambda issued: issued.created)
 
+    async def forget(self, channel: str) -> None:
+        """Forget the invitations to a channel that this device has left."""
+        names = [issued.invitation_id for issued in self.of(channel)]
+        await self._store.put({f"{_PREFIX}{name}": None for name in names})
+        for name in names:
+            del self._issued[name]
+
     def find(self, ephemeral: bytes, tag: bytes) -> Issued | None:
         """The invitation that a join session is about."""
         for issued in self._issued.values():

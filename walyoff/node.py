@@ -37,9 +37,10 @@ from walyoff.introducing import introduce
 from walyoff.issued import InvitationBook
 from walyoff.joining import Granted, OnWords, request_join
 from walyoff.kinship import Kinship
+from walyoff.leaving import finish_leaving
 from walyoff.paths import carriers, scheme
 from walyoff.platform import Foundation, Platform
-from walyoff.running import run_channel
+from walyoff.running import renew_credentials, run_channel
 from walyoff.runtime import Runtime
 from walyoff.session.peer import Session, dial
 from walyoff.tasks import background_tasks
@@ -137,11 +138,17 @@ class Device:
         have = ", ".join(sorted(c.name for c in self._channels.values())) or "none"
         raise LocalProtocolError(f"no channel {name!r} here (channels: {have})")
 
-    async def create_channel(self, name: str, *, identity: Channel | None = None) -> Channel:
+    async def create_channel(
+        self, name: str, *, identity: Channel | None = None, admins: bool = False
+    ) -> Channel:
         """Make a new identity with this device as its first member, and open its channel.
 
         With `identity`, which is one of this device's channels, that identity is the first
         member instead: all devices under it get the new channel.
+
+        With `admins` only admins may invite and remove: the first member, and whom admins
+        name (`Channel.make_admin`). That is a rule on the chain, which every device checks;
+        it cannot be changed later.
 
         Raises:
             LocalProtocolError: the name is empty, too long or taken on this device.
@@ -152,7 +159,9 @@ class Device:
         async with self._making:
             self._check_name(name)
             device = await self.did()
-            async with self._entered(self._platform.create(device, first)) as foundation:
+            rule = "admins" if admins else "any"
+            created = self._platform.create(device, first, rule=rule)
+            async with self._entered(created) as foundation:
                 state = ChannelState(
                     did=foundation.identity.did,
                     name=name,
@@ -241,11 +250,28 @@ class Device:
         if former is None:
             return name
         self._former.discard(did)
+        await self.close_channel(did)
+        return name or former.name
+
+    async def close_channel(self, did: str) -> None:
+        """Close a channel and what it stands on."""
         for running in (self._runs, self._holds):
             scope, ended = running[did]
             scope.cancel()
             await ended.wait()
-        return name or former.name
+
+    async def renew_keys(self) -> None:
+        """Replace the control keys of this device's DID, and its device keys everywhere.
+
+        It happens by itself after some months. What was signed before stays verifiable.
+
+        Raises ChildError when the chain could not be written now.
+        """
+        await self._platform.renew_device(await self.did())
+        for channel in self.channels():
+            await renew_credentials(channel, self._store, self._suite, self.runtime)
+            for server in channel.connections.servers():
+                await server.announce_chains()
 
     def check_new(self, did: str) -> None:
         """Raise LocalProtocolError if this device is in the channel of that DID already."""
@@ -384,6 +410,8 @@ class Device:
 
     async def open_channels(self) -> None:
         """Open every channel that the store knows."""
+        await self.invitations.load()
+        await finish_leaving(self)
         for key in await self._store.keys("channel/"):
             value = await self._store.get(key)
             if value is None:
@@ -392,7 +420,6 @@ class Device:
             found = self._platform.open(state.did, pin=state.pin, device=await self.did())
             async with self._entered(found) as foundation:
                 await self._tasks.start(self._run_scoped, state, foundation)
-        await self.invitations.load()
 
     # -------------------------------------------------------------------- sessions
 

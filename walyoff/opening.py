@@ -21,6 +21,7 @@ from walyoff import plugins
 from walyoff.abc import Store, Transport, TransportFactory, TransportHost
 from walyoff.incarnations import check_current
 from walyoff.node import Device
+from walyoff.own_keys import keep_own_keys
 from walyoff.platform import Platform, PlatformFactory, StoreFactory
 from walyoff.runtime import REAL, Runtime
 from walyoff.sealing import Sealing, all_sealed, load_sealing
@@ -100,6 +101,7 @@ async def open_device(
             runtime=runtime,
         )
         await device.open_channels()
+        tasks.start_soon(keep_own_keys, device)
         for transport in opened.values():
             await tasks.start(device.acceptor.listen, transport)
         yield device

@@ -47,8 +47,14 @@ class Platform(Protocol):
     async def family_files(self, did: str) -> dict[str, list[bytes]]:
         """The chains below an identity that is open here, by DID, for a join."""
 
+    async def renew_device(self, did: str) -> None:
+        """Replace the control keys of this device's DID."""
+
+    async def forget(self, did: str) -> None:
+        """Delete the control keys of an identity that this device has left."""
+
     def create(
-        self, device: str, first: str | None = None
+        self, device: str, first: str | None = None, *, rule: str = "any"
     ) -> AbstractAsyncContextManager[Foundation]:
         """Make an identity with this device as its first member, or one above it."""
 

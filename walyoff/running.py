@@ -142,21 +142,28 @@ async def _renew_credentials(
         if not used_up and not is_due(engine.credentials.certificate, now_ms):
             continue
         try:
-            credentials = await make_credentials(
-                channel=channel.did,
-                identity=channel.foundation.identity,
-                store=store,
-                suite=suite,
-                now_ms=now_ms,
-                renew=used_up,
-            )
-            await engine.trust.add(credentials.encoded)
+            await renew_credentials(channel, store, suite, runtime)
         except WalyoffError as error:
             log.warning("the device key was not renewed, it is tried again: %s", error)
-            continue
-        # Batches name their certificate and are signed by it without a pause between.
-        engine.credentials = credentials
-        engine.signatures = 0
+
+
+async def renew_credentials(
+    channel: Channel, store: Store, suite: str, runtime: Runtime
+) -> None:
+    """Give a device a new key, certified by its DID's newest control keys."""
+    engine = channel.engine
+    credentials = await make_credentials(
+        channel=channel.did,
+        identity=channel.foundation.identity,
+        store=store,
+        suite=suite,
+        now_ms=runtime.wall_ms(),
+        renew=True,
+    )
+    await engine.trust.add(credentials.encoded)
+    # Batches name their certificate and are signed by it without a pause between.
+    engine.credentials = credentials
+    engine.signatures = 0
 
 
 class _Keeper:
@@ -218,4 +225,4 @@ class _Keeper:
                 log.warning("the ledger did not take the epochs' keys: %s", error)
 
 
-__all__ = ["run_channel"]
+__all__ = ["renew_credentials", "run_channel"]

@@ -14,6 +14,7 @@ from walyoff.bench.command import bench
 from walyoff.cli import moving
 from walyoff.cli.auditing import audit, graph
 from walyoff.cli.did_commands import did
+from walyoff.cli.governing_commands import COMMANDS as GOVERNING
 from walyoff.cli.invitation_commands import invitations, invite, join
 from walyoff.cli.options import Settings, common, json_option
 from walyoff.cli.runtime import start
@@ -56,12 +57,13 @@ def init(settings: Settings) -> None:
 
 @cli.command()
 @click.argument("name")
+@click.option("--admins", is_flag=True, help="Only admins may invite and remove members.")
 @common
 @json_option
 @_settings
-def create(settings: Settings, name: str) -> None:
+def create(settings: Settings, name: str, admins: bool) -> None:
     """Make a new identity with this device as its first member."""
-    start(settings, "devices", "create", make=True, name=name)
+    start(settings, "devices", "create", make=True, name=name, admins=admins)
 
 
 @cli.command()
@@ -181,38 +183,6 @@ def records(settings: Settings, channel: str | None) -> None:
 
 
 @cli.command()
-@_channel
-@common
-@json_option
-@_settings
-def members(settings: Settings, channel: str | None) -> None:
-    """Show the devices that belong to a channel."""
-    start(settings, "devices", "members", name=channel, wait=STATUS_WAIT_S)
-
-
-@cli.command()
-@click.argument("channel_did", nargs=-1, metavar="[CHANNEL] DID")
-@common
-@json_option
-@_settings
-def remove(settings: Settings, channel_did: tuple[str, ...]) -> None:
-    """End the membership of a device. DID is its DID, or the end of it that `members` shows.
-
-    From then on it gets nothing, from anybody. What it got before it keeps.
-    """
-    if not 1 <= len(channel_did) <= 2:
-        raise click.UsageError("say which device: walyoff remove [CHANNEL] DID")
-    start(
-        settings,
-        "devices",
-        "remove",
-        name=channel_did[0] if len(channel_did) == 2 else None,
-        member=channel_did[-1],
-        wait=STATUS_WAIT_S,
-    )
-
-
-@cli.command()
 @common
 @json_option
 @_settings
@@ -243,5 +213,5 @@ for command in moving.COMMANDS:
 cli.add_command(bench)
 cli.add_command(audit)
 cli.add_command(graph)
-for command in (did, invite, join, invitations):
+for command in (did, invite, join, invitations, *GOVERNING):
     cli.add_command(command)

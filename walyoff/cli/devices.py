@@ -5,10 +5,9 @@ from __future__ import annotations
 import anyio
 
 from walyoff.channel import Channel
-from walyoff.cli.choosing import choose, others
+from walyoff.cli.choosing import others
 from walyoff.cli.console import Console
-from walyoff.cli.output import escape_line, member_json, short
-from walyoff.cli.runtime import Failure
+from walyoff.cli.output import escape_line, short
 from walyoff.node import Device
 
 
@@ -31,10 +30,10 @@ async def init(console: Console, device: Device) -> None:
     )
 
 
-async def create(console: Console, device: Device, *, name: str) -> None:
+async def create(console: Console, device: Device, *, name: str, admins: bool) -> None:
     """Make a channel."""
     with console.step("making the identity"):
-        channel = await device.create_channel(name)
+        channel = await device.create_channel(name, admins=admins)
     console.result(
         channel_json(channel),
         f"channel {escape_line(channel.name)} is {channel.did}\n"
@@ -53,7 +52,7 @@ def channel_json(channel: Channel) -> dict[str, object]:
     }
 
 
-async def _connected(console: Console, channels: list[Channel], wait: float) -> None:
+async def connected(console: Console, channels: list[Channel], wait: float) -> None:
     """Give other devices a moment to be found, if there are any."""
     with console.step("looking for the other devices"), anyio.move_on_after(wait):
         async with anyio.create_task_group() as tasks:
@@ -62,47 +61,9 @@ async def _connected(console: Console, channels: list[Channel], wait: float) -> 
                     tasks.start_soon(channel.wait_peer, did)
 
 
-async def members(console: Console, device: Device, *, name: str | None, wait: float) -> None:
-    """List the members of a channel."""
-    channel = choose(device, name)
-    await _connected(console, [channel], wait)
-    peers = set(channel.peers())
-    for member in channel.members():
-        me = member.did == channel.me
-        state = "this device" if me else "connected" if member.did in peers else "-"
-        console.result(
-            member_json(member, me=channel.me, connected=member.did in peers),
-            f"{member.did}  {state}",
-        )
-
-
-async def remove(
-    console: Console, device: Device, *, name: str | None, member: str, wait: float
-) -> None:
-    """End a membership, and tell those who are there."""
-    channel = choose(device, name)
-    found = [did for did in others(channel) if did.endswith(member.removeprefix("…"))]
-    if len(found) != 1:
-        which = "no" if not found else "more than one"
-        raise Failure(f"{which} other member's DID ends in {escape_line(member)!r}")
-    await _connected(console, [channel], wait)
-    with console.step("removing it"):
-        await channel.remove(found[0])
-    with console.step("telling the others"), anyio.move_on_after(wait):
-        receipts = set(channel.peers())
-        while not receipts <= set(channel.informed()):
-            await channel.changed()
-    value = {"channel": channel.did, "removed": found[0], "members": len(channel.members())}
-    console.result(
-        value,
-        f"{found[0]} is no member of {escape_line(channel.name)} any more, "
-        f"which has {len(channel.members())} members now",
-    )
-
-
 async def status(console: Console, device: Device, *, wait: float) -> None:
     """Show the device and its channels."""
-    await _connected(console, device.channels(), wait)
+    await connected(console, device.channels(), wait)
     did = await device.did()
     value = {"did": did, **device.status()}
     lines = [

@@ -104,6 +104,7 @@ def member_json(member: Member, *, me: str, connected: bool) -> dict[str, Any]:
         "me": member.did == me,
         "connected": connected,
         "joined_at": member.joined_at,
+        "role": member.role,
         "pin": member.pin.hex(),
     }
 

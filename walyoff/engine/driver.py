@@ -27,6 +27,7 @@ from walyoff.engine.anchoring import Anchoring
 from walyoff.engine.anchors import AnchorKeeper
 from walyoff.engine.announcing import Announcer
 from walyoff.engine.attachments import Attachments
+from walyoff.engine.control_keys import ControlKeys
 from walyoff.engine.facts import (
     FetchBatches,
     FetchContents,
@@ -156,6 +157,7 @@ class Engine:
         self.rotation = Rotation(
             self, epochs, lambda: on_epochs(list(self.rotation.epochs.values()))
         )
+        self.control_keys = ControlKeys(self)
         #: Called when somebody has to be left out at once.
         self.on_membership: Callable[[], None] = lambda: None
         self.top = 0
@@ -221,6 +223,7 @@ class Engine:
                 self.anchors.read_loop,
                 self.removals.run,
                 self.rotation.run,
+                self.control_keys.run,
                 self.resuming.run,
                 self.announcer.run,
                 self.attachments.run,
@@ -632,6 +635,7 @@ class Engine:
         """The identity's chain has news."""
         self.removals.membership_changed()
         self.rotation.wake()
+        self.control_keys.wake()
         self.dispatch()
         self.notify()
 

@@ -129,6 +129,7 @@ class LinkServer:
         try:
             self._state.send(frames.Hello(self._addresses, engine.vector()))
             engine.rotation.give(self._state, list(engine.epochs.values()))
+            engine.control_keys.wake()
             async with send, receive, background_tasks() as tasks:
                 tasks.start_soon(self._answer_all, receive)
                 tasks.start_soon(self.announce_chains)
@@ -231,6 +232,8 @@ class LinkServer:
                 | frames.ChainHave()
                 | frames.ChainWant()
                 | frames.ChainFiles()
+                | frames.WantControlKeys()
+                | frames.ControlKeys()
             ):
                 await questions.send(frame)
             case (
@@ -341,6 +344,10 @@ class LinkServer:
                 await self._send_chain(name, list(known))
             case frames.ChainFiles(name, files, last):
                 await self._take_chain(name, list(files), last)
+            case frames.WantControlKeys(fingerprints):
+                await self._engine.control_keys.give(self._state, fingerprints)
+            case frames.ControlKeys(secrets):
+                await self._engine.control_keys.take(secrets)
             case _ if self._groups is not None:
                 await self._groups(question)
             case _:

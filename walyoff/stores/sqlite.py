@@ -26,6 +26,7 @@ from walyoff.stores import limits, places
 from walyoff.stores.attachments import FILES_AT_ONCE, SqliteChunkStore
 from walyoff.stores.chunks import MAX_INLINE, ChunkFiles, Staged
 from walyoff.stores.committing import Committer, read_group
+from walyoff.stores.erasing import erase
 from walyoff.stores.opening import OpenHome, open_home
 from walyoff.stores.reading import Reading
 from walyoff.stores.threads import Job, Worker
@@ -135,6 +136,18 @@ class SqliteStore:
         """The part of a channel; costs nothing. Raises LocalProtocolError for a bad id."""
         limits.check_name(channel_id, "channel id")
         return SqliteChannelStore(self, channel_id)
+
+    async def erase(self, channel_id: str) -> None:
+        """Delete the log of a channel; see `walyoff.abc.Store`."""
+        limits.check_name(channel_id, "channel id")
+        ref = self._vault.ref(places.CHANNEL, b"", channel_id.encode())
+
+        def work(connection: sqlite3.Connection) -> list[bytes]:
+            return erase(connection, ref)
+
+        with anyio.CancelScope(shield=True):
+            names = await self.write(Job(work))
+            await anyio.to_thread.run_sync(self._files.remove, names)
 
     async def aclose(self) -> None:
         """Finish what was queued and release the home. Idempotent, not cancellable."""

@@ -16,6 +16,7 @@ import anyio
 from walyoff.abc import EndedLink, Member, Membership
 from walyoff.child.family import MAX_DEPTH, Family, State, flatten
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
+from walyoff.testing.governing import MEMBERSHIP_ACTS
 from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def read_chain(chain: SimChain) -> dict[str, SimMember]:
     count = 0
     for payload in chain.common_order():
         act, did = unpack(payload, 4096)
+        if act not in MEMBERSHIP_ACTS:
+            continue
         known = members.get(did)
         joins = act == "join"
         if joins == (known is not None and known.current):

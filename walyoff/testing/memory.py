@@ -91,6 +91,12 @@ class MemoryStore:
         await anyio.lowlevel.checkpoint()
         return sorted(key for key in self._disk.values if key.startswith(prefix))
 
+    async def erase(self, channel_id: str) -> None:
+        """See `walyoff.abc.Store`."""
+        await self.sync()
+        self._disk.channels.pop(channel_id, None)
+        self._channels.pop(channel_id, None)
+
     def channel(self, channel_id: str) -> MemoryChannelStore:
         """See `walyoff.abc.Store`."""
         if channel_id not in self._channels:

@@ -14,6 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -31,6 +32,7 @@ from walyoff.node import Device
 from walyoff.opening import open_device
 from walyoff.platform import Foundation, Platform
 from walyoff.tasks import background_tasks
+from walyoff.testing.governing import SimGovernance
 from walyoff.testing.kin import SimFamily
 from walyoff.testing.memory import MemoryDisk, MemoryStore, open_memory_store
 from walyoff.testing.network import LAN, Link, SimNetwork
@@ -170,7 +172,7 @@ class SimLedger:
                 yield receive
 
 
-class SimIdentity:
+class SimIdentity(SimGovernance):
     """An `Identity` whose chain is a `SimChain` of joinings and leavings."""
 
     def __init__(
@@ -181,6 +183,7 @@ class SimIdentity:
         self._did = did
         self._member_did = member_did
         self._family = family
+        self._read: tuple[Membership, int, Membership] | None = None
 
     @property
     def did(self) -> str:
@@ -195,7 +198,20 @@ class SimIdentity:
     @property
     def membership(self) -> Membership:
         """See `walyoff.abc.Identity`."""
-        return self._family.membership()
+        base = self._family.membership()
+        # What it holds grows without news on the chain.
+        if (
+            self._read is None
+            or self._read[0] is not base
+            or self._read[1] != len(self._held())
+        ):
+            governed = replace(base, governance=self.govern(base.current()))
+            self._read = base, len(self._held()), governed
+        return self._read[2]
+
+    @property
+    def _chain(self) -> SimChain:
+        return self._world.chain(self._device, f"{self._did}/identity")
 
     async def refresh(self) -> Membership:
         """See `walyoff.abc.Identity`."""
@@ -301,9 +317,20 @@ class SimPlatform:
         await anyio.lowlevel.checkpoint()
         return self._world.sign(did, body)
 
+    async def renew_device(self, did: str) -> None:
+        """Devices of this world have one key for ever."""
+        await anyio.lowlevel.checkpoint()
+
+    async def forget(self, did: str) -> None:
+        """Delete the control keys of an identity."""
+        await anyio.lowlevel.checkpoint()
+        self._world.control_keys.pop((await self.create_device(), did), None)
+
     @asynccontextmanager
-    async def create(self, device: str, first: str | None = None) -> AsyncIterator[Foundation]:
-        """A new identity."""
+    async def create(
+        self, device: str, first: str | None = None, *, rule: str = "any"
+    ) -> AsyncIterator[Foundation]:
+        """A new identity; rules are not simulated."""
         did = f"{GROUP}{self._world.random.randbytes(8).hex()}"
         chain = self._world.chain(self._device, f"{did}/identity")
         chain.append(pack(["join", first or device]))
@@ -370,6 +397,8 @@ class SimWorld:
         self._disks: dict[str, MemoryDisk] = {}
         self.chains: dict[tuple[str, str], SimChain] = {}
         self._starts: dict[str, int] = {}
+        #: Fingerprints of the control keys that devices hold, by device and identity.
+        self.control_keys: dict[tuple[str, str], set[bytes]] = {}
         self._running: dict[str, anyio.abc.TaskGroup] = {}
         #: How often each device's identity chains have grown, and who waits for it.
         self._versions: Counter[str] = Counter()

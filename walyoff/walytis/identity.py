@@ -16,7 +16,8 @@ import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import ObjectReceiveStream
 
-from walyoff.abc import EndedLink, Member, Membership
+from walyoff.abc import EndedLink, Governance, Member, Membership
+from walyoff.child.acts import RULE_ADMINS, RULE_ANY
 from walyoff.errors import (
     ChildError,
     LocalProtocolError,
@@ -88,6 +89,16 @@ class WalytisIdentity(AsyncContextManagerMixin):
         return _did_and_pin(await child.call("did.create", {}, timeout=SLOW_CALL))
 
     @classmethod
+    async def renew_did(cls, child: Child, did: str) -> None:
+        """Replace the control keys of a DID of this device."""
+        await child.call("did.renew", {"did": did}, timeout=SLOW_CALL)
+
+    @classmethod
+    async def forget(cls, child: Child, did: str) -> None:
+        """Delete an identity's control keys from this device, and follow it no longer."""
+        await child.call("group.forget", {"did": did}, timeout=SLOW_CALL)
+
+    @classmethod
     async def export_did(cls, child: Child, did: str) -> list[bytes]:
         """The chain of a DID that is held here: what `add_member` on another device needs."""
         return await export_chain(child, did.removeprefix(DID_PREFIX))
@@ -108,15 +119,17 @@ class WalytisIdentity(AsyncContextManagerMixin):
         member_did: str,
         *,
         first: str | None = None,
+        rule: str = RULE_ANY,
         guarded: bool = False,
         segment_blocks: int | None = None,
     ) -> WalytisIdentity:
         """A new identity whose only member is this device, or `first`: an identity above it.
 
-        `guarded` and `segment_blocks` are as in `open`.
+        `rule` says who may invite and remove (`walyoff.abc.Governance`); `guarded` and
+        `segment_blocks` are as in `open`.
         """
         options = _options(guarded, segment_blocks)
-        args = {"member_did": member_did, "first": first, **options}
+        args = {"member_did": member_did, "first": first, "rule": rule, **options}
         did, pin = _did_and_pin(await child.call("group.create", args, timeout=SLOW_CALL))
         return await cls._opened(child, did, pin, member_did, options)
 
@@ -314,10 +327,34 @@ class WalytisIdentity(AsyncContextManagerMixin):
         await self.refresh()
 
     async def remove_member(self, did: str) -> None:
-        """End a membership. Idempotent. The control keys are not renewed by this."""
+        """End a membership; see `walyoff.abc.Identity`."""
         args = {"did": self._did, "member_did": did}
         await self._child.call("group.remove_member", args, timeout=SLOW_CALL)
         await self.refresh()
+
+    async def make_admin(self, did: str) -> None:
+        """Let a direct member invite and remove; see `walyoff.abc.Identity`."""
+        args = {"did": self._did, "member_did": did}
+        await self._child.call("group.make_admin", args, timeout=SLOW_CALL)
+        await self.refresh()
+
+    async def renew_keys(self) -> None:
+        """Replace the control keys; see `walyoff.abc.Identity`."""
+        await self._child.call("group.renew", {"did": self._did}, timeout=SLOW_CALL)
+        await self.refresh()
+
+    async def give_keys(self, wanted: Sequence[bytes]) -> bytes:
+        """Control keys for another member; see `walyoff.abc.Identity`."""
+        args = {"did": self._did, "wanted": list(wanted)}
+        secrets = await self._child.call("group.secrets", args)
+        return expect_bytes(secrets, "secrets", limit=MAX_SECRETS)
+
+    async def take_keys(self, secrets: bytes) -> int:
+        """Control keys from another member; see `walyoff.abc.Identity`."""
+        args = {"did": self._did, "secrets": secrets}
+        kept = expect_int(await self._child.call("group.take_secrets", args), "number")
+        await self.refresh()
+        return kept
 
     # ------------------------------------------------------------------- hand-over
 
@@ -457,13 +494,15 @@ def _decode_membership(did: str, answer: Any) -> tuple[Membership, str | None]:
             "refused": dict() as refused,
             "segment": segment,
         }:
+            governance = _governance(answer.get("standing"))
             membership = Membership(
                 did=did,
-                members=tuple(_member(item) for item in members),
+                members=tuple(_member(item, governance) for item in members),
                 ended=tuple(_ended(item) for item in ended),
                 direct=tuple(_did(item) for item in direct),
                 kin=tuple(_did(item) for item in kin),
                 refused={str(k): n for k, n in refused.items() if isinstance(n, int)},
+                governance=governance,
             )
             return membership, segment if isinstance(segment, str) else None
     raise ChildError("the child's membership is malformed")
@@ -473,14 +512,17 @@ def _did(value: Any) -> str:
     return expect_str(value, "DID", limit=MAX_DID)
 
 
-def _member(item: Any) -> Member:
+def _member(item: Any, governance: Governance) -> Member:
     did, pin, current, joined_at, path, links = expect_array(item, 6, "member")
+    steps = tuple(_did(step) for step in path)
+    rules = governance.rule == RULE_ADMINS and steps[-1:] != ()
     return Member(
         did=_did(did),
         pin=expect_bytes(pin, "pin", limit=PIN_SIZE),
         current=current is True,
         joined_at=expect_int(joined_at, "place"),
-        path=tuple(_did(step) for step in path),
+        path=steps,
+        role="admin" if rules and steps[-1] in governance.admins else "member",
         links=tuple((bytes(link), expect_int(at, "place")) for link, at in links),
     )
 
@@ -490,3 +532,26 @@ def _ended(item: Any) -> EndedLink:
     return EndedLink(
         link=bytes(link), joined_at=expect_int(joined_at, "place"), identity=identity is True
     )
+
+
+def _governance(value: Any) -> Governance:
+    match value:
+        case {
+            "actor": actor,
+            "rule": rule,
+            "admins": list() as admins,
+            "lacking": list() as lacking,
+            "newest": newest,
+            "renewal_due": bool() as renewal_due,
+        }:
+            return Governance(
+                rule=expect_str(rule, "rule", limit=16),
+                admins=tuple(expect_str(did, "DID", limit=MAX_DID) for did in admins),
+                actor=None if actor is None else expect_str(actor, "DID", limit=MAX_DID),
+                newest_key=expect_bytes(newest, "fingerprint", size=PIN_SIZE),
+                lacking=tuple(
+                    expect_bytes(key, "fingerprint", size=PIN_SIZE) for key in lacking
+                ),
+                renewal_due=renewal_due,
+            )
+    raise ChildError("the child's membership says nothing of its rules")

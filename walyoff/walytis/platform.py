@@ -58,11 +58,22 @@ class WalytisPlatform:
             raise ChildError("the child's answer is no signature")
         return signature
 
+    async def renew_device(self, did: str) -> None:
+        """Replace the control keys of the device's DID."""
+        await WalytisIdentity.renew_did(self._child, did)
+
+    async def forget(self, did: str) -> None:
+        """Delete the control keys of an identity."""
+        await WalytisIdentity.forget(self._child, did)
+
     @asynccontextmanager
-    async def create(self, device: str, first: str | None = None) -> AsyncIterator[Foundation]:
-        """A new identity; its keys and its first segment are on the chain."""
+    async def create(
+        self, device: str, first: str | None = None, *, rule: str = "any"
+    ) -> AsyncIterator[Foundation]:
+        """A new identity; its keys, its rules and its first segment are on the chain."""
+        options = {"first": first, "rule": rule, **self._options}
         async with self._founded(
-            await WalytisIdentity.create(self._child, device, first=first, **self._options)
+            await WalytisIdentity.create(self._child, device, **options)
         ) as foundation:
             yield foundation
 
