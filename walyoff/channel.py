@@ -181,7 +181,7 @@ class Channel:
         members = self.members()
         devices = {member.did for member in members if member.voice == did}
         if self.me in devices:
-            raise LocalProtocolError("this is the device itself: use leave (walyoff leave)")
+            raise LocalProtocolError("a device does not remove itself: it leaves (walyoff leave)")
         if not devices and did not in self._foundation.identity.membership.direct:
             for member in members:
                 if did in member.path:
