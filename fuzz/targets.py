@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import io
 import struct
+import tomllib
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from walyoff_codecs.classic1 import Classic1
 from walyoff_transports import gossip
+from walyoff_transports.libp2p_settings import decode_services
 
 from fuzz import machines, transfers
 from walyoff import (
@@ -31,7 +34,13 @@ from walyoff import (
 )
 from walyoff.child import blocks, guard, reader, rpc, segment_tree
 from walyoff.engine.removals import parse_statement
-from walyoff.errors import CipherError, InvitationError, RemoteProtocolError, StoreError
+from walyoff.errors import (
+    CipherError,
+    InvitationError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    StoreError,
+)
 from walyoff.manifest import decode_manifest, encode_manifest, safe_name
 from walyoff.moving import archive
 from walyoff.sealing import Sealing
@@ -244,6 +253,20 @@ def _sealed(data: bytes) -> None:
         raise AssertionError(Sealing(bytes(32)).unseal(data, "keys/x"))
 
 
+def _services(data: bytes) -> None:
+    """What the file of the libp2p transport says, which its user writes."""
+    with suppress(ValueError, LocalProtocolError):
+        decode_services(tomllib.loads(data.decode()), "here")
+
+
+def _closer(data: bytes) -> None:
+    """An answer of the DHT; only where the extra is installed."""
+    from walyoff_transports.libp2p_dht import decode_closer  # noqa: PLC0415 - as it says
+
+    for name, found in decode_closer(data).items():
+        assert all(address.endswith(f"/p2p/{name}") for address in found)
+
+
 TARGETS: dict[str, Target] = {
     "archive": _archive,
     "archive_inside": _archive_inside,
@@ -265,6 +288,7 @@ TARGETS: dict[str, Target] = {
     "grant": _grant,
     "segments": _segments,
     "broadcast": _broadcast,
+    "services": _services,
     "rpc": _rpc,
     "rpc-stream": _rpc_stream,
     "block": _block,
@@ -279,6 +303,8 @@ TARGETS: dict[str, Target] = {
     "anchoring": machines.anchoring,
     "transfers": transfers.transfers,
 }
+if find_spec("libp2p") is not None:
+    TARGETS["dht-answer"] = _closer
 
 
 def attempt(name: str, data: bytes) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.abc import ByteStream, ObjectReceiveStream
-from walyoff_transports import ipfs
+from walyoff_transports import ipfs, listening
 from walyoff_transports.ipfs import open_transport, parse_address
 
 from walyoff.abc import Broadcast, Transport, TransportHost
@@ -298,7 +298,7 @@ async def test_listening_ends_and_begins_again(tmp_path: Path, short: Path) -> N
 async def test_unaccepted_streams_are_bounded_and_released(
     tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ipfs, "MAX_WAITING", 2)
+    monkeypatch.setattr(listening, "MAX_WAITING", 2)
     async with (
         pair(tmp_path, short) as p,
         AsyncExitStack() as stack,

@@ -81,7 +81,7 @@ async def nodes(count: int = 2) -> AsyncIterator[list[Echo]]:
                     sock.close()
 
 
-def run(test: Callable[[], Awaitable[None]], limit: float = 40) -> None:
+def run(test: Callable[[], Awaitable[None]], limit: float = 90) -> None:
     async def main() -> None:
         with trio.fail_after(limit):
             await test()
@@ -90,7 +90,7 @@ def run(test: Callable[[], Awaitable[None]], limit: float = 40) -> None:
 
 
 async def exchange(near: Any, far: Any) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(15):
         for source, target in ((near, far), (far, near)):
             await source.send(b"still here")
             got = b""

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from walyoff_transports import tcp
+from walyoff_transports import multicast, tcp
 
 from walyoff.abc import Transport
 from walyoff.errors import LocalProtocolError, TransportError
@@ -76,7 +76,7 @@ async def test_a_connection_that_nobody_listens_for_ends_at_once() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    "datagram", [b"", b"\1", b"\1" * 32, b"\2" * 64, b"\1" + bytes(tcp.MAX_DATAGRAM)]
+    "datagram", [b"", b"\1", b"\1" * 32, b"\2" * 64, b"\1" + bytes(multicast.MAX_DATAGRAM)]
 )
 async def test_foreign_datagrams_harm_nobody(datagram: bytes) -> None:
     async with two() as (a, b), a.subscribe("topic") as heard:
@@ -84,7 +84,7 @@ async def test_foreign_datagrams_harm_nobody(datagram: bytes) -> None:
             stranger.setsockopt(
                 socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1")
             )
-            stranger.sendto(datagram, tcp.GROUP)
+            stranger.sendto(datagram, multicast.GROUP)
         with anyio.fail_after(5):
             for _ in range(100):
                 await b.broadcast("topic", b"after")

@@ -172,6 +172,9 @@ class TransportHost:
     run_dir: Path
     #: None on a platform without an IPFS node, as in simulations.
     ipfs: IpfsNode | None
+    #: The IP addresses of this machine at which others shall reach the device; None for those
+    #: of the last start.
+    listen: tuple[str, ...] | None = None
     #: For what is secret in `state_dir`; None where nothing is sealed, as in tests.
     sealer: Sealer | None = None
 

@@ -84,7 +84,11 @@ async def open_device(
             for folder in (state_dir.parent, state_dir):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             host = TransportHost(
-                state_dir=state_dir, run_dir=run_dir / name, ipfs=base.ipfs, sealer=sealing
+                state_dir=state_dir,
+                run_dir=run_dir / name,
+                ipfs=base.ipfs,
+                sealer=sealing,
+                listen=None if listen is None else tuple(listen),
             )
             host.run_dir.mkdir(mode=0o700)
             opened[name] = await stack.enter_async_context(factory(host))

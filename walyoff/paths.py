@@ -46,10 +46,9 @@ LASTED_S = 5.0
 #: Two sessions that began within this time were dialled by both sides at once.
 AT_ONCE_S = 1.0
 #: What was sent is followed by a question so much later, and that must be answered within
-#: the patience; which doubles with each move, up to the last, and is forgotten after a while.
+#: the patience. It doubles for sessions that have to be moved soon after they began.
 PROBE_AFTER_S = 0.25
 PATIENCE_FIRST_S, PATIENCE_LAST_S = 0.75, 12.0
-PATIENCE_KEPT_S = 60.0
 #: Pauses between attempts to return to a better path: doubles from the first to the last;
 #: begins anew when a session on the best one has stood for the last.
 RETURN_FIRST_S, RETURN_LAST_S = 4.0, 300.0
@@ -79,8 +78,8 @@ class Paths:
         self._places = {transport.name: at for at, transport in enumerate(transports)}
         self._seekers: set[str] = set()
         self._news: dict[str, anyio.Event] = {}
-        #: By member: how long an answer may take, and when that was said.
-        self._patience: dict[str, tuple[float, float]] = {}
+        #: By member: how long an answer may take.
+        self._patience: dict[str, float] = {}
         self._returns: dict[str, float] = {}
 
     def seek(self, tasks: TaskGroup, member: str) -> None:
@@ -131,10 +130,14 @@ class Paths:
     async def _leave_when_hanging(self, tasks: TaskGroup, session: Session) -> None:
         member = session.did
         while True:
-            patience, since = self._patience.get(member, (PATIENCE_FIRST_S, 0.0))
-            if self._runtime.now() - since > PATIENCE_KEPT_S:
-                patience = PATIENCE_FIRST_S
+            patience = self._patience.get(member, PATIENCE_FIRST_S)
             await until_unanswered(session, patience)
+            # Silent soon after it began: perhaps the paths are slow, and it was moved for
+            # nothing. What stood for long and is silent now hangs.
+            stood = self._runtime.now() - session.opened
+            soon = stood < LASTED_S + 2 * patience
+            longer = min(2 * patience, PATIENCE_LAST_S) if soon else PATIENCE_FIRST_S
+            self._patience[member] = longer
             others = [
                 address
                 for address in self.ranked(self._candidates(member))
@@ -142,8 +145,6 @@ class Paths:
             ]
             if others:
                 log.info("%s does not answer on %s", member, session.path)
-                patience = min(2 * patience, PATIENCE_LAST_S)
-                self._patience[member] = (patience, self._runtime.now())
                 await self._try(tasks, member, session, others)
 
     async def _return(self, tasks: TaskGroup, session: Session) -> None:

@@ -9,6 +9,7 @@ small message.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -120,20 +121,12 @@ async def connect_unix(path: str) -> SocketStream:
         raise
 
 
-class UnixListener:
-    """A listening Unix socket at a path, for this user alone."""
+class Listener:
+    """A listening socket, which it owns."""
 
-    def __init__(self, path: str, *, backlog: int) -> None:
-        """Raises OSError."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.setblocking(False)
-            # Its folder is private, so nobody else sees it before its mode is set.
-            self._socket.bind(path)
-            self._socket.listen(backlog)
-        except BaseException:
-            self._socket.close()
-            raise
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
 
     async def accept(self) -> SocketStream:
         """Accept one connection.
@@ -144,18 +137,87 @@ class UnixListener:
         """
         while True:
             try:
-                sock, _ = self._socket.accept()
-            except BlockingIOError:
+                sock, peer = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
                 await anyio.wait_readable(self._socket)
             except OSError:
                 if self._socket.fileno() < 0:
                     raise anyio.ClosedResourceError from None
                 raise
             else:
-                return SocketStream(sock)
+                return self._stream(sock, peer)
+
+    def _stream(self, sock: socket.socket, _peer: Any) -> SocketStream:
+        return SocketStream(sock)
 
     def close(self) -> None:
         """Stop listening. Idempotent."""
         if self._socket.fileno() >= 0:
             anyio.notify_closing(self._socket)
             self._socket.close()
+
+
+class UnixListener(Listener):
+    """A listening Unix socket at a path, for this user alone."""
+
+    def __init__(self, path: str, *, backlog: int) -> None:
+        """Raises OSError."""
+        super().__init__(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        try:
+            # Its folder is private, so nobody else sees it before its mode is set.
+            self._socket.bind(path)
+            self._socket.listen(backlog)
+        except BaseException:
+            self._socket.close()
+            raise
+
+
+class TcpListener(Listener):
+    """A listening TCP socket at a numeric address; port 0 takes a free one."""
+
+    def __init__(self, host: str, port: int, *, backlog: int) -> None:
+        """Raises OSError."""
+        super().__init__(socket.socket(address_family(host), socket.SOCK_STREAM))
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, port))
+            self._socket.listen(backlog)
+        except BaseException:
+            self._socket.close()
+            raise
+        #: Where it listens.
+        self.host, self.port = self._socket.getsockname()[:2]
+
+    def _stream(self, sock: socket.socket, peer: Any) -> SocketStream:
+        return _tcp_stream(sock, peer[0])
+
+
+async def connect_tcp(host: str, port: int) -> SocketStream:
+    """Connect to a numeric address. Raises OSError."""
+    sock = socket.socket(address_family(host), socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        try:
+            sock.connect((host, port))
+        except BlockingIOError:
+            await anyio.wait_writable(sock)
+        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(code, os.strerror(code))
+        if sock.getsockname() == sock.getpeername():
+            # TCP can connect a port to itself when nobody listens there.
+            raise OSError(0, "nobody is there")
+        return _tcp_stream(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _tcp_stream(sock: socket.socket, source: str | None = None) -> SocketStream:
+    # Small frames leave at once: sessions gather what belongs together by themselves.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return SocketStream(sock, source=source)
+
+
+def address_family(host: str) -> socket.AddressFamily:
+    """The family of a numeric address."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -199,6 +199,9 @@ class SendWindow:
         self._peers: dict[str, _Peer] = {}
         self._smooth: float | None = None
         self._variance = 0.0
+        #: How often the latest messages had to be repeated; none of those tells the time that
+        #: an acknowledgement takes (RFC 6298, 5), so new ones wait as long at once.
+        self._backoff = 0
         #: Totals since the start.
         self.repeated = 0
         self.given_up = 0
@@ -221,7 +224,7 @@ class SendWindow:
         seq = self._next
         self._next += 1
         envelope = encode_data(Data(instance=self.instance, seq=seq, payload=payload))
-        repeat_at = now + self._timeout(0, len(envelope))
+        repeat_at = now + self._timeout(self._backoff, len(envelope))
         self._flight[seq] = _InFlight(envelope, now, repeat_at)
         for peer in self._peers.values():
             if peer.since is None:
@@ -255,6 +258,7 @@ class SendWindow:
                     message.acked.add(peer)
                     if message.repeats == 0:
                         self._measure(now - message.sent_at)
+                        self._backoff = 0
             elif (
                 seq + REORDER <= newest
                 and known is not None
@@ -275,6 +279,7 @@ class SendWindow:
                 continue
             if message.repeats < MAX_REPEATS:
                 again.append(self._repeat(message, now))
+                self._backoff = max(self._backoff, message.repeats)
                 continue
             del self._flight[seq]
             self.given_up += 1

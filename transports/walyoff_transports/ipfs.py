@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
 from collections import OrderedDict
@@ -19,16 +18,14 @@ from pathlib import Path
 
 import anyio
 from anyio.abc import ByteStream, ObjectReceiveStream, TaskGroup
-from anyio.streams.memory import MemoryObjectSendStream
 
 from walyoff.abc import Broadcast, IpfsNode, Transport, TransportHost
 from walyoff.errors import LocalProtocolError, TransportError
 from walyoff.sockets import UnixListener, connect_unix
 from walyoff.tasks import background_tasks
 from walyoff_transports.gossip import MAX_PAYLOAD
+from walyoff_transports.listening import MAX_ADDRESS, Waiting, shown
 from walyoff_transports.topics import Topics
-
-_log = logging.getLogger(__name__)
 
 NAME = "ipfs"
 PROTOCOL = "/x/walyoff/1"
@@ -38,12 +35,8 @@ CONNECT_TIME = 10.0
 MAX_FORWARDS = 64
 #: With the default of 100, Kubo's bursts of connections were refused.
 BACKLOG = 1_024
-#: Streams that wait to be accepted; more are closed at once.
-MAX_WAITING = 128
 #: `sun_path` without its NUL, in bytes.
 MAX_SOCKET_PATH = 107
-#: As `walyoff.abc.Transport.addresses` promises.
-MAX_ADDRESSES, MAX_ADDRESS = 16, 256
 
 # A device on the libp2p transport gives the addresses of its host, which a node reaches too.
 _ADDRESS = re.compile(r"(?:ipfs|libp2p):((?:/[A-Za-z0-9.:_\-]+)+/p2p/([A-Za-z0-9]{20,100}))")
@@ -67,16 +60,15 @@ class IpfsTransport:
         self._ipfs = ipfs
         self._run_dir = run_dir
         self._tasks = tasks
-        self._listening = False
+        self._waiting = Waiting()
         self._forwards: OrderedDict[str, str] = OrderedDict()
         self._forward_lock = anyio.Lock()
         self._topics = Topics(ipfs, tasks)
 
     def __repr__(self) -> str:
-        state = "listening" if self._listening else "not listening"
         return (
-            f"<IpfsTransport {self._ipfs.peer_id} [{state} | {len(self._forwards)} forwards, "
-            f"{len(self._topics)} topics]>"
+            f"<IpfsTransport {self._ipfs.peer_id} [{self._waiting!r} | "
+            f"{len(self._forwards)} forwards, {len(self._topics)} topics]>"
         )
 
     @property
@@ -92,8 +84,7 @@ class IpfsTransport:
     @property
     def addresses(self) -> Sequence[str]:
         """`ipfs:MULTIADDR/p2p/PEER_ID` for each address of the node, at most 16."""
-        found = [f"{NAME}:{address}" for address in self._ipfs.addresses]
-        return [a for a in found if len(a) <= MAX_ADDRESS and a.isascii()][:MAX_ADDRESSES]
+        return shown(f"{NAME}:{address}" for address in self._ipfs.addresses)
 
     # --------------------------------------------------------------------- streams
 
@@ -145,54 +136,29 @@ class IpfsTransport:
             TransportError: this transport listens already, or the node is not there.
             LocalProtocolError: the run folder's path is too long for sockets.
         """
-        if self._listening:
-            raise TransportError("this transport is listening already")
         path = self._socket_path("listen")
-        self._listening = True
-        try:
-            with contextlib.closing(self._bind(path)) as listener:
-                try:
-                    await self._ipfs.listen_streams(PROTOCOL, path)
-                    async with self._accepted(listener) as streams:
+        async with self._waiting.taken() as streams:
+            try:
+                with contextlib.closing(self._bind(path)) as listener:
+                    try:
+                        await self._ipfs.listen_streams(PROTOCOL, path)
+                        self._tasks.start_soon(self._waiting.accept_all, listener)
                         yield streams
-                finally:
-                    with anyio.CancelScope(shield=True), contextlib.suppress(TransportError):
-                        await self._ipfs.close_streams(PROTOCOL)
-        finally:
-            self._listening = False
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+                    finally:
+                        with (
+                            anyio.CancelScope(shield=True),
+                            contextlib.suppress(TransportError),
+                        ):
+                            await self._ipfs.close_streams(PROTOCOL)
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
 
     def _bind(self, path: str) -> UnixListener:
         try:
             return UnixListener(path, backlog=BACKLOG)
         except OSError as error:
             raise TransportError(f"no listening socket could be made: {error}") from error
-
-    @asynccontextmanager
-    async def _accepted(
-        self, listener: UnixListener
-    ) -> AsyncIterator[ObjectReceiveStream[ByteStream]]:
-        send, receive = anyio.create_memory_object_stream[ByteStream](MAX_WAITING)
-        scope = anyio.CancelScope()
-
-        async def accept() -> None:
-            with scope, send:
-                await _accept(listener, send)
-
-        with receive:
-            self._tasks.start_soon(accept)
-            try:
-                yield receive
-            finally:
-                scope.cancel()
-                with anyio.CancelScope(shield=True):
-                    while True:
-                        try:
-                            stream = receive.receive_nowait()
-                        except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
-                            break
-                        await anyio.aclose_forcefully(stream)
 
     def _socket_path(self, name: str) -> str:
         path = str(self._run_dir / name)
@@ -234,23 +200,6 @@ class IpfsTransport:
             with contextlib.suppress(TransportError):
                 await self._ipfs.close_streams(PROTOCOL, peer_id=peer_id)
         self._forwards.clear()
-
-
-async def _accept(listener: UnixListener, send: MemoryObjectSendStream[ByteStream]) -> None:
-    while True:
-        try:
-            stream = await listener.accept()
-        except anyio.ClosedResourceError:
-            return
-        except OSError as error:
-            # Out of file descriptors, most likely: others may give some back.
-            _log.warning("a stream could not be accepted: %s", error)
-            await anyio.sleep(0.1)
-            continue
-        try:
-            send.send_nowait(stream)
-        except (anyio.WouldBlock, anyio.BrokenResourceError):
-            await anyio.aclose_forcefully(stream)
 
 
 @asynccontextmanager

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import ByteStream, ObjectReceiveStream, TaskGroup, TaskStatus
-from anyio.streams.memory import MemoryObjectSendStream
 
 from walyoff.abc import Broadcast, Transport, TransportFactory, TransportHost
 from walyoff.errors import LocalProtocolError, TransportError
@@ -30,6 +29,8 @@ from walyoff.sockets import SocketStream
 from walyoff.tasks import background_tasks
 from walyoff_transports.gossip import MAX_PAYLOAD
 from walyoff_transports.libp2p_pubsub import HostedPubsub
+from walyoff_transports.libp2p_settings import Services, read_services
+from walyoff_transports.listening import MAX_ADDRESS, Waiting, hosts, shown
 from walyoff_transports.topics import Topics
 
 if TYPE_CHECKING:
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 NAME = "libp2p"
-#: Streams that wait to be accepted; more are closed at once.
-MAX_WAITING = 128
-#: As `walyoff.abc.Transport.addresses` promises.
-MAX_ADDRESSES, MAX_ADDRESS = 16, 256
 #: Seconds for `connect`, all in all.
 CONNECT_TIME = 12.0
 #: Seconds before a loop that crashed is started again, from the first to the last.
@@ -76,17 +73,17 @@ class Libp2pTransport:
 
     def __init__(self, tasks: TaskGroup) -> None:
         self._hosted: Hosted[Node] | None = None
-        self._accepting: MemoryObjectSendStream[ByteStream] | None = None
+        self._waiting = Waiting()
         self._pubsub = HostedPubsub(self.running)
         self._topics = Topics(self._pubsub, tasks)
-        self._addresses: tuple[str, ...] = ()
+        #: The host's addresses, also those of the last one while none runs.
+        self._addresses: Callable[[], Sequence[str]] = tuple
         #: How many times the host was started.
         self.generation = 0
 
     def __repr__(self) -> str:
-        state = "listening" if self._accepting else "not listening"
         peer = self._hosted.value.peer_id if self._hosted else "not running"
-        return f"<Libp2pTransport {peer} [{state} | {len(self._topics)} topics]>"
+        return f"<Libp2pTransport {peer} [{self._waiting!r} | {len(self._topics)} topics]>"
 
     @property
     def name(self) -> str:
@@ -101,8 +98,7 @@ class Libp2pTransport:
     @property
     def addresses(self) -> Sequence[str]:
         """`libp2p:MULTIADDR/p2p/PEER_ID` for each address of the host, at most 16."""
-        found = [f"{NAME}:{address}" for address in self._addresses]
-        return [a for a in found if len(a) <= MAX_ADDRESS and a.isascii()][:MAX_ADDRESSES]
+        return shown(f"{NAME}:{address}" for address in self._addresses())
 
     def running(self) -> Hosted[Node]:
         """The host that runs now. Raises TransportError when there is none."""
@@ -138,25 +134,14 @@ class Libp2pTransport:
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[ObjectReceiveStream[ByteStream]]:
-        """Accept streams while the context is open; at most 128 wait, more are refused.
-
-        Raises:
-            TransportError: this transport listens already.
-        """
-        if self._accepting is not None:
-            raise TransportError("this transport is listening already")
-        send, receive = anyio.create_memory_object_stream[ByteStream](MAX_WAITING)
-        self._accepting = send
-        with send, receive:
+        """Take streams; see `Waiting.taken`."""
+        async with self._waiting.taken() as streams:
             try:
                 await self._tell_listening(on=True)
-                yield receive
+                yield streams
             finally:
-                self._accepting = None
                 with anyio.CancelScope(shield=True):
                     await self._tell_listening(on=False)
-                    while receive.statistics().current_buffer_used:
-                        await anyio.aclose_forcefully(receive.receive_nowait())
 
     async def _tell_listening(self, *, on: bool) -> None:
         # When it is not running, it is told as soon as it runs.
@@ -166,14 +151,8 @@ class Libp2pTransport:
 
     def accept(self, sock: socket.socket) -> None:
         """Take the socket of an incoming stream."""
-        if self._accepting is not None:
-            stream = SocketStream(sock)
-            with contextlib.suppress(
-                anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError
-            ):
-                self._accepting.send_nowait(stream)
-                return
-        sock.close()
+        if not self._waiting.offer(SocketStream(sock)):
+            sock.close()
 
     # ------------------------------------------------------------------ broadcasts
 
@@ -225,9 +204,9 @@ class Libp2pTransport:
 
     async def _serve(self, hosted: Hosted[Node], task_status: TaskStatus[None]) -> None:
         self._hosted = hosted
-        self._addresses = hosted.value.addresses
+        self._addresses = hosted.value.all_addresses
         try:
-            if self._accepting is not None:
+            if self._waiting.open:
                 await self._tell_listening(on=True)
             self.generation += 1
             if self.generation == 1:
@@ -240,20 +219,30 @@ class Libp2pTransport:
 
 
 def libp2p_transport(
-    bind: str = "127.0.0.1", port: int = 0, *, mdns: bool = False
+    bind: str | None = None,
+    port: int = 0,
+    *,
+    services: Services | None = None,
 ) -> TransportFactory:
-    """A factory of libp2p transports that listen on one numeric address.
+    """A factory of libp2p transports.
 
-    Port 0 takes the port of the last time if it is free, else another. With `mdns` the host
-    announces itself on the local network, and connects to those that it finds there.
+    They listen at `bind`, a numeric address, or else where the device says; at "" nowhere.
+    Port 0 takes the port of the last time if it is free, else another. `services` are those
+    of others that it uses and offers; without it, what `services.toml` in the transport's
+    folder says.
     """
 
     @asynccontextmanager
     async def opener(host: TransportHost) -> AsyncIterator[Transport]:
+        chosen = read_services(host.state_dir) if services is None else services
         # A second of importing, which the event loop does not have.
         node = await anyio.to_thread.run_sync(_load_node)
         settings = node.Settings(
-            state_dir=host.state_dir, sealer=host.sealer, host=bind, port=port, mdns=mdns
+            state_dir=host.state_dir,
+            sealer=host.sealer,
+            hosts=() if bind == "" or not chosen.listen else tuple(hosts(host, bind)),
+            port=port,
+            services=chosen,
         )
 
         def open_host(accept: Accept) -> AbstractAsyncContextManager[Hosted[Node]]:

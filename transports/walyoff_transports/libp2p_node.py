@@ -7,35 +7,27 @@ module, over all addresses that are known of a peer, at most one dial for a peer
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import trio
-from libp2p import new_host
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from google.protobuf.message import DecodeError
 from libp2p.exceptions import BaseLibp2pError
-from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer.exceptions import MultiselectClientError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pubsub import Pubsub
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as NoiseTransport
 from multiaddr import Multiaddr
 
-from walyoff.abc import Sealer
-from walyoff.errors import StoreError, TransportError
+from walyoff.errors import TransportError
 from walyoff_transports.libp2p_carry import carry
+from walyoff_transports.libp2p_dht import Dht, serve_dht
 from walyoff_transports.libp2p_guard import (
     guard_connections,
     guard_pubsub,
@@ -43,39 +35,27 @@ from walyoff_transports.libp2p_guard import (
     run_service,
     silence_logging,
 )
+from walyoff_transports.libp2p_host import Settings, listen, make_host, own_addresses
 from walyoff_transports.libp2p_loop import Hosted, TrioThread, trio_thread
 from walyoff_transports.libp2p_mdns import discover
+from walyoff_transports.libp2p_relay import Relays, relay_of, relaying
+from walyoff_transports.libp2p_settings import Services
 
 PROTOCOL = "/x/walyoff/1"
 #: The newest that Kubo of 2023 speaks, and the one before.
 GOSSIP_PROTOCOLS = ("/meshsub/1.1.0", "/meshsub/1.0.0")
 #: Seconds for one address, and for a stream on a connection that is there.
 DIAL_TIME, STREAM_TIME = 3.0, 5.0
-#: Connections at a time, and those to one peer: one for each side that may dial.
-MAX_CONNECTIONS, MAX_PEER_CONNECTIONS = 300, 3
+#: Seconds for one address through a relay: two connections.
+RELAY_TIME = 8.0
 #: Seconds for the host to close.
 CLOSE_TIME = 4.0
 #: Peers whose addresses are remembered, and addresses of each.
 MAX_KNOWN, MAX_KNOWN_ADDRESSES = 512, 8
-SEED_SIZE = 32
-KEY_PLACE = "transports/libp2p/key"
 #: Numbers only: a name would have to be looked up, which tells others whom we want to reach.
 _DIALLED = re.compile(r"/ip[46]/[0-9a-fA-F:.]+/tcp/[0-9]+/p2p/[A-Za-z0-9]+", re.A)
 #: What comes from pubsub: the sender's peer id, which is signed, and the data.
 Sink = Callable[[str, bytes], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a node begins."""
-
-    state_dir: Path
-    sealer: Sealer | None = None
-    #: The numeric address to listen on, and the port; 0 for the one of the last time.
-    host: str = "127.0.0.1"
-    port: int = 0
-    #: Announce the host on the local network, and connect to those that are found.
-    mdns: bool = False
 
 
 class Node:
@@ -100,6 +80,12 @@ class Node:
         #: Read by the application's thread as well: set once.
         self.peer_id: str = host.get_id().to_base58()
         self.addresses: tuple[str, ...] = ()
+        self.relays = Relays(host, self._open_protocol)
+        self.dht: Dht | None = None
+
+    def all_addresses(self) -> tuple[str, ...]:
+        """The host's own addresses, and those at relays. From any thread."""
+        return (*self.addresses, *self.relays.addresses)
 
     def connections(self) -> int:
         """How many connections there are."""
@@ -136,11 +122,16 @@ class Node:
         connected = self._connection(peer_id)
         if connected is not None:
             with contextlib.suppress(TransportError):
-                return await _new_stream(self._host, connected)
+                return await _new_stream(self._host, connected, PROTOCOL)
             # Perhaps it is dead and nobody noticed yet: a fresh one tells.
             if not connected.is_closed and self._connection(peer_id) is connected:
                 await connected.close()
-        return await _new_stream(self._host, await self.connect(address, peer_id))
+        conn = await self.connect(address, peer_id, look_up=True)
+        return await _new_stream(self._host, conn, PROTOCOL)
+
+    async def _open_protocol(self, address: str, peer_id: str, protocol: str) -> Any:
+        """A stream of another protocol, to a relay or a host of the DHT."""
+        return await _new_stream(self._host, await self.connect(address, peer_id), protocol)
 
     def _connection(self, peer_id: str) -> Any:
         for conn in self._swarm.get_connections(ID.from_base58(peer_id)):
@@ -148,8 +139,10 @@ class Node:
                 return conn
         return None
 
-    async def connect(self, address: str, peer_id: str) -> Any:
+    async def connect(self, address: str, peer_id: str, *, look_up: bool = False) -> Any:
         """A connection to a peer: the one that there is, or a new one to any known address.
+
+        With `look_up`, then to where the DHT says that it is.
 
         Raises:
             TransportError: none of its addresses answered as that peer.
@@ -161,7 +154,14 @@ class Node:
             async with lock:
                 if (connected := self._connection(peer_id)) is not None:
                     return connected
-                return await self._dial(peer_id, self._remember(peer_id, address))
+                known = self._remember(peer_id, address)
+                try:
+                    return await self._dial(peer_id, known)
+                except TransportError:
+                    found = await self.dht.find(peer_id) if look_up and self.dht else []
+                    if not set(found) - set(known):
+                        raise
+                return await self._dial(peer_id, [a for a in found if a not in known])
         finally:
             if not lock.locked() and self._dials.get(peer_id) is lock:
                 del self._dials[peer_id]
@@ -180,14 +180,20 @@ class Node:
     async def _dial(self, peer_id: str, addresses: list[str]) -> Any:
         problem: Exception | None = None
         for address in addresses:
-            if not _DIALLED.fullmatch(address):
+            relayed = relay_of(address) is not None
+            if not relayed and not _DIALLED.fullmatch(address):
                 problem = problem or ValueError("it is not IP and TCP")
                 continue
             try:
+                if relayed:
+                    with trio.fail_after(RELAY_TIME):
+                        return await self.relays.dial(address, peer_id)
                 with trio.fail_after(DIAL_TIME):
                     return await self._swarm.dial_addr(
                         Multiaddr(address), ID.from_base58(peer_id)
                     )
+            except (TransportError, DecodeError) as error:
+                problem = error
             except (BaseLibp2pError, OSError, ValueError, trio.TooSlowError) as error:
                 problem = error
         raise TransportError(f"the peer was not reached: {problem}") from problem
@@ -221,19 +227,19 @@ class Node:
                 sink(ID(message.from_id).to_base58(), bytes(message.data))
 
 
-async def _new_stream(host: Any, conn: Any) -> Any:
+async def _new_stream(host: Any, conn: Any, protocol: str) -> Any:
     stream = None
     try:
         with trio.fail_after(STREAM_TIME):
             stream = await conn.new_stream()
             await host.multiselect_client.select_one_of(
-                [PROTOCOL], MultiselectCommunicator(stream), int(STREAM_TIME)
+                [protocol], MultiselectCommunicator(stream), int(STREAM_TIME)
             )
     except (BaseLibp2pError, MultiselectClientError, OSError, trio.TooSlowError) as error:
         if stream is not None:
             await stream.reset()
         raise TransportError(f"no stream could be opened: {error!r}") from error
-    stream.set_protocol(PROTOCOL)
+    stream.set_protocol(protocol)
     return stream
 
 
@@ -274,7 +280,7 @@ async def run_node(
         OSError: the state folder cannot be used.
     """
     silence_logging()
-    host = _make_host(settings)
+    host = make_host(settings)
     swarm = host.get_network()
     connections = guard_connections(swarm)
     guard_streams(swarm)
@@ -298,11 +304,10 @@ async def run_node(
     async with trio.open_nursery() as nursery, run_service(swarm):
         node = Node(host, pubsub, nursery, accept)
         try:
-            await _listen(swarm, settings)
-            async with run_service(pubsub), run_service(router):
-                node.addresses = _addresses(host)
-                if settings.mdns:
-                    nursery.start_soon(discover, node, host)
+            await listen(swarm, settings)
+            async with run_service(pubsub), run_service(router), AsyncExitStack() as stack:
+                node.addresses = own_addresses(host)
+                await _use_services(node, host, settings.services, nursery, stack)
                 yield node
         finally:
             # Before its service stops, or the listening sockets stay.
@@ -316,110 +321,17 @@ async def run_node(
             nursery.cancel_scope.cancel()
 
 
-def _make_host(settings: Settings) -> Any:
-    keys = create_new_key_pair(_seed(settings.state_dir / "key", settings.sealer))
-    host = new_host(
-        key_pair=keys,
-        muxer_preference="YAMUX",
-        sec_opt={
-            NOISE: NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
-        },
-        negotiate_timeout=int(STREAM_TIME),
-        connection_config=ConnectionConfig(
-            max_connections=MAX_CONNECTIONS,
-            max_connections_per_peer=MAX_PEER_CONNECTIONS,
-            min_connections=0,
-            inbound_upgrade_timeout=STREAM_TIME,
-            outbound_upgrade_timeout=STREAM_TIME,
-        ),
-        disable_identify_address_discovery=True,
-    )
-    swarm = host.get_network()
-    swarm.retry_config = RetryConfig(max_retries=0)
-    # Its limits are for public nodes: connections of one address a second, and such.
-    swarm.set_resource_manager(None)
-    # It would dial whomever it has heard of.
-    swarm._schedule_auto_connect = lambda: None
-    swarm.auto_connector.run_background_task = _nothing
-    # What others say of themselves is not needed here; and it runs in system tasks, where a
-    # failure would end the whole loop.
-    host._schedule_identify = lambda *_args, **_options: None
-    return host
-
-
-async def _nothing(*_: Any) -> None:
-    """In the place of what is not wanted."""
-
-
-def _seed(path: Path, sealer: Sealer | None) -> bytes:
-    """The key of this device on this transport, made the first time.
-
-    Also made again when it was altered or put there: peers learn the new address.
-    """
-    seed = b""
-    data = b""
-    with contextlib.suppress(FileNotFoundError, StoreError):
-        data = path.read_bytes()
-        seed = data if sealer is None else sealer.unseal(data, KEY_PLACE)
-    if len(seed) != SEED_SIZE:
-        seed, data = os.urandom(SEED_SIZE), b""
-    if not data or (sealer is not None and data == seed):
-        # New, or left in clear by an older version.
-        _write(path, seed if sealer is None else sealer.seal(seed, KEY_PLACE))
-    return seed
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_suffix(".new")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-async def _listen(swarm: Any, settings: Settings) -> None:
-    remembered = settings.state_dir / "port"
-    ports = [settings.port or _old_port(remembered)]
-    if not settings.port and ports[0]:
-        ports.append(0)
-    for port in ports:
-        # Upstream listens with SO_REUSEPORT, by which two devices would share a port.
-        if port and not _is_free(settings.host, port):
-            continue
-        kind = "ip6" if ":" in settings.host else "ip4"
-        if await swarm.listen(Multiaddr(f"/{kind}/{settings.host}/tcp/{port}")):
-            (listener,) = swarm.listeners.values()
-            taken = listener.get_addrs()[0].value_for_protocol("tcp")
-            _write(remembered, str(taken).encode())
-            return
-    raise TransportError(f"libp2p cannot listen on {settings.host} port {ports[0]}")
-
-
-def _old_port(path: Path) -> int:
-    try:
-        port = int(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return 0
-    return port if 0 < port < 65536 else 0
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Without this, a port of connections that ended a moment ago counts as taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError:
-            return False
-    return True
-
-
-def _addresses(host: Any) -> tuple[str, ...]:
-    peer = host.get_id().to_base58()
-    found = (str(address) for address in host.get_addrs())
-    return tuple(a if "/p2p/" in a else f"{a}/p2p/{peer}" for a in found)
+async def _use_services(
+    node: Node, host: Any, services: Services, nursery: trio.Nursery, stack: AsyncExitStack
+) -> None:
+    if services.mdns:
+        nursery.start_soon(discover, node, host)
+    if services.serve:
+        await stack.enter_async_context(relaying(host))
+        serve_dht(host)
+    if services.dht:
+        node.dht = Dht(host, node._open_protocol, services.dht, node.all_addresses)
+        nursery.start_soon(node.dht.keep_telling)
+    if services.relays:
+        moved = node.dht.tell_again if node.dht else lambda: None
+        nursery.start_soon(node.relays.keep, services.relays, moved)

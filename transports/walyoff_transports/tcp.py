@@ -2,56 +2,33 @@
 
 It has no encryption and no names, and needs none: what is confidential, authentic and a
 member is decided above it. It shows how small a transport can be, and is the floor that
-benchmarks compare others with. As it stands it talks on this machine only; give
-`tcp_transport` another address to use it on a local network.
+benchmarks compare others with. Without `listen` it talks on this machine only.
 
 Addresses are `tcp:HOST:PORT` with a numeric host, IPv6 in brackets: names would have to be
-looked up, which tells others whom a device wants to reach. A datagram is a version byte, the
-sender's 16-byte instance, a 16-byte digest of the topic, and the payload.
+looked up, which tells others whom a device wants to reach.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import logging
 import re
-import secrets
-import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 
 import anyio
 from anyio.abc import ByteStream, ObjectReceiveStream
-from anyio.streams.memory import MemoryObjectSendStream
-from blake3 import blake3
 
 from walyoff.abc import Broadcast, Transport, TransportFactory, TransportHost
-from walyoff.errors import LocalProtocolError, PayloadTooLargeError, TransportError
-from walyoff.fanout import Fanout
-from walyoff.sockets import SocketStream
+from walyoff.errors import LocalProtocolError, TransportError
+from walyoff.sockets import TcpListener, connect_tcp
 from walyoff.tasks import background_tasks
-
-_log = logging.getLogger(__name__)
+from walyoff_transports.listening import Waiting, hosts, keep_port, old_port, reachable, shown
+from walyoff_transports.multicast import MAX_BROADCAST, Multicast
 
 NAME = "tcp"
-#: Where broadcasts go: a group of the block for private use (RFC 2365), and a port.
-GROUP = ("239.255.119.97", 47119)
-VERSION = 1
-INSTANCE_SIZE = TOPIC_SIZE = 16
-HEADER_SIZE = 1 + INSTANCE_SIZE + TOPIC_SIZE
-#: What a datagram holds, in bytes, when it may be cut into eleven packets of a local network.
-MAX_BROADCAST = 16 * 1024
-MAX_DATAGRAM = HEADER_SIZE + MAX_BROADCAST
-MAX_TOPIC = 256
 #: Seconds for `connect`.
 CONNECT_TIME = 5.0
 BACKLOG = 256
-#: Streams that wait to be accepted; more are closed at once.
-MAX_WAITING = 128
-#: Broadcasts that wait for one consumer; the oldest are dropped.
-BUFFER = 256
-#: Bytes of datagrams that the system keeps for this process while it is busy.
-RECEIVE_BUFFER = 1 << 20
 
 _ADDRESS = re.compile(r"tcp:(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):([0-9]{1,5})", re.A)
 
@@ -78,16 +55,13 @@ def format_address(host: str, port: int) -> str:
 class TcpTransport:
     """`walyoff.abc.Transport` on sockets; made by `open_transport`."""
 
-    def __init__(self, listener: socket.socket, datagrams: socket.socket) -> None:
-        self._listener = listener
-        self._datagrams = datagrams
-        self._accepting: MemoryObjectSendStream[ByteStream] | None = None
-        self._instance = secrets.token_bytes(INSTANCE_SIZE)
-        self._fanout: Fanout[Broadcast] = Fanout(BUFFER)
+    def __init__(self, listeners: Sequence[TcpListener], multicast: Multicast) -> None:
+        self._listeners = listeners
+        self._multicast = multicast
+        self.waiting = Waiting()
 
     def __repr__(self) -> str:
-        state = "listening" if self._accepting else "not listening"
-        return f"<TcpTransport {self.addresses[0]} [{state}]>"
+        return f"<TcpTransport {', '.join(self.addresses)} [{self.waiting!r}]>"
 
     @property
     def name(self) -> str:
@@ -101,8 +75,12 @@ class TcpTransport:
 
     @property
     def addresses(self) -> Sequence[str]:
-        """The one address that this device listens on."""
-        return [format_address(*self._listener.getsockname()[:2])]
+        """An address for each one that this device listens at."""
+        return shown(
+            format_address(host, listener.port)
+            for listener in self._listeners
+            for host in reachable(listener.host)
+        )
 
     async def connect(self, address: str) -> ByteStream:
         """Open a connection within 5 seconds.
@@ -114,178 +92,71 @@ class TcpTransport:
         host, port = parse_address(address)
         try:
             with anyio.fail_after(CONNECT_TIME):
-                return await _connect(host, port)
+                return await connect_tcp(host, port)
         except TimeoutError as error:
             raise TransportError(f"no connection within {CONNECT_TIME:g} s") from error
         except OSError as error:
             raise TransportError(f"no connection: {error.strerror or error}") from error
 
-    @asynccontextmanager
-    async def listen(self) -> AsyncIterator[ObjectReceiveStream[ByteStream]]:
-        """Accept connections while the context is open; at most 128 wait, more are closed.
-
-        Raises:
-            TransportError: this transport listens already.
-        """
-        if self._accepting is not None:
-            raise TransportError("this transport is listening already")
-        send, receive = anyio.create_memory_object_stream[ByteStream](MAX_WAITING)
-        self._accepting = send
-        with send, receive:
-            try:
-                yield receive
-            finally:
-                self._accepting = None
-                with anyio.CancelScope(shield=True):
-                    while receive.statistics().current_buffer_used:
-                        await anyio.aclose_forcefully(receive.receive_nowait())
+    def listen(self) -> AbstractAsyncContextManager[ObjectReceiveStream[ByteStream]]:
+        """Take connections; see `Waiting.taken`."""
+        return self.waiting.taken()
 
     async def broadcast(self, topic: str, payload: bytes) -> None:
-        """Send one datagram to everybody on the network who uses this transport.
+        """Send to everybody on the network; see `Multicast.broadcast`."""
+        await self._multicast.broadcast(topic, payload)
 
-        Raises:
-            PayloadTooLargeError: it is larger than `max_broadcast`.
-            LocalProtocolError: the topic is empty or too long.
-            TransportError: the system did not take it.
-        """
-        if len(payload) > MAX_BROADCAST:
-            raise PayloadTooLargeError(len(payload), MAX_BROADCAST, "broadcast")
-        header = bytes([VERSION]) + self._instance + _digest(topic)
-        # Others run between two broadcasts; the receiver among them, before it loses any.
-        await anyio.lowlevel.checkpoint()
-        try:
-            self._datagrams.sendto(header + payload, GROUP)
-        except BlockingIOError:
-            # As good as lost on the way.
-            return
-        except OSError as error:
-            raise TransportError(f"no broadcast: {error.strerror or error}") from error
-
-    @asynccontextmanager
-    async def subscribe(self, topic: str) -> AsyncIterator[ObjectReceiveStream[Broadcast]]:
-        """Receive other devices' broadcasts; a slow consumer loses the oldest of 256.
-
-        Raises:
-            LocalProtocolError: the topic is empty or too long.
-        """
-        async with self._fanout.subscribe(_digest(topic).hex()) as stream:
-            yield stream
-
-    async def accept_all(self) -> None:
-        """Accept for as long as the transport is open; close what nobody listens for."""
-        while True:
-            await anyio.wait_readable(self._listener)
-            try:
-                sock, peer = self._listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                continue
-            except OSError as error:
-                # Out of file descriptors, most likely: others may give some back.
-                _log.warning("a connection could not be accepted: %s", error)
-                await anyio.sleep(0.1)
-                continue
-            stream = _stream(sock, peer[0])
-            try:
-                if self._accepting is None:
-                    raise anyio.WouldBlock
-                self._accepting.send_nowait(stream)
-            except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                await anyio.aclose_forcefully(stream)
-
-    async def receive_all(self) -> None:
-        """Hand out datagrams for as long as the transport is open."""
-        while True:
-            await anyio.wait_readable(self._datagrams)
-            try:
-                data, (host, port) = self._datagrams.recvfrom(MAX_DATAGRAM + 1)
-            except OSError:
-                continue
-            if not HEADER_SIZE <= len(data) <= MAX_DATAGRAM or data[0] != VERSION:
-                continue
-            if data[1 : 1 + INSTANCE_SIZE] != self._instance:
-                digest = data[1 + INSTANCE_SIZE : HEADER_SIZE]
-                item = Broadcast(sender=f"{host}:{port}", payload=data[HEADER_SIZE:])
-                self._fanout.publish(digest.hex(), item)
+    def subscribe(
+        self, topic: str
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Broadcast]]:
+        """Receive other devices' broadcasts; see `Multicast.subscribe`."""
+        return self._multicast.subscribe(topic)
 
 
-def _digest(topic: str) -> bytes:
-    if not 0 < len(topic) <= MAX_TOPIC:
-        raise LocalProtocolError(f"a topic has 1 to {MAX_TOPIC} characters")
-    return blake3(topic.encode(errors="surrogatepass")).digest(TOPIC_SIZE)
-
-
-def _stream(sock: socket.socket, source: str | None = None) -> SocketStream:
-    # Small frames leave at once: sessions gather what belongs together by themselves.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return SocketStream(sock, source=source)
-
-
-async def _connect(host: str, port: int) -> ByteStream:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+def _listen(at: Sequence[str], port: int) -> list[TcpListener]:
+    """A listener at each address, all on one port. Raises OSError."""
+    listeners: list[TcpListener] = []
     try:
-        sock.setblocking(False)
-        try:
-            sock.connect((host, port))
-        except BlockingIOError:
-            await anyio.wait_writable(sock)
-        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            raise OSError(code, "it was refused")
-        if sock.getsockname() == sock.getpeername():
-            # TCP can connect a port to itself when nobody listens there.
-            raise OSError(0, "nobody is there")
-        return _stream(sock)
+        for host in at:
+            listeners.append(TcpListener(host, port, backlog=BACKLOG))
+            port = listeners[0].port
     except BaseException:
-        sock.close()
+        for listener in listeners:
+            listener.close()
         raise
-
-
-def _listen(host: str, port: int, stack: ExitStack) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setblocking(False)
-    listener.bind((host, port))
-    listener.listen(BACKLOG)
-    return listener
-
-
-def _join(interface: str, stack: ExitStack) -> socket.socket:
-    sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    local = socket.inet_aton(interface)
-    sock.setblocking(False)
-    # All processes on the machine that use this transport share the port.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, local)
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
-    sock.bind(GROUP)
-    membership = socket.inet_aton(GROUP[0]) + local
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
-    return sock
+    return listeners
 
 
 def tcp_transport(
-    bind: str = "127.0.0.1", port: int = 0, *, interface: str = "127.0.0.1"
+    bind: str | None = None, port: int = 0, *, interface: str = "127.0.0.1"
 ) -> TransportFactory:
-    """A factory of TCP transports that listen on one numeric address.
+    """A factory of TCP transports.
 
-    Port 0 takes a free one. `interface` is the IPv4 address of the network interface for
-    broadcasts. Opening raises TransportError when the system refuses.
+    They listen at `bind`, a numeric address, or else where the device says. Port 0 takes the
+    port of the last time if it is free, else another. `interface` is the IPv4 address of the
+    network interface for broadcasts. Opening raises TransportError when the system refuses.
     """
 
     @asynccontextmanager
     async def opener(host: TransportHost) -> AsyncIterator[Transport]:
+        at = hosts(host, bind)
         with ExitStack() as stack:
             try:
-                listener, datagrams = _listen(bind, port, stack), _join(interface, stack)
+                listeners = []
+                with suppress(OSError):
+                    listeners = _listen(at, port or old_port(host.state_dir))
+                listeners = listeners or _listen(at, port)
+                for listener in listeners:
+                    stack.callback(listener.close)
+                multicast = Multicast(interface, stack)
             except OSError as error:
                 raise TransportError(f"no sockets: {error.strerror or error}") from error
-            transport = TcpTransport(listener, datagrams)
+            keep_port(host.state_dir, listeners[0].port)
+            transport = TcpTransport(listeners, multicast)
             async with background_tasks() as tasks:
-                tasks.start_soon(transport.accept_all)
-                tasks.start_soon(transport.receive_all)
+                for listener in listeners:
+                    tasks.start_soon(transport.waiting.accept_all, listener)
+                tasks.start_soon(multicast.receive_all)
                 yield transport
 
     return opener
