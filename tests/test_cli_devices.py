@@ -353,3 +353,16 @@ def test_a_passphrase_is_needed_ever_after(tmp_path: Path) -> None:
     assert "wrong passphrase" in text
     assert "battery" not in text
     assert objects("init", *where, "--passphrase-file", str(file)) == made
+
+
+def test_an_identity_is_a_member_of_another_one(tmp_path: Path) -> None:
+    (me,) = objects("create", "me", *home(tmp_path))
+    (team,) = objects("create", "team", "--as", "me", *home(tmp_path))
+    assert team["members"] == 1
+    (member,) = objects("members", "team", *home(tmp_path))
+    assert member["path"] == [me["me"], me["channel"]]
+    objects("send", "team", "hello", "--no-wait", *home(tmp_path))
+    (message,) = objects("log", "team", *home(tmp_path))
+    assert message["path"] == [me["me"], me["channel"], team["channel"]]
+    shown = walyoff("log", "team", *home(tmp_path)).stdout.decode()
+    assert f"you     of …{me['channel'][-6:]}  hello" in shown

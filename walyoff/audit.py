@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from walyoff.audit_chains import (
 )
 from walyoff.channel_state import ChannelState, load_epochs
 from walyoff.child.acts import expand
+from walyoff.child.family import State, flatten
 from walyoff.child.reader import (
     IdentityBlock,
     Reading,
@@ -260,12 +261,26 @@ class _Audit:
         return self._read(self._state.did, self._state.pin, meter, verify)
 
     def _read_members(self, reading: Reading, meter: _Progress, verify: Verify) -> None:
-        """The chains of the members' own DIDs: whose keys certify devices."""
-        for did, member in reading.members.items():
-            raw, own = self._read(did, member.pin or None, meter, verify)
-            self._take(raw)
-            if own.keys and (not member.pin or pin_of(own.keys[0]) == member.pin):
-                self._keys_of[did] = list(own.keys)
+        """The chains of all who stand under the identity: whose keys certify devices."""
+        found: dict[tuple[str, bytes], Reading] = {}
+
+        def members(did: str, pin: bytes) -> Mapping[str, State]:
+            if did == self._state.did:
+                return reading.members
+            if (did, pin) not in found:
+                try:
+                    raw, own = self._read(did, pin or None, meter, verify)
+                except RemoteProtocolError:
+                    # What somebody called a member is no DID.
+                    return {}
+                self._take(raw)
+                found[did, pin] = own
+            return found[did, pin].members
+
+        for did, pin in flatten(self._state.did, members).pins.items():
+            keys = found[did, pin].keys if (did, pin) in found else []
+            if keys and (not pin or pin_of(keys[0]) == pin):
+                self._keys_of[did] = list(keys)
 
     async def _read_segments(self, reading: Reading, meter: _Progress, verify: Verify) -> None:
         if reading.segment is None:

@@ -107,6 +107,10 @@ class Channel:
         """The devices of now, in order of joining, as the chains say; `path` tells whose."""
         return self._foundation.identity.membership.current()
 
+    def voices(self) -> list[str]:
+        """The direct members of now: devices, people, groups."""
+        return list(self._foundation.identity.membership.direct)
+
     async def did_document(self) -> dict[str, Any]:
         """The identity's W3C DID document: its control keys and its devices' newest keys.
 
@@ -181,7 +185,9 @@ class Channel:
         members = self.members()
         devices = {member.did for member in members if member.voice == did}
         if self.me in devices:
-            raise LocalProtocolError("a device does not remove itself: it leaves (walyoff leave)")
+            raise LocalProtocolError(
+                "a device does not remove itself: it leaves (walyoff leave)"
+            )
         if not devices and did not in self._foundation.identity.membership.direct:
             for member in members:
                 if did in member.path:

@@ -81,6 +81,7 @@ class Chains:
             "chain.append": self._append,
             "chain.blocks": self._blocks,
             "chain.leaves": self.leaves,
+            "chain.leaves_of": self.leaves_of,
             "chain.announce": self.announce,
             "chain.export": self._export,
             "chain.import": self.import_files,
@@ -285,6 +286,17 @@ class Chains:
     def leaves(self, chain: str) -> list[str]:
         """The newest blocks of a chain."""
         return self.files(chain).leaves()
+
+    def leaves_of(self, chains: Sequence[str]) -> dict[str, list[str]]:
+        """The newest blocks of chains, as far as they are held here."""
+        found = {}
+        for chain in chains:
+            try:
+                found[chain] = self.leaves(chain)
+            except (LocalProtocolError, RemoteProtocolError):
+                # A member whose chain has not come here yet, or that is no DID at all.
+                continue
+        return found
 
     def announce(self, chain: str) -> None:
         """Tell everybody on the chain's topic its leaves now, as stock code does in 20 s."""

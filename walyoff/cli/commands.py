@@ -16,7 +16,7 @@ from walyoff.cli.auditing import audit, graph
 from walyoff.cli.did_commands import did
 from walyoff.cli.governing_commands import COMMANDS as GOVERNING
 from walyoff.cli.invitation_commands import invitations, invite, join
-from walyoff.cli.options import Settings, common, json_option
+from walyoff.cli.options import Settings, as_option, common, json_option
 from walyoff.cli.runtime import start
 
 #: Seconds that `send` waits for others and for the ledger.
@@ -57,13 +57,15 @@ def init(settings: Settings) -> None:
 
 @cli.command()
 @click.argument("name")
+@as_option
 @click.option("--admins", is_flag=True, help="Only admins may invite and remove members.")
 @common
 @json_option
 @_settings
-def create(settings: Settings, name: str, admins: bool) -> None:
-    """Make a new identity with this device as its first member."""
-    start(settings, "devices", "create", make=True, name=name, admins=admins)
+def create(settings: Settings, name: str, identity: str | None, admins: bool) -> None:
+    """Make a new identity with this device, or one of its channels, as its first member."""
+    options = {"identity": identity, "admins": admins}
+    start(settings, "devices", "create", make=True, name=name, **options)
 
 
 @cli.command()

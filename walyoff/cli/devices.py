@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 
 from walyoff.channel import Channel
-from walyoff.cli.choosing import others
+from walyoff.cli.choosing import choose, others
 from walyoff.cli.console import Console
 from walyoff.cli.output import escape_line, short
 from walyoff.node import Device
@@ -30,10 +30,13 @@ async def init(console: Console, device: Device) -> None:
     )
 
 
-async def create(console: Console, device: Device, *, name: str, admins: bool) -> None:
+async def create(
+    console: Console, device: Device, *, name: str, identity: str | None, admins: bool
+) -> None:
     """Make a channel."""
+    first = None if identity is None else choose(device, identity)
     with console.step("making the identity"):
-        channel = await device.create_channel(name, admins=admins)
+        channel = await device.create_channel(name, identity=first, admins=admins)
     console.result(
         channel_json(channel),
         f"channel {escape_line(channel.name)} is {channel.did}\n"

@@ -35,10 +35,11 @@ async def members(
     for member in channel.members():
         me = member.did == channel.me
         state = "this device" if me else "connected" if member.did in peers else "-"
+        of = "".join(f" of {did}" for did in member.path[1:])
         role = "  admin" if member.role == "admin" else ""
         console.result(
             member_json(member, me=channel.me, connected=member.did in peers),
-            f"{member.did}  {state}{role}",
+            f"{member.did}{of}  {state}{role}",
         )
 
 
@@ -69,8 +70,9 @@ async def remove(
 ) -> None:
     """End a membership, and tell those who are there."""
     channel = choose(device, name)
-    ending = [did for did in others(channel) if did.endswith(member.removeprefix("…"))]
-    did = _one(ending, member)
+    # A device, or a person with all devices.
+    known = dict.fromkeys([*others(channel), *channel.voices()])
+    did = _one([did for did in known if did.endswith(member.removeprefix("…"))], member)
     await connected(console, [channel], wait)
     with console.step("removing it"):
         await channel.remove(did)

@@ -32,9 +32,10 @@ def members(settings: Settings, channel: str | None, make_admin: str | None) -> 
 @json_option
 @_settings
 def remove(settings: Settings, channel_did: tuple[str, ...]) -> None:
-    """End the membership of a device. DID is its DID, or the end of it that `members` shows.
+    """End the membership of a device or a person. DID is the DID, or the end of it.
 
-    From then on it gets nothing, from anybody. What it got before it keeps.
+    From then on it gets nothing, from anybody. What it got before it keeps. A device of a
+    person is removed from the person's channel, and loses the person's groups with it.
     """
     if not 1 <= len(channel_did) <= 2:
         raise click.UsageError("say which device: walyoff remove [CHANNEL] DID")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from walyoff.cli.options import Settings, common, json_option
+from walyoff.cli.options import Settings, as_option, common, json_option
 from walyoff.cli.runtime import start
 
 #: An invitation is valid for a day, unless it is said otherwise.
@@ -117,11 +117,16 @@ def invite(
 @click.command()
 @click.argument("invitation", nargs=-1, required=True)
 @click.option("--name", help="What to call the channel here.")
+@as_option
 @common
 @json_option
 @_settings
-def join(settings: Settings, invitation: tuple[str, ...], name: str | None) -> None:
+def join(
+    settings: Settings, invitation: tuple[str, ...], name: str | None, identity: str | None
+) -> None:
     """Join a channel. INVITATION may be `-`: then it is read from stdin.
+
+    With --as an identity joins, with all its devices of now and later.
 
     Spaces, dashes and capitals do not matter. Other users of this machine can see the
     arguments of commands, but not stdin.
@@ -133,7 +138,9 @@ def join(settings: Settings, invitation: tuple[str, ...], name: str | None) -> N
         text = sys.stdin.read(MAX_INVITATION)
     # What is mistyped or long expired is told at once, and no home is made for it.
     parse(text, now=time.time())
-    start(settings, "inviting", "join", make=True, invitation=text, name=name)
+    start(
+        settings, "inviting", "join", make=True, invitation=text, name=name, identity=identity
+    )
 
 
 @click.command()

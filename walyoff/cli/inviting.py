@@ -144,8 +144,16 @@ async def _gone(channel: Channel, did: str) -> None:
         await anyio.sleep(LOOK_EVERY_S)
 
 
-async def join(console: Console, device: Device, *, invitation: str, name: str | None) -> None:
+async def join(
+    console: Console,
+    device: Device,
+    *,
+    invitation: str,
+    name: str | None,
+    identity: str | None = None,
+) -> None:
     """Join a channel, and take over its history while the inviter is there."""
+    joining = None if identity is None else choose(device, identity)
     words: list[str] = []
 
     async def keep(found: tuple[str, ...]) -> None:
@@ -161,7 +169,7 @@ async def join(console: Console, device: Device, *, invitation: str, name: str |
     with console.step("joining"):
         async with background_tasks() as tasks:
             tasks.start_soon(compare)
-            channel = await device.join(invitation, name=name, on_words=keep)
+            channel = await device.join(invitation, name=name, identity=joining, on_words=keep)
     with console.step("taking over the history"), anyio.move_on_after(HAND_OVER_S):
         await channel.wait_peer()
         await _settled(channel)

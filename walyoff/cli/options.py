@@ -103,6 +103,16 @@ def common(function: F) -> F:
     return function
 
 
+def as_option(function: F) -> F:
+    """Add `--as`."""
+    return click.option(
+        "--as",
+        "identity",
+        metavar="CHANNEL",
+        help="For the identity of one of the channels here, with all its devices.",
+    )(function)
+
+
 def json_option(function: F) -> F:
     """Add `--json`."""
     return click.option(

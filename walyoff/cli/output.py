@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ def message_json(message: Message, me: str) -> dict[str, Any]:
         "id": message.id.hex(),
         "channel": message.channel,
         "author": message.author,
+        "path": list(message.path),
         "mine": message.author == me,
         "seq": message.seq,
         "time": message.time.isoformat(),
@@ -84,6 +85,7 @@ def record_json(message: Message, record: Record, me: str) -> dict[str, Any]:
         "id": message.id.hex(),
         "channel": message.channel,
         "author": message.author,
+        "path": list(message.path),
         "mine": message.author == me,
         "seq": message.seq,
         "time": message.time.isoformat(),
@@ -101,6 +103,7 @@ def member_json(member: Member, *, me: str, connected: bool) -> dict[str, Any]:
     """A member for machines."""
     return {
         "did": member.did,
+        "path": list(member.path or (member.did,)),
         "me": member.did == me,
         "connected": connected,
         "joined_at": member.joined_at,
@@ -116,14 +119,16 @@ def clock(time: datetime, *, now: datetime | None = None) -> str:
     return local.strftime("%H:%M:%S" if local.date() == today else "%Y-%m-%d %H:%M:%S")
 
 
-def name_of(author: str, me: str) -> str:
-    """Who it is, as wide as a short DID."""
-    return "you".ljust(SHORT_DID + 1) if author == me else short(author)
+def name_of(path: Sequence[str], me: str) -> str:
+    """Who it is: the device, as wide as a short DID, and the people above it, if any."""
+    author, *above = path[:-1]
+    name = "you".ljust(SHORT_DID + 1) if author == me else short(author)
+    return " of ".join((name, *(short(did) for did in above)))
 
 
 def message_text(message: Message, me: str) -> str:
     """A message for people."""
-    head = f"{clock(message.time)}  {name_of(message.author, me)}  "
+    head = f"{clock(message.time)}  {name_of(message.path, me)}  "
     topics = "".join(f"[{escape_line(topic)}] " for topic in message.topics)
     return head + topics + content_text(message.content, message.size, " " * len(head))
 
@@ -145,7 +150,7 @@ def record_text(message: Message, record: Record, me: str) -> str:
     """The metadata of a message for people."""
     topics = " ".join(escape_line(topic) for topic in message.topics) or "-"
     return (
-        f"{clock(message.time)}  {name_of(message.author, me)}  #{message.seq:<5} "
+        f"{clock(message.time)}  {name_of(message.path, me)}  #{message.seq:<5} "
         f"{record.size:>8} B  {'anchored' if message.anchored else 'waiting ':8}  "
         f"{record.commitment.hex()[:16]}…  {topics}"
     )

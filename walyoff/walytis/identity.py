@@ -392,23 +392,20 @@ class WalytisIdentity(AsyncContextManagerMixin):
 
     async def leaves(self) -> dict[str, list[str]]:
         """The newest blocks of the identity's chain and of its members', by chain."""
-        found: dict[str, list[str]] = {}
-        for chain in self._chains():
-            try:
-                answer = await self._child.call("chain.leaves", {"chain": chain})
-            except (LocalProtocolError, RemoteProtocolError):
-                # A member whose chain has not come here yet, or that is no DID at all.
-                continue
-            found[chain] = [ref for ref in answer if isinstance(ref, str)]
-        return found
+        answer = await self._child.call("chain.leaves_of", {"chains": self._chains()})
+        if not isinstance(answer, dict):
+            raise ChildError("the child's answer is no map")
+        return {str(chain): [str(ref) for ref in refs] for chain, refs in answer.items()}
 
     async def sync_files(
         self, known: Mapping[str, Sequence[str]] | None = None
     ) -> dict[str, list[bytes]]:
         """Block files that a device with these leaves lacks, by chain."""
         found: dict[str, list[bytes]] = {}
-        for chain in await self.leaves():
+        for chain, leaves in (await self.leaves()).items():
             refs = None if known is None else known.get(chain)
+            if refs is not None and set(leaves) <= set(refs):
+                continue
             if files := await export_chain(self._child, chain, refs):
                 found[chain] = files
         return found
