@@ -32,7 +32,7 @@ from walyoff import (
     records,
     wire,
 )
-from walyoff.child import blocks, guard, reader, rpc, segment_tree
+from walyoff.child import blocks, guard, packs, proofs, reader, rpc, segment_tree
 from walyoff.engine.removals import parse_statement
 from walyoff.errors import (
     CipherError,
@@ -176,6 +176,21 @@ def _block_id(data: bytes) -> None:
     blocks.decode_id(data)
 
 
+def _guarded(data: bytes) -> None:
+    payload, proof = proofs.unwrap(data)
+    assert wire.pack([proofs.ENVELOPE_VERSION, payload, proof]) == data
+    proofs.payload_epoch(payload, link=True)
+
+
+def _pack(data: bytes) -> None:
+    end = 0
+    for cid, start, size in packs.records(io.BytesIO(data)):
+        blocks.check_cid(cid)
+        assert end < start
+        end = start + size
+        assert end <= len(data)
+
+
 def _announcement(data: bytes) -> None:
     guard.decode_announcement(data)
 
@@ -293,6 +308,8 @@ TARGETS: dict[str, Target] = {
     "rpc-stream": _rpc_stream,
     "block": _block,
     "block-id": _block_id,
+    "guarded-block": _guarded,
+    "pack": _pack,
     "announcement": _announcement,
     "identity": _identity,
     "suite": _suite,

@@ -40,7 +40,8 @@ def main(chain: str, archive: str, address: str, count: int) -> None:
     print("RESULT" + json.dumps({"blocks": blocks, "walyoff": ours}), flush=True)
     sys.stdin.readline()
     added = waly.create_block(chain, b"by a stranger", ["walyoff"])
-    print("RESULT" + json.dumps({"added": added.ipfs_cid}), flush=True)
+    named = {"creator": described(added)[1], "peer_id": waly.ipfs.peer_id}
+    print("RESULT" + json.dumps(named), flush=True)
     sys.stdin.readline()
 
 

@@ -7,11 +7,13 @@ of its own that knows a chain's id and an address, and nothing else.
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +44,18 @@ from walyoff.walytis.register import RegisterLedger
 
 pytestmark = pytest.mark.anyio
 
-#: Blocks measured before and during an attack.
-MEASURED = 15
+#: Blocks measured during an attack, and without one just before it.
+MEASURED = 12
 PAUSE_S = 0.05
-#: The attacker has a core of its own on no machine of ours; the aim is 2.
-WORST_RATIO = 4.0
+#: All of it goes into one segment.
+SEGMENT = 1024
+#: How much dearer a block may be under attack, although the attacker uses the same cores.
+WORST_RATIO = 2.0
 #: Differences of a few milliseconds say nothing.
-NOISE_S = 0.060
+NOISE_S = 0.050
+#: What seems slow is measured so often, each time beside its own undisturbed phase, and the
+#: median counts: the machine has other work, too.
+AGAIN = 3
 
 
 @pytest.fixture
@@ -137,6 +144,34 @@ async def latency(one: RegisterLedger, two: RegisterLedger, tag: bytes) -> float
     return statistics.median(times)
 
 
+class Race:
+    """Traffic under attack against undisturbed traffic, in turns."""
+
+    def __init__(self, one: RegisterLedger, two: RegisterLedger) -> None:
+        self._ledgers = one, two
+        self.sent = 0
+        self.ratios: dict[str, float] = {}
+
+    async def under(self, name: str, attack: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Measure one attack; its ratio is 1 when the difference is mere noise."""
+        found: list[float] = []
+        while len(found) < AGAIN:
+            quiet = await self._phase()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(attack)
+                attacked = await self._phase()
+            found.append(1.0 if attacked - quiet < NOISE_S else attacked / quiet)
+            print(f"{name:24} {quiet * 1e3:7.1f} ms, then {attacked * 1e3:7.1f} ms")
+            if len(found) == 1 and found[0] <= WORST_RATIO:
+                break
+        self.ratios[name] = statistics.median(found)
+
+    async def _phase(self) -> float:
+        tag = b"phase %d" % self.sent
+        self.sent += MEASURED
+        return await latency(*self._ledgers, tag)
+
+
 async def public_files(child: Child, chain: str) -> list[bytes]:
     args = {"chain": chain, "known": None, "limit_bytes": 1 << 24}
     files: list[bytes] = (await child.call("chain.export", args))["files"]
@@ -182,8 +217,8 @@ def attacks(chain: str, files: list[bytes], victim: str) -> dict[str, list[bytes
 
 async def test_traffic_goes_on_under_all_attacks_and_both_devices_restart(home: Path) -> None:
     async with children(home, "a", "b") as (a, b):
-        mine, one = await found(a, 256)
-        theirs, two = await join(mine, b, 256)
+        mine, one = await found(a, SEGMENT)
+        theirs, two = await join(mine, b, SEGMENT)
         await until_peers(a, one.chain_id)
         await one.append(anchor(b"first"))
         await read(two, 1)
@@ -193,42 +228,49 @@ async def test_traffic_goes_on_under_all_attacks_and_both_devices_restart(home: 
                 await outsider.do("connect", address=child.addresses[0])
             for topic in (one.chain_id, identity_chain):
                 await outsider.do("follow", topic=topic)
-            before = await latency(one, two, b"before")
-            report = {"undisturbed": before}
+            race = Race(one, two)
+            identity_files = await public_files(a, identity_chain)
             files = await public_files(a, one.chain_id)
-            newest = decode_block(files[-1])
-            for name, blocks in attacks(one.chain_id, files, a.peer_id).items():
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(outsider.serve, one.chain_id, blocks)
-                    report[name] = await latency(one, two, name.encode())
+
+            async def serve(name: str) -> None:
+                # Made anew each time: what was refused once costs nothing any more.
+                newest = await public_files(a, one.chain_id)
+                await outsider.serve(
+                    one.chain_id, attacks(one.chain_id, newest, a.peer_id)[name]
+                )
+
+            for name in attacks(one.chain_id, files, a.peer_id):
+                await race.under(name, functools.partial(serve, name))
+
+            async def flood() -> None:
+                newest = decode_block((await public_files(a, one.chain_id))[-1]).long_id
+                blocks = [newest[:-1] + b"%d" % (n % 10) for n in range(3_000)]
+                await outsider.publish(one.chain_id, blocks, 0.0)
+
+            await race.under("flood", flood)
+
             # Last of those, as it uses up what the devices will download for one stranger.
-            nobody = [
-                newest.long_id.replace(newest.cid.encode(), cid_of(b"%d" % n).encode())
-                for n in range(40)
-            ]
-            await outsider.publish(one.chain_id, nobody)
-            report["nobody has it"] = await latency(one, two, b"nobody")
-            flood = [newest.long_id[:-1] + b"%d" % (n % 10) for n in range(3_000)]
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(outsider.publish, one.chain_id, flood, 0.0)
-                report["flood"] = await latency(one, two, b"flood")
+            async def nobody_has_it() -> None:
+                newest = decode_block((await public_files(a, one.chain_id))[-1])
+                ids = [cid_of(os.urandom(16)).encode() for _ in range(40)]
+                blocks = [newest.long_id.replace(newest.cid.encode(), cid) for cid in ids]
+                await outsider.publish(one.chain_id, blocks)
+
+            await race.under("nobody has it", nobody_has_it)
             # The identity's chain, with what was true there once, and with what never was.
-            theirs_files = await public_files(a, identity_chain)
             await outsider.serve(
                 identity_chain,
-                attacks(identity_chain, theirs_files, a.peer_id)["forged creator"] * 1,
+                attacks(identity_chain, identity_files, a.peer_id)["forged creator"],
             )
-            for name, seconds in report.items():
-                print(f"{name:24} {seconds * 1e3:7.1f} ms  x{seconds / before:.2f}")
-            for name, seconds in report.items():
-                assert seconds < max(before * WORST_RATIO, before + NOISE_S), (name, report)
+            slow = {name: ratio for name, ratio in race.ratios.items() if ratio > WORST_RATIO}
+            assert not slow, race.ratios
 
             async def counted() -> bool:
                 return len((await two.statistics())["ledger"]) > 3
 
             await until(counted)
             print("refused:", (await two.statistics())["ledger"])
-            sent = 1 + MEASURED * len(report)
+            sent = 1 + race.sent
             for ledger in (one, two):
                 assert len(await read(ledger, sent)) == sent
             # Nothing of it is on the chain, and the statistics name it.
@@ -242,7 +284,7 @@ async def test_traffic_goes_on_under_all_attacks_and_both_devices_restart(home: 
         ledgers = []
         for child, (did, pin, member) in zip((a, b), args, strict=True):
             identity = await WalytisIdentity.open(
-                child, did, pin, member, guarded=True, segment_blocks=256
+                child, did, pin, member, guarded=True, segment_blocks=SEGMENT
             )
             assert len(identity.membership.current()) == 2
             ledgers.append(await identity.ledger())

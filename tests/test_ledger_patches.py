@@ -149,6 +149,10 @@ files.list_pins, kubo.list_pins = counted, node
 for number in range(10):
     methods["chain.append"](chain=long.blockchain_id, content=b"%d" % number, topics=["t"])
 result["pins"] = asked
+pinned, own = set(node_pins()), [e.cid for e in long.files.in_order()[-10:]]
+own.append(cid_of(os.urandom(32)))
+result["pins_same"] = [(cid in list_pins()) == (cid in pinned) for cid in own]
+result["pins_known"] = sum(cid in pinned for cid in own)
 
 # A read that nobody answers: the node's own hangs, ours does not.
 nobody = cid_of(os.urandom(32))
@@ -232,6 +236,9 @@ def test_ancestors_cost_what_the_question_needs_and_not_the_chain(
 def test_the_node_is_not_asked_for_all_its_pins_at_each_block(result: dict[str, Any]) -> None:
     assert result["pins"]["stock"] >= 10
     assert result["pins"]["node"] == 0
+    # And what it is told is what the node would say.
+    assert all(result["pins_same"])
+    assert result["pins_known"] == 10
 
 
 def test_a_read_of_what_nobody_has_ends(result: dict[str, Any]) -> None:

@@ -97,7 +97,9 @@ async def test_a_stock_node_sees_the_same_blocks_in_the_same_dag(home: Path) -> 
                 assert sorted(theirs["blocks"]) == await described(a, chain)
                 # It can write to the chain like anybody; here that counts for nothing.
                 await process.stdin.send(b"add\n")
-                await said(output, "RESULT")
+                stranger = json.loads(await said(output, "RESULT"))
+                # Stock blocks name the node that wrote them; ours do not.
+                assert stranger["creator"] == stranger["peer_id"] != CREATOR
 
             async def refused() -> bool:
                 return bool((await one.statistics())["ledger"])

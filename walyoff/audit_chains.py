@@ -90,7 +90,8 @@ def _stored(folder: Path) -> list[tuple[Path, str, int, int]]:
     ]
     pack = folder / packs.NAME
     if pack.is_file():
-        found += [(pack, cid, start, size) for cid, start, size in packs.records(pack)]
+        with pack.open("rb") as file:
+            found += [(pack, cid, start, size) for cid, start, size in packs.records(file)]
     return found
 
 

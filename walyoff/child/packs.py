@@ -17,6 +17,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from walyoff.child.blocks import MAX_FILE, check_cid
 from walyoff.errors import LedgerError, RemoteProtocolError
@@ -100,9 +101,10 @@ class Pack:
             size = self._path.stat().st_size
         except FileNotFoundError:
             return
-        for cid, start, length in records(self._path):
-            self._places[cid] = (start, length)
-            self._end = start + length
+        with open(self._path, "rb") as file:
+            for cid, start, length in records(file):
+                self._places[cid] = (start, length)
+                self._end = start + length
         if self._end < size:
             os.truncate(self._path, self._end)
 
@@ -131,21 +133,20 @@ class Pack:
         self.close()
 
 
-def records(path: Path) -> Iterator[tuple[str, int, int]]:
+def records(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """(CID, offset, size) of the whole records of a pack, up to the first that is none."""
-    with open(path, "rb") as file:
-        total = os.fstat(file.fileno()).st_size
-        at = 0
-        while at + _HEADER.size <= total:
-            file.seek(at)
-            name, size = _HEADER.unpack(file.read(_HEADER.size))
-            at += _HEADER.size
-            try:
-                cid = name.decode("ascii")
-                check_cid(cid)
-            except (UnicodeDecodeError, RemoteProtocolError):
-                return
-            if size > MAX_FILE or at + size > total:
-                return
-            yield cid, at, size
-            at += size
+    total = file.seek(0, os.SEEK_END)
+    at = 0
+    while at + _HEADER.size <= total:
+        file.seek(at)
+        name, size = _HEADER.unpack(file.read(_HEADER.size))
+        at += _HEADER.size
+        try:
+            cid = name.decode("ascii")
+            check_cid(cid)
+        except (UnicodeDecodeError, RemoteProtocolError):
+            return
+        if size > MAX_FILE or at + size > total:
+            return
+        yield cid, at, size
+        at += size
