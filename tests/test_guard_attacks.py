@@ -45,7 +45,7 @@ from walyoff.walytis.register import RegisterLedger
 pytestmark = pytest.mark.anyio
 
 #: Blocks measured during an attack, and without one just before it.
-MEASURED = 12
+MEASURED = 10
 PAUSE_S = 0.05
 #: All of it goes into one segment.
 SEGMENT = 1024
