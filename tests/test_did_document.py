@@ -136,6 +136,21 @@ def test_points_are_compressed_as_others_compress_them() -> None:
 
 
 @in_virtual_time
+async def test_the_controllers_of_a_group_of_people_are_the_people() -> None:
+    world = SimWorld(1)
+    async with world.device("a") as a, world.device("b") as b:
+        group = await a.create_channel("group")
+        person = await b.create_channel("person")
+        theirs = await b.join(await group.invite(), identity=person)
+        await theirs.wait_peer()
+        document = await group.did_document()
+        check(document)
+        assert document["controller"] == [group.me, person.did]
+        owners = {method["controller"] for method in document["verificationMethod"]}
+        assert owners == {group.me, theirs.me}
+
+
+@in_virtual_time
 async def test_a_channels_document_lists_the_keys_of_its_members_of_now() -> None:
     world = SimWorld(1)
     async with world.device("a") as a, world.device("b", suite="hybrid-1") as b:

@@ -84,8 +84,8 @@ async def make_grant(device: Device, channel: Channel) -> frames.JoinGrant:
 
 
 def encode_family(family: Mapping[str, Sequence[bytes]]) -> bytes:
-    """The chains of a family, by DID."""
-    return pack({did: list(files) for did, files in sorted(family.items())}) if family else b""
+    """The chains of a family, by DID; never empty, so that an identity is known as one."""
+    return pack({did: list(files) for did, files in sorted(family.items())})
 
 
 def decode_family(data: bytes) -> dict[str, list[bytes]]:

@@ -36,6 +36,8 @@ class Joiner:
     words: tuple[str, ...]
     invitation_id: str
     channel: str
+    #: A device, or an identity with its devices.
+    kind: Purpose = "device"
 
 
 #: Asked before a joiner is let in; False refuses it, and nothing is written.

@@ -204,7 +204,8 @@ async def grant_join(
             request, ahead = await _next(session)
             if not isinstance(request, frames.JoinRequest) or request.did != session.did:
                 raise RemoteProtocolError("a join session begins with a join request")
-            family = decode_family(ahead.take())
+            told = ahead.take()
+            family = decode_family(told)
             async with background_tasks() as tasks:
                 left = anyio.Event()
                 tasks.start_soon(_attend, session, left)
@@ -213,6 +214,8 @@ async def grant_join(
                     words=await _words(device, session),
                     invitation_id=issued.invitation_id,
                     channel=channel.did,
+                    # Who joins as an identity brings its family; the chain has the last word.
+                    kind="identity" if told else "device",
                 )
                 answer = await _decide(
                     device, channel, request, session, joiner=joiner, family=family, left=left
@@ -270,15 +273,13 @@ async def _confirmed(device: Device, issued: Issued, joiner: Joiner, left: anyio
     return "" if yes else "the inviting side did not confirm it"
 
 
-def _problem(
-    device: Device, channel: Channel, issued: Issued, did: str, *, family: object
-) -> str | None:
+def _problem(device: Device, channel: Channel, issued: Issued, joiner: Joiner) -> str | None:
     membership = channel.foundation.identity.membership
     left = {ended.link for ended in membership.ended}
     return issued.problem(
-        did,
+        joiner.did,
         device.invitations.now(),
-        kind="identity" if family else "device",
+        kind=joiner.kind,
         removed={
             user
             for user in issued.used_by
@@ -300,7 +301,7 @@ async def _decide(
     book = device.invitations
     issued = book.get(joiner.invitation_id)
     assert issued is not None, "the handshake found it, and none is forgotten while we run"
-    problem = _problem(device, channel, issued, request.did, family=family)
+    problem = _problem(device, channel, issued, joiner)
     if problem is None and issued.confirm:
         problem = await _confirmed(device, issued, joiner, left)
     if not problem:
@@ -308,7 +309,7 @@ async def _decide(
             # Bound to this DID before anything else: of two that come at once, one gets it.
             # And somebody may have revoked it meanwhile.
             issued = book.get(joiner.invitation_id) or issued
-            problem = _problem(device, channel, issued, request.did, family=family)
+            problem = _problem(device, channel, issued, joiner)
             if problem is None:
                 await book.keep(issued.used(request.did))
     if problem:

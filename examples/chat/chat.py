@@ -28,12 +28,11 @@ def say(text: str) -> None:
     print("".join(c if c.isprintable() else "?" for c in text), flush=True)
 
 
-def name(channel: walyoff.Channel, did: str) -> str:
+def name(channel: walyoff.Channel, *path: str) -> str:
     """Who it is: the ends of the DIDs from the device up to the member of the channel."""
-    if did == channel.me:
+    if path[0] == channel.me:
         return "you"
-    paths = {member.did: member.path for member in channel.members()}
-    return "/".join(f"…{part[-6:]}" for part in paths.get(did) or (did,))
+    return "/".join(f"…{did[-6:]}" for did in path if did != channel.did)
 
 
 async def typed() -> AsyncIterator[str]:
@@ -53,7 +52,7 @@ async def show(channel: walyoff.Channel) -> None:
     """Print messages, those first that came while nobody looked."""
     async for message in channel.messages(cursor="chat"):
         text = (message.content or b"").decode(errors="replace")
-        say(f"{message.time.astimezone():%H:%M}  {name(channel, message.author)}: {text}")
+        say(f"{message.time.astimezone():%H:%M}  {name(channel, *message.path)}: {text}")
 
 
 async def watch_joins(channel: walyoff.Channel) -> None:
@@ -86,7 +85,7 @@ async def talk(channel: walyoff.Channel) -> None:
                 say(f"* invitation: {await channel.invite()}")
             elif line == "/members":
                 for member in channel.members():
-                    say(f"* member: {name(channel, member.did)}")
+                    say(f"* member: {name(channel, *(member.path or (member.did,)))}")
             elif line.startswith("/"):
                 say(f"* {HELP}")
             elif line:

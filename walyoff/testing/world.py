@@ -272,6 +272,9 @@ class SimIdentity(SimGovernance):
             await SimFamily(self._world, self._device, did).take_all(family or {})
         elif list(chain) != [did.encode()]:
             raise RemoteProtocolError("not the chain of this DID")
+        kind = "identity" if did.startswith(GROUP) else "device"
+        if purpose not in ("any", kind):
+            raise LocalProtocolError(f"what joins is a {kind}: invite it as one")
         self._family.check_new(did)
         if did not in self.membership.direct:
             self._world.chain(self._device, f"{self._did}/identity").append(pack(["join", did]))
