@@ -161,19 +161,45 @@ class Device:
             device = await self.did()
             rule = "admins" if admins else "any"
             created = self._platform.create(device, first, rule=rule)
-            async with self._entered(created) as foundation:
-                state = ChannelState(
-                    did=foundation.identity.did,
-                    name=name,
-                    pin=foundation.pin,
-                    secret=self.runtime.random_bytes(SECRET_SIZE),
-                )
-                epoch = new_epoch(
-                    key=self.runtime.random_bytes(EPOCH_KEY_SIZE),
-                    now_ms=self.runtime.wall_ms(),
-                )
-                await save_epochs(self._store, state.did, [epoch])
-                return await self._start(state, foundation)
+            return await self._found(name, created)
+
+    async def take_stock(self, name: str, did: str, group: str, pin: bytes) -> Channel:
+        """Open a channel of a group that stock software made; see `walyoff.stock`.
+
+        The device becomes the group's member `did`.
+
+        Raises:
+            LocalProtocolError: it has another DID, or the channel, or the name is taken.
+        """
+        async with self._making:
+            self._check_name(name)
+            self.check_new(group)
+            async with self._naming:
+                own = await self._store.get("device")
+                if own is not None and own != did.encode():
+                    raise LocalProtocolError(
+                        "this device has a DID already: adopt into a new home"
+                    )
+                await self._store.put({"device": did.encode()})
+            return await self._found(name, self._platform.open(group, pin=pin, device=did))
+
+    async def _found(
+        self, name: str, context: AbstractAsyncContextManager[Foundation]
+    ) -> Channel:
+        """Begin the channel of an identity that has none yet."""
+        async with self._entered(context) as foundation:
+            state = ChannelState(
+                did=foundation.identity.did,
+                name=name,
+                pin=foundation.pin,
+                secret=self.runtime.random_bytes(SECRET_SIZE),
+            )
+            epoch = new_epoch(
+                key=self.runtime.random_bytes(EPOCH_KEY_SIZE),
+                now_ms=self.runtime.wall_ms(),
+            )
+            await save_epochs(self._store, state.did, [epoch])
+            return await self._start(state, foundation)
 
     async def join(
         self,

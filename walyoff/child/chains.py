@@ -184,6 +184,11 @@ class Chains:
         check_cid(chain)
         return chain in self._files or (self._folder / chain / "ReceivedBlocks").is_dir()
 
+    def folder(self, chain: str) -> Path:
+        """Where a chain lies, in stock layout."""
+        check_cid(chain)
+        return self._folder / chain
+
     def files(self, chain: str) -> ChainFiles:
         """The blocks of a chain that is held here. Raises LocalProtocolError if it is not."""
         check_cid(chain)

@@ -116,6 +116,16 @@ class Governing:
         if reading.rule is None and actor is not None and not self._lacking(did, reading):
             self._write_own(did, self.newest(did), RULES, actor, rule=RULE_ANY)
 
+    def settle(self, did: str) -> None:
+        """Give an identity that stock software made what it lacks: rules, and a register."""
+        self.state_rules(did)
+        reading = self._read(did)
+        actor = self._actor(did, reading)
+        if reading.segment is None and actor is not None:
+            segment = self._chains.create()
+            self._write_own(did, self._keys(did), SEGMENT, actor, subject=segment)
+            self._chains.close(segment)
+
     # ------------------------------------------------------------------- members
 
     def add(self, did: str, member: str, pin: bytes) -> None:

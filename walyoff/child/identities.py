@@ -33,6 +33,7 @@ from walyoff.child.reader import (
 )
 from walyoff.child.readings import Readings
 from walyoff.child.registers import Registers
+from walyoff.child.stock_homes import StockHomes
 from walyoff.child.upstream import Stock
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
 from walyoff.sealing import Sealing
@@ -69,6 +70,9 @@ class Identities:
             self._keyring,
             self._reading,
             lambda did: self._groups[did][1] if did in self._groups else "",
+        )
+        self._stock_homes = StockHomes(
+            chains, self._keyring, self._governing, self._read, stock.keys
         )
         self._last: dict[str, Any] = {}
         self._households = Households(
@@ -113,6 +117,7 @@ class Identities:
             "group.segment": lambda did: {"chain": self._reading(did).segment},
             "group.control_keys": lambda did: {"id": self._reading(did).keys[-1]},
             "group.export": self.export,
+            **self._stock_homes.methods(),
             **self._registers.methods(),
         }
 

@@ -13,7 +13,7 @@ from walyoff import __version__
 from walyoff.bench.command import bench
 from walyoff.cli import moving
 from walyoff.cli.auditing import audit, graph
-from walyoff.cli.did_commands import did
+from walyoff.cli.did_commands import adopt_stock, did
 from walyoff.cli.governing_commands import COMMANDS as GOVERNING
 from walyoff.cli.invitation_commands import invitations, invite, join
 from walyoff.cli.options import Settings, as_option, common, json_option
@@ -215,5 +215,5 @@ for command in moving.COMMANDS:
 cli.add_command(bench)
 cli.add_command(audit)
 cli.add_command(graph)
-for command in (did, invite, join, invitations, *GOVERNING):
+for command in (adopt_stock, did, invite, join, invitations, *GOVERNING):
     cli.add_command(command)

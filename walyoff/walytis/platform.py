@@ -22,6 +22,8 @@ MAX_FILE = 2 * 1024 * 1024
 MAX_CHAIN_NAME = 128
 #: Seconds until the Walytis part of a child answers; normally one.
 SEAL_TIME = 60.0
+#: Seconds for reading or writing an identity of stock software, with all its chains.
+STOCK_TIME = 300.0
 _NOT_SEALED = Sealing()
 
 
@@ -76,6 +78,26 @@ class WalytisPlatform:
             await WalytisIdentity.create(self._child, device, **options)
         ) as foundation:
             yield foundation
+
+    async def read_stock(
+        self, chains: Path, member: Path, group: Path, unlock: dict[str, str]
+    ) -> tuple[str, str, bytes]:
+        """Take over an identity of stock software; see `walyoff.stock`."""
+        args = {
+            "chains": str(chains), "member": str(member), "group": str(group),
+            "unlock": unlock,
+        }  # fmt: skip
+        found = await self._child.call("did.read_stock", args, timeout=STOCK_TIME)
+        return (
+            expect_str(found["did"], "DID", limit=MAX_CHAIN_NAME),
+            expect_str(found["group"], "DID", limit=MAX_CHAIN_NAME),
+            expect_bytes(found["pin"], "pin", size=32),
+        )
+
+    async def write_stock(self, folder: Path, did: str, group: str) -> None:
+        """Write what stock software needs; see `walyoff.stock`."""
+        args = {"folder": str(folder), "did": did, "group": group}
+        await self._child.call("did.write_stock", args, timeout=STOCK_TIME)
 
     @asynccontextmanager
     async def open(self, did: str, *, pin: bytes, device: str) -> AsyncIterator[Foundation]:
