@@ -31,12 +31,12 @@ def show(settings: Settings, channel: str | None) -> None:
 
 
 @did.command("export-stock")
-@click.argument("channel", required=False)
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("channel", required=False)
 @common
 @json_option
 @_settings
-def export_stock(settings: Settings, channel: str | None, folder: Path) -> None:
+def export_stock(settings: Settings, folder: Path, channel: str | None) -> None:
     """Write a channel's identity into a new FOLDER that stock walytis-identities opens.
 
     It holds the control keys, and the key that unlocks them: keep it as safe as this home.
