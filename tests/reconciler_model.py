@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from walyoff.abc import Head, StoredContent
 from walyoff.engine import reconciler as module
+from walyoff.engine.delivery import LATE_AFTER
 from walyoff.engine.facts import (
     FetchBatches,
     FetchContents,
@@ -25,7 +26,7 @@ from walyoff.engine.facts import (
     Verdict,
     Write,
 )
-from walyoff.engine.reconciler import LATE_AFTER, Reconciler
+from walyoff.engine.reconciler import Reconciler
 from walyoff.records import Batch, Record, Seen, chain_start, commit, device_id, make_batch
 
 CHANNEL = "did:sim:channel"

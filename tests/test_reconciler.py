@@ -12,6 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.reconciler_model import CHANNEL, ME, ReconcilerMachine
 from walyoff.abc import StoredContent
+from walyoff.engine.delivery import Delivery
 from walyoff.engine.facts import (
     FetchBatches,
     FetchContents,
@@ -49,14 +50,22 @@ class LosesTheTimer(Reconciler):
         self._wake = None
 
 
-class DoesNotWaitForPredecessors(Reconciler):
+class _DoesNotWaitForPredecessors(Delivery):
     def _release_batch(self, pending: Any, ready: list[bytes], late: float, now: float) -> bool:
         return super()._release_batch(pending, ready, now, now)
 
 
-class DoesNotWaitForQuestions(Reconciler):
+class DoesNotWaitForPredecessors(Reconciler):
+    delivery_type = _DoesNotWaitForPredecessors
+
+
+class _DoesNotWaitForQuestions(Delivery):
     def _dependencies_met(self, batch: Batch) -> bool:
         return True
+
+
+class DoesNotWaitForQuestions(Reconciler):
+    delivery_type = _DoesNotWaitForQuestions
 
 
 class AcceptsAnyPredecessor(Reconciler):
@@ -105,11 +114,15 @@ class ForgetsLateOnes(Reconciler):
         super().content(record_id, content, peer, now)
 
 
+class _WaitsForEver(Delivery):
+    def _release_batch(self, pending: Any, ready: list[bytes], late: float, now: float) -> bool:
+        return super()._release_batch(pending, ready, math.inf, now)
+
+
 class WaitsForEver(Reconciler):
     """One missing content holds up everything after it."""
 
-    def _release_batch(self, pending: Any, ready: list[bytes], late: float, now: float) -> bool:
-        return super()._release_batch(pending, ready, math.inf, now)
+    delivery_type = _WaitsForEver
 
 
 class KeepsAskingTheDeparted(Reconciler):

@@ -14,8 +14,8 @@ from tests.sim.liars import Liar
 from tests.sim.virtual import Group, group, in_virtual_time, read, run
 from walyoff import frames
 from walyoff.abc import GuardedLedger
+from walyoff.engine.delivery import LATE_AFTER
 from walyoff.engine.facts import Reason
-from walyoff.engine.reconciler import LATE_AFTER
 from walyoff.epochs import open_anchor
 from walyoff.records import decode_batch
 from walyoff.testing.network import LINKS, Link

@@ -200,7 +200,7 @@ class World:
         assert len(engine._staged) <= 8, f"{node.name}: {len(engine._staged)} staged for ever"
         assert engine._recent_bytes <= 16 * 2**20
         reconciler = engine.reconciler
-        assert len(reconciler._pending) <= 1
+        assert len(reconciler._delivery) <= 1
         liar = self.nodes[-1].did if self.liar else None
         assert all(r.author == liar for r in reconciler.open.values())
 

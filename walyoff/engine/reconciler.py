@@ -21,11 +21,12 @@ never holds up the rest for longer.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from walyoff.abc import Head, StoredContent
+from walyoff.engine.delivery import Delivery
 from walyoff.engine.facts import (
     FetchBatches,
     FetchContents,
@@ -46,8 +47,6 @@ from walyoff.records import HASH_SIZE, MAX_CONTENT, Batch, Seen, chain_start, de
 REQUEST_TIMEOUT = 5.0
 #: When the author itself is connected its push is on the way: others are not asked before.
 PUSH_GRACE = 0.3
-#: A message waits at most so long for its missing predecessors.
-LATE_AFTER = 1.0
 #: Back-off of a content that nobody gave: doubles from the first to the last, with jitter.
 RETRY_FIRST = 0.5
 RETRY_LAST = 60.0
@@ -66,16 +65,6 @@ MAX_AUTHORS = 4096
 
 
 @dataclass(slots=True)
-class _Pending:
-    """A batch whose records are not all delivered."""
-
-    batch: Batch
-    since: float
-    #: Index of the next record to deliver.
-    at: int
-
-
-@dataclass(slots=True)
 class _Range:
     """A request for a device's batches: in flight, or (no peer) put off."""
 
@@ -89,6 +78,9 @@ class _Range:
 
 class Reconciler:
     """The state machine of one channel on one device."""
+
+    #: Tests put a wrong one in its place, to see that it is found out.
+    delivery_type: ClassVar[type[Delivery]] = Delivery
 
     def __init__(self, *, channel: str, author: str, heads: Iterable[Head], seed: int) -> None:
         self.channel = channel
@@ -104,9 +96,7 @@ class Reconciler:
         self.resuming = False
         #: Contents on their way to the store: still gaps for others.
         self._landing: dict[bytes, tuple[str, int]] = {}
-        self._devices = {device_id(author): author for author in self.heads}
-        self._pending: dict[str, deque[_Pending]] = {}
-        self._undelivered: set[bytes] = set()
+        self._delivery = self.delivery_type(self)
         self._ranges: dict[str, _Range] = {}
         #: When to look again at a record or an author; small, since only open ones are in it.
         self._wake: float | None = None
@@ -146,11 +136,7 @@ class Reconciler:
         record = self.open.get(record_id)
         if record is not None:
             return RecordState.FETCHING if record.peer is not None else RecordState.WANTED
-        for queue in self._pending.values():
-            for pending in queue:
-                if record_id in pending.batch.record_ids[pending.at :]:
-                    return RecordState.HELD
-        return None
+        return RecordState.HELD if self._delivery.waits(record_id) else None
 
     def gaps(self, author: str) -> list[int]:
         """The sequence numbers of a device whose contents are not held."""
@@ -219,7 +205,7 @@ class Reconciler:
             self.forked.add(author)
             self._end_range(author)
             # A queue may wait for the request that ended.
-            self._wake_at(0.0)
+            self.wake_at(0.0)
             self._orders.append(Report(Reason.FORK, author, detail))
 
     def content(self, record_id: bytes, content: StoredContent, peer: str, now: float) -> None:
@@ -234,7 +220,7 @@ class Reconciler:
             Write(None, None, ((record_id, content),), late, record.author, record.kind)
         )
         if not late:
-            self._release(now)
+            self._deliver(now)
         state = self.peers.get(peer)
         if state is not None:
             state.score /= 2
@@ -381,12 +367,12 @@ class Reconciler:
                 timed_out[record.peer] = None
                 self._release_fetch(record, now)
             else:
-                self._wake_at(record.until)
+                self.wake_at(record.until)
         for peer in timed_out:
             self.fault(peer, Reason.TIMEOUT, "contents")
         for state in self.peers.values():
             self._plan_queued(state, now)
-        self._release(now)
+        self._deliver(now)
         self._plan_contents(now)
 
     def _tick_ranges(self, now: float) -> None:
@@ -394,7 +380,7 @@ class Reconciler:
             if self._ranges.get(author) is not pending:
                 continue
             if pending.until > now:
-                self._wake_at(pending.until)
+                self.wake_at(pending.until)
             elif pending.peer is not None:
                 self.range_failed(pending.peer, author, Reason.TIMEOUT, now)
             else:
@@ -413,7 +399,6 @@ class Reconciler:
         self.heads[batch.author] = HeadInfo(
             batch.last_seq, batch.record_ids[-1], batch.batch_id
         )
-        self._devices.setdefault(device_id(batch.author), batch.author)
         held = []
         for i, (record_id, content) in enumerate(zip(batch.record_ids, contents, strict=True)):
             if content is not None:
@@ -430,10 +415,8 @@ class Reconciler:
                 kind=record.kind,
             )
         at = len(self._orders)
-        queue = self._pending.setdefault(batch.author, deque())
-        queue.append(_Pending(batch, now, 0))
-        self._undelivered.add(batch.batch_id)
-        deliver = self._release(now, collect=True)
+        self._delivery.add(batch, now)
+        deliver = self._delivery.release(now)
         self._orders.insert(at, Write(batch, signature, tuple(held), deliver, batch.author))
 
     def _fill(
@@ -450,74 +433,14 @@ class Reconciler:
             if content is not None and record_id in self.open:
                 self.content(record_id, content, peer, now)
 
+    def _deliver(self, now: float) -> None:
+        """Order what is ready to be delivered."""
+        if ready := self._delivery.release(now):
+            self._orders.append(Write(None, None, (), ready))
+
     def _settle(self, record: OpenRecord) -> None:
         self._unassign(record)
         del self.open[record.record_id]
-
-    # ----------------------------------------------------------------- delivery
-
-    def _release(self, now: float, *, collect: bool = False) -> tuple[bytes, ...]:
-        """Deliver what is ready; returns it (collect) or orders it."""
-        ready: list[bytes] = []
-        progress = True
-        while progress:
-            progress = False
-            for author in list(self._pending):
-                progress = self._release_author(author, ready, now) or progress
-        if collect:
-            return tuple(ready)
-        if ready:
-            self._orders.append(Write(None, None, (), tuple(ready)))
-        return ()
-
-    def _release_author(self, author: str, ready: list[bytes], now: float) -> bool:
-        queue = self._pending[author]
-        progress = False
-        while queue:
-            pending = queue[0]
-            late = pending.since + LATE_AFTER
-            if now < late and not self._dependencies_met(pending.batch):
-                self._wake_at(late)
-                break
-            if not self._release_batch(pending, ready, late, now):
-                self._wake_at(late)
-                break
-            queue.popleft()
-            self._undelivered.discard(pending.batch.batch_id)
-            progress = True
-        if not queue:
-            del self._pending[author]
-        return progress
-
-    def _release_batch(
-        self, pending: _Pending, ready: list[bytes], late: float, now: float
-    ) -> bool:
-        """Deliver a batch's records in order; False if one is still waited for."""
-        ids = pending.batch.record_ids
-        while pending.at < len(ids):
-            record_id = ids[pending.at]
-            if record_id in self.open:
-                if now < late:
-                    return False
-                # It takes its place when it comes; the ones after it no longer wait.
-                self.open[record_id].late = True
-            else:
-                ready.append(record_id)
-            pending.at += 1
-        return True
-
-    def _dependencies_met(self, batch: Batch) -> bool:
-        for seen in batch.seen:
-            if seen.batch_id in self._undelivered:
-                return False
-            author = self._devices.get(seen.device)
-            if author in self.forked:
-                # Nothing more of it is coming.
-                continue
-            head = self.heads.get(author) if author else None
-            if head is None or head.seq < seen.last_seq:
-                return not self.peers
-        return True
 
     # ----------------------------------------------------------------- fetching
 
@@ -545,11 +468,11 @@ class Reconciler:
         if not ready:
             until = min(self.peers[name].put_off[author][1] for name in ahead)
             self._ranges[author] = _Range(None, until)
-            self._wake_at(until)
+            self.wake_at(until)
             return
         if grace and seq and self._is_pushing(author, ready):
             self._ranges[author] = _Range(None, now + PUSH_GRACE, grace=True)
-            self._wake_at(now + PUSH_GRACE)
+            self.wake_at(now + PUSH_GRACE)
             return
         free = [name for name in ready if self.peers[name].ranges < MAX_RANGES]
         if not free:
@@ -567,7 +490,7 @@ class Reconciler:
         )
         self.peers[peer].ranges += 1
         self._ranges[author] = _Range(peer, now + REQUEST_TIMEOUT, seq + 1)
-        self._wake_at(now + REQUEST_TIMEOUT)
+        self.wake_at(now + REQUEST_TIMEOUT)
         self._orders.append(FetchBatches(peer, author, seq + 1))
 
     def _end_range(self, author: str) -> None:
@@ -606,7 +529,7 @@ class Reconciler:
             if record.peer is not None:
                 continue
             if record.until > now:
-                self._wake_at(record.until)
+                self.wake_at(record.until)
                 continue
             peer = self._best_holder(record, asks, now)
             if peer is None:
@@ -617,7 +540,7 @@ class Reconciler:
             state.bytes += _weight(record)
             record.peer = peer
             record.until = now + REQUEST_TIMEOUT + state.bytes / SLOW_LINK
-            self._wake_at(record.until)
+            self.wake_at(record.until)
         for peer, ids in asks.items():
             self._orders.append(FetchContents(peer, tuple(ids)))
 
@@ -631,7 +554,7 @@ class Reconciler:
                 continue
             again = state.gone.get(record.record_id)
             if again is not None and again > now:
-                self._wake_at(again)
+                self.wake_at(again)
                 continue
             if state.fetching >= MAX_FETCHING or len(asks.get(name, ())) >= MAX_FETCH:
                 continue
@@ -656,9 +579,10 @@ class Reconciler:
             return
         record.until = now + self._pause(record.attempts)
         record.attempts += 1
-        self._wake_at(record.until)
+        self.wake_at(record.until)
 
-    def _wake_at(self, when: float) -> None:
+    def wake_at(self, when: float) -> None:
+        """`tick` is due at this time at the latest."""
         if self._wake is None or when < self._wake:
             self._wake = when
 
