@@ -120,15 +120,18 @@ class Libp2pTransport:
         multiaddr, peer_id = parse_address(address)
         hosted = self.running()
         near, far = socket.socketpair()
+        handed = [far]
         try:
             with anyio.fail_after(CONNECT_TIME):
-                await hosted.thread.call(hosted.value.open, multiaddr, peer_id, far)
-        except TimeoutError as error:
-            near.close()
-            raise TransportError(f"no connection within {CONNECT_TIME:g} s") from error
-        except BaseException:
+                await hosted.thread.call(_open, hosted.value, multiaddr, peer_id, handed)
+        except BaseException as error:
             # The other side of the pair notices, whenever it is ready.
             near.close()
+            with contextlib.suppress(IndexError):
+                # The loop ended before it began.
+                handed.pop().close()
+            if isinstance(error, TimeoutError):
+                raise TransportError(f"no connection within {CONNECT_TIME:g} s") from error
             raise
         return SocketStream(near)
 
@@ -216,6 +219,11 @@ class Libp2pTransport:
         finally:
             self._hosted = None
             self._pubsub.end_all()
+
+
+async def _open(node: Node, multiaddr: str, peer_id: str, handed: list[socket.socket]) -> None:
+    """In the trio thread: take the socket and open a stream for it."""
+    await node.open(multiaddr, peer_id, handed.pop())
 
 
 def libp2p_transport(

@@ -44,6 +44,17 @@ MAX_STRANGERS = 64
 FILES_BYTES = 4 * 1024 * 1024
 
 
+#: Questions that go to the child.
+ABOUT_CHAINS = (
+    frames.ChainHave,
+    frames.ChainWant,
+    frames.ChainFiles,
+    frames.WantControlKeys,
+    frames.ControlKeys,
+)
+ABOUT_GROUPS = (frames.Part, frames.GroupsHeld, frames.WantGroup, frames.GroupGrant)
+
+
 class Chain(Protocol):
     """A Walytis chain that members keep equal over their sessions."""
 
@@ -125,13 +136,16 @@ class LinkServer:
         engine, link = self._engine, self._state.link
         engine.check()
         engine.links[link.name] = self._state
+        # What is asked about chains goes to the child, which may hang: no message waits for it.
         send, receive = anyio.create_memory_object_stream[frames.Frame](MAX_QUESTIONS)
+        slow, slow_receive = anyio.create_memory_object_stream[frames.Frame](MAX_QUESTIONS)
         try:
             self._state.send(frames.Hello(self._addresses, engine.vector()))
             engine.rotation.give(self._state, list(engine.epochs.values()))
             engine.control_keys.wake()
-            async with send, receive, background_tasks() as tasks:
+            async with send, receive, slow, slow_receive, background_tasks() as tasks:
                 tasks.start_soon(self._answer_all, receive)
+                tasks.start_soon(self._answer_all, slow_receive)
                 tasks.start_soon(self.announce_chains)
                 tasks.start_soon(self._announce_growth)
                 tasks.start_soon(self._compare_again)
@@ -142,7 +156,7 @@ class LinkServer:
                         if isinstance(frame, ChunkFrame):
                             await self._chunks.receive(frame)
                         else:
-                            await self._receive(frame, send)
+                            await self._receive(frame, send, slow)
         finally:
             engine.links.pop(link.name, None)
             engine.attachments.peer_left(link.name)
@@ -188,7 +202,10 @@ class LinkServer:
     # --------------------------------------------------------------------- reading
 
     async def _receive(
-        self, frame: frames.Frame, questions: anyio.abc.ObjectSendStream[frames.Frame]
+        self,
+        frame: frames.Frame,
+        questions: anyio.abc.ObjectSendStream[frames.Frame],
+        slow: anyio.abc.ObjectSendStream[frames.Frame],
     ) -> None:
         engine = self._engine
         name = self._state.link.name
@@ -225,21 +242,12 @@ class LinkServer:
                 engine.attachments.peer_joined(name, self._state.link.did)
             case frames.EpochKeys(epochs):
                 engine.rotation.take(epochs, self._state)
-            case (
-                frames.WantBatches()
-                | frames.WantContents()
-                | frames.WantCertificate()
-                | frames.ChainHave()
-                | frames.ChainWant()
-                | frames.ChainFiles()
-                | frames.WantControlKeys()
-                | frames.ControlKeys()
+            case frames.WantBatches() | frames.WantContents() | frames.WantCertificate():
+                await questions.send(frame)
+            case _ if isinstance(frame, ABOUT_CHAINS) or (
+                self._groups is not None and isinstance(frame, ABOUT_GROUPS)
             ):
-                await questions.send(frame)
-            case (
-                frames.Part() | frames.GroupsHeld() | frames.WantGroup() | frames.GroupGrant()
-            ) if self._groups is not None:
-                await questions.send(frame)
+                await slow.send(frame)
             case _:
                 raise RemoteProtocolError(f"{type(frame).__name__} has no place here")
 

@@ -372,14 +372,14 @@ async def dial(
         context=context,
         random=runtime.random_bytes,
     )
-    return await _shake(
-        stream,
-        machine,
-        judge,
-        mode,
-        first=await runtime.in_thread(machine.start),
-        runtime=runtime,
-    )
+    try:
+        first = await runtime.in_thread(machine.start)
+    except BaseException:
+        # Nobody else knows of the stream yet.
+        with anyio.CancelScope(shield=True):
+            await anyio.aclose_forcefully(stream)
+        raise
+    return await _shake(stream, machine, judge, mode, first=first, runtime=runtime)
 
 
 async def answer(
