@@ -48,6 +48,8 @@ from walyoff.wire import pack, unpack
 
 log = logging.getLogger("walyoff.device")
 
+#: For so long the news of a chain may take to those who are connected.
+NEWS_S = 1.0
 MAX_ADDRESSES = 16
 
 
@@ -295,9 +297,12 @@ class Device:
         """
         await self._platform.renew_device(await self.did())
         for channel in self.channels():
-            await renew_credentials(channel, self._store, self._suite, self.runtime)
             for server in channel.connections.servers():
                 await server.announce_chains()
+        # Who is connected takes the chain's news meanwhile, and then knows the new keys.
+        await anyio.sleep(NEWS_S)
+        for channel in self.channels():
+            await renew_credentials(channel, self._store, self._suite, self.runtime)
 
     def check_new(self, did: str) -> None:
         """Raise LocalProtocolError if this device is in the channel of that DID already."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 
+from tests.real.rulebreaking import tips, write_acts
 from walyoff import Device, RemoteProtocolError, frames, plugins
 from walyoff.abc import SignKey
 from walyoff.certificates import Certificate, encode
@@ -229,3 +230,7 @@ async def chains(device: Device) -> dict[str, tuple[str, list[bytes]]]:
         args = {"chain": chain, "known": None, "limit_bytes": 1 << 25}
         found[name] = (chain, (await node.call("chain.export", args))["files"])
     return found
+
+
+#: What is written to the chain is in a module of its own.
+RULE_BREAKING = (tips, write_acts)

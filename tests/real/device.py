@@ -36,8 +36,33 @@ class Commands:
     def channel(self) -> walyoff.Channel:
         return self.device.channels()[0]
 
-    async def create(self, name: str) -> str:
-        return (await self.device.create_channel(name)).did
+    async def create(self, name: str, admins: bool = False) -> str:
+        return (await self.device.create_channel(name, admins=admins)).did
+
+    async def make_admin(self, did: str) -> None:
+        await self.channel.make_admin(did)
+
+    async def leave(self, erase: bool = False) -> int:
+        await self.channel.leave(erase=erase)
+        return len(self.device.channels())
+
+    async def renew(self, own: bool = False) -> None:
+        if own:
+            await self.device.renew_keys()
+        else:
+            await self.channel.renew_control_keys()
+
+    async def governance(self) -> dict[str, Any]:
+        found = self.channel.foundation.identity.membership.governance
+        return {
+            "rule": found.rule,
+            "admins": list(found.admins),
+            "newest": found.newest_key,
+            "lacks": len(found.lacking),
+            "due": found.renewal_due,
+            "members": {m.did: m.role for m in self.channel.members()},
+            "refused": dict(self.channel.status()["refused_blocks"]),
+        }
 
     async def invite(self, lifetime: float = 3600) -> str:
         return await self.channel.invite(lifetime=lifetime)

@@ -7,6 +7,7 @@ that breaks the protocol ends the link and is blamed on the other side.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
@@ -40,6 +41,8 @@ ANNOUNCE_AFTER = 2.0
 #: Authors who are not members as far as we know, that one peer may speak of: it may know of
 #: a new member before us, but not of many.
 MAX_STRANGERS = 64
+#: Refused certificates of one peer that are tried again when a chain has grown.
+MAX_DOUBTED = 8
 #: Block files of one frame, by size.
 FILES_BYTES = 4 * 1024 * 1024
 
@@ -123,6 +126,10 @@ class LinkServer:
         #: Set when a question could not be answered.
         self._unanswered = anyio.Event()
         self._strangers: set[str] = set()
+        #: Certificates that were refused; a chain that is on its way may prove them.
+        self._doubted: list[bytes] = []
+        #: How often this link has brought blocks.
+        self._grown = 0
         #: What the other side said of itself.
         self.peer_addresses: tuple[str, ...] = ()
 
@@ -312,13 +319,33 @@ class LinkServer:
         engine.notify(company=False)
 
     async def _certificate(self, data: bytes) -> None:
+        grown = self._grown
         try:
-            await self._engine.trust.add(data)
+            await self._trust(data)
         except (NotAMemberError, RemoteProtocolError, WalyoffError) as error:
             # Its batches will be refused by name; the rest of the link goes on.
             reason = getattr(error, "reason", Reason.NOT_A_MEMBER)
             self._engine.reconciler.fault(self._state.link.name, reason, str(error))
             self._engine.dispatch()
+            if data not in self._doubted and len(self._doubted) < MAX_DOUBTED:
+                self._doubted.append(data)
+            if grown != self._grown:
+                await self._certify_again()
+
+    async def _trust(self, data: bytes) -> None:
+        engine = self._engine
+        trusted = await engine.trust.add(data)
+        if data in self._doubted:
+            self._doubted.remove(data)
+            # What was refused for want of it counts now.
+            engine.reconciler.author_counts(trusted.certificate.member, engine.runtime.now())
+            engine.dispatch()
+
+    async def _certify_again(self) -> None:
+        """A chain has grown: its news may be the keys, or the member, of what was refused."""
+        for data in list(self._doubted):
+            with contextlib.suppress(WalyoffError):
+                await self._trust(data)
 
     # ------------------------------------------------------------------- answering
 
@@ -420,6 +447,8 @@ class LinkServer:
             self._brought[name] += await chain.take(files)
         # What came may name more, or have grown meanwhile: ask on as long as it brings any.
         if last and self._brought.pop(name, 0):
+            self._grown += 1
+            await self._certify_again()
             await self._compare(name)
 
     async def _send_chain(self, name: str, known: list[str]) -> None:
