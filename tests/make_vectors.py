@@ -232,6 +232,17 @@ def wire_vectors() -> dict[str, str]:
             [gossip.Ack(instance=instance, upto=1, further=(3,))]
         ),
         **{f"frame.{name}": frames.encode(frame) for name, frame in example_frames().items()},
+        "certificate.moved_body": certificates.Certificate(
+            channel=CHANNEL,
+            member=ALICE,
+            suite="classic-1",
+            key_types=("Ed25519", "X25519"),
+            sign_public=b"\x01" * 32,
+            seal_public=b"\x02" * 32,
+            not_before_ms=NOW_MS,
+            not_after_ms=NOW_MS + 1,
+            incarnation=NOW_MS,
+        ).body(),
         **{f"rpc.{name}": rpc.encode(message) for name, message in messages.items()},
     }
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,52 @@ async def test_the_key_of_the_node_cannot_be_replaced_from_outside(homes: Path) 
     with pytest.raises(walyoff.WalyoffError):
         async with open_home(homes, "bob"):
             pass
+
+
+#: Opens a device with a umask that forbids nothing, and notes who changes a mode afterwards
+#: and which mode a file has when it is removed.
+WATCHED = """
+import os, sys, json
+home = sys.argv[1]
+os.umask(0)
+changed, removed = [], []
+def watch(event, args):
+    if event == "os.chmod" and str(args[0]).startswith(home):
+        changed.append([str(args[0]), args[1]])
+    if event in ("os.remove", "os.rename") and str(args[0]).startswith(home):
+        try:
+            removed.append([str(args[0]), os.lstat(args[0]).st_mode & 0o077])
+        except OSError:
+            pass
+sys.addaudithook(watch)
+import anyio, walyoff
+def said(pid, file, name):
+    with open(f"/proc/{pid}/{file}") as lines:
+        return next(line.split()[-3:] for line in lines if line.startswith(name))
+async def main():
+    async with walyoff.open_device(home, passphrase="x") as device:
+        channel = await device.create_channel("family")
+        await (await channel.send(bytes(100_000))).wait_anchored()
+        await walyoff.backup_device(home, home + ".backup", passphrase="x")
+        child = device.platform.ipfs.pid
+        found = {"umask": said(child, "status", "Umask")[-1],
+                 "core": said(child, "limits", "Max core file size")[0]}
+    return found
+found = anyio.run(main)
+loose = [str(path) for path in [home, home + ".backup"] if os.stat(path).st_mode & 0o077]
+for folder, names, files in os.walk(home):
+    loose += [os.path.join(folder, name) for name in names + files
+              if os.lstat(os.path.join(folder, name)).st_mode & 0o077
+              and not os.path.islink(os.path.join(folder, name))]
+print(json.dumps({**found, "changed": changed, "loose": loose,
+                  "removed": [r for r in removed if r[1]], "seen": len(removed)}))
+"""
+
+
+async def test_everything_of_a_device_is_private_from_its_first_byte(home: Path) -> None:
+    """The last mode is the first one, because nothing changes a mode; also of what is gone."""
+    done = await anyio.run_process([sys.executable, "-c", WATCHED, str(home / "device")])
+    found = json.loads(done.stdout)
+    assert found.pop("seen") >= 1
+    # The child's files get what its umask leaves; and it leaves no core with keys in it.
+    assert found == {"umask": "0077", "core": "0", "changed": [], "loose": [], "removed": []}

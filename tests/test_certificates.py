@@ -216,3 +216,18 @@ if __name__ == "__main__":
         "certificate_id": CERTIFICATE.certificate_id.hex(),
     }
     VECTORS.write_text(json.dumps(answer, indent=1) + "\n")
+
+
+def test_an_incarnation_is_signed_and_a_device_that_never_moved_has_none() -> None:
+    plain = CERTIFICATE
+    moved = replace(plain, incarnation=1_800_000_000_000)
+    assert moved.body() != plain.body()
+    assert len(unpack(moved.body(), 1 << 16)) == len(unpack(plain.body(), 1 << 16)) + 1
+    assert decode(encode(moved, b"s")).certificate.incarnation == 1_800_000_000_000
+    assert decode(encode(plain, b"s")).certificate.incarnation == 0
+    for wrong in (0, -1, True, 2**53, None, "1"):
+        fields = [*unpack(plain.body(), 1 << 16), wrong]
+        with pytest.raises(RemoteProtocolError):
+            decode(pack([pack(fields), b"s"]))
+    with pytest.raises(LocalProtocolError, match="incarnation"):
+        replace(plain, incarnation=-1)

@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -216,6 +217,8 @@ def _end(kubo: Kubo | None, code: int) -> None:
 def main(fd: int, home: Path, parent: int) -> None:
     """Serve until the parent ends the connection, dies, or a signal comes."""
     os.umask(0o077)
+    # Keys are in the memory of this process: a core would lie in the home, in clear.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.set_inheritable(fd, False)
     connection = socket.socket(fileno=fd)
     (home / "child").mkdir(mode=0o700, parents=True, exist_ok=True)
