@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+from walyoff_transports import listening, topic
 from walyoff_transports.libp2p import open_transport
 
 from tests.libp2p_support import needs_libp2p
@@ -21,10 +23,15 @@ class TestLibp2pTransport(TransportConformance):
     )
 
     # More than may wait, and not much more: each costs milliseconds here.
-    flood_streams = 160
-    flood_broadcasts = 300
+    flood_streams = 40
+    flood_broadcasts = 60
     # All the cryptography of a connection is Python here, and the machine may be busy.
     patience = 30.0
+
+    @pytest.fixture(autouse=True)
+    def _small_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(listening, "MAX_WAITING", 24)
+        monkeypatch.setattr(topic, "BUFFER", 32)
 
     @asynccontextmanager
     async def open_transports(self) -> AsyncIterator[tuple[Transport, Transport]]:

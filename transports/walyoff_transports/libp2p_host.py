@@ -23,7 +23,13 @@ from multiaddr import Multiaddr
 from walyoff.abc import Sealer
 from walyoff.errors import StoreError, TransportError
 from walyoff_transports.libp2p_settings import Services
-from walyoff_transports.listening import LOOPBACK, keep_port, old_port, write_private
+from walyoff_transports.listening import (
+    LOOPBACK,
+    keep_port,
+    old_port,
+    reachable,
+    write_private,
+)
 
 #: Seconds for a connection to be secured.
 UPGRADE_TIME = 5.0
@@ -140,6 +146,12 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def own_addresses(host: Any) -> tuple[str, ...]:
+    """Where others reach the host, with its peer id."""
     peer = host.get_id().to_base58()
-    found = (str(address) for address in host.get_addrs())
-    return tuple(a if "/p2p/" in a else f"{a}/p2p/{peer}" for a in found)
+    found = []
+    for address in host.get_addrs():
+        _, kind, at, *rest = str(address).split("/")
+        for each in reachable(at):
+            shown = "/".join(["", kind, each, *rest])
+            found.append(shown if "/p2p/" in shown else f"{shown}/p2p/{peer}")
+    return tuple(dict.fromkeys(found))
