@@ -20,6 +20,8 @@ from tests.cli_processes import WALYOFF, failure, gone, objects, running, walyof
 from tests.test_did_document import check
 from walyoff.invitations import grouped
 
+MIB = 1024 * 1024
+
 
 @dataclass
 class Pair:
@@ -147,11 +149,9 @@ def test_a_message_goes_from_device_to_device(pair: Pair) -> None:
         assert "content" not in our
 
 
-def test_bytes_and_cursors_are_exact(pair: Pair, tmp_path: Path) -> None:
+def test_bytes_and_cursors_are_exact(pair: Pair) -> None:
     raw = bytes(range(256))
-    file = tmp_path / "raw"
-    file.write_bytes(raw)
-    (sent,) = objects("send", "family", "--file", str(file), "--no-wait", *home(pair.alice))
+    (sent,) = objects("send", "family", "-", "--no-wait", *home(pair.alice), stdin=raw)
     assert sent["size"] == 256
     assert sent["received_by"] == []
     text = b"two\nlines, and a \x1b[31mcolour\n"
@@ -177,6 +177,77 @@ def test_bytes_and_cursors_are_exact(pair: Pair, tmp_path: Path) -> None:
     # What does not come in time is a failure that says how far it got.
     late = walyoff(*listen[:-3], "--timeout", "0.5", "--count", "3")
     assert "0 of 3 messages" in failure(late)
+
+
+def test_a_file_goes_on_after_kills_of_either_side(pair: Pair, tmp_path: Path) -> None:
+    data = os.urandom(80 * MIB + 77)
+    file = tmp_path / "film.bin"
+    file.write_bytes(data)
+    objects("attachments", "--fetch", "none", *home(pair.bob))
+    send = ("send", "family", "look at this", "--file", str(file), "--no-wait")
+    (sent,) = objects(*send, *home(pair.alice))
+    assert (sent["name"], sent["size"], sent["received_by"]) == ("film.bin", len(data), [])
+    stored = chunk_files(pair.alice)
+    assert len(stored) == 81
+    assert not any(data[:64] in path.read_bytes()[:100] for path in stored)
+
+    fetch = ("fetch", "family", sent["id"][:16], "--json", *home(pair.bob))
+    serve = ("listen", "family", "--timeout", "200", *home(pair.alice))
+    with running(*serve) as alice, running(*fetch) as bob:
+        deadline = time.monotonic() + 60
+        while len(chunk_files(pair.bob)) < 10 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # Both at once, in the middle.
+        bob.end(signal.SIGKILL)
+        alice.end(signal.SIGKILL)
+    assert gone(pair.alice) == gone(pair.bob) == []
+    (listed,) = objects("attachments", *home(pair.bob))
+    assert listed["state"] == "fetching" or listed["state"] == "waiting"
+    kept = {path: path.stat().st_mtime_ns for path in chunk_files(pair.bob)}
+    assert 5 <= len(kept) < 81
+    assert listed["held"] >= (len(kept) - 1) * MIB
+
+    with running(*serve) as alice:
+        target = tmp_path / "out"
+        save = ("save", sent["id"], "--to", str(target), *home(pair.bob))
+        (saved,) = objects(*save)
+        assert saved["path"] == str(target)
+        assert target.read_bytes() == data
+        assert target.stat().st_mode & 0o077 == 0
+        # What was here before was not fetched again.
+        assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
+        # It is never overwritten by accident, and no partial file is left anywhere.
+        assert "File exists" in failure(walyoff(*save))
+        target.unlink()
+        denied = tmp_path / "denied"
+        denied.mkdir(mode=0o500)
+        if os.geteuid():
+            refused = walyoff("save", sent["id"], "--to", str(denied), *home(pair.bob))
+            assert "Permission denied" in failure(refused)
+        assert "Is a directory" not in failure(
+            walyoff("save", sent["id"], "--to", str(tmp_path / "no" / "such"), *home(pair.bob))
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["film.bin", "denied"]
+
+        # The same file again costs nothing, and the other side has it at once.
+        before = chunk_files(pair.bob)
+        with running("listen", "family", "--timeout", "100", *home(pair.bob)):
+            alice.end(signal.SIGINT)
+            (again,) = objects(*send[:2], "--file", str(file), *home(pair.alice))
+        assert again["received_by"] == [pair.bob_did]
+        assert chunk_files(pair.bob) == before
+        assert chunk_files(pair.alice) == stored
+    (first, _) = objects("log", "--last", "2", *home(pair.bob))
+    assert first["content"] == "look at this"
+    assert first["attachment"]["name"] == "film.bin"
+    (freed,) = objects("gc", "--keep", "0", *home(pair.bob))
+    assert freed["freed"] == len(data)
+    assert chunk_files(pair.bob) == []
+
+
+def chunk_files(path: Path) -> list[Path]:
+    """The files of chunks in a home that are complete."""
+    return sorted(p for p in (path / "chunks").rglob("*") if p.is_file() and p.stat().st_size)
 
 
 def test_bad_invitations_say_what_to_do(pair: Pair, tmp_path: Path) -> None:

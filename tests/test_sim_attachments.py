@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 import pytest
 
-from tests.sim.virtual import Group, group, in_virtual_time
+from tests.sim.liars import CHUNK_LIES, Liar
+from tests.sim.nodes import Node
+from tests.sim.virtual import Group, group, in_virtual_time, run
 from walyoff import Channel, Message
 from walyoff.attachments import Attachment, AttachmentState, Progress
 from walyoff.engine.policy import Fetching, Policy
 from walyoff.errors import LocalProtocolError, QuotaExceededError, StoreError
 from walyoff.records import CHUNK_SIZE
 from walyoff.testing.network import LAN, Link
+from walyoff.testing.world import SimWorld
 
 MIB = CHUNK_SIZE
 
@@ -334,7 +337,7 @@ async def test_small_messages_do_not_wait_for_a_transfer() -> None:
         async with group(2, link) as g:
             a, b = g.channels
             idle = await latency(g)
-            size = 30 * MIB if link is LAN else 100 * MIB
+            size = 60 * MIB if link.bandwidth == 1e7 else 20 * MIB
             await a.send_stream(stream(make(size)), name="film")
             found = await attachment(b)
             await anyio.sleep(1.0 if link is not LAN else 0.0)
@@ -344,6 +347,72 @@ async def test_small_messages_do_not_wait_for_a_transfer() -> None:
                 # The link is used meanwhile.
                 assert found.held > 0.5 * link.bandwidth
             assert busy < max(12 * idle, 0.45), (link, idle, busy)
+
+
+@pytest.mark.parametrize("lie", CHUNK_LIES)
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_member_that_lies_about_chunks_only_costs_time(lie: str, backend: str) -> None:
+    async def main() -> None:
+        data = make(6 * MIB + 5)
+        async with group(3) as g:
+            a, b, c = g.channels
+            await b.set_attachment_policy(Policy(fetch=Fetching.NONE))
+            await a.send_stream(stream(data), name="film")
+            await (await attachment(c)).fetch()
+            Liar(lie, 1).corrupt_now(c)
+            # The liar alone first: nothing wrong is taken from it, whatever it says.
+            g.world.network.partition(["a"], ["b", "c"])
+            found = await attachment(b)
+            with anyio.move_on_after(15):
+                await found.fetch()
+            assert found.held == 0
+            # It is told who it was, but for what an honest member might do as well.
+            blamed = {report.subject.rpartition("#")[0] for report in b.reports()}
+            assert lie == "no chunks" or any(c.me.endswith(name) for name in blamed)
+            g.world.network.repair()
+            await found.fetch()
+            assert await read_all(found) == data
+
+    run(backend, main)
+
+
+@in_virtual_time
+async def test_a_crash_of_either_side_goes_on_where_it_was() -> None:
+    data = make(20 * MIB)
+    world = SimWorld(3, Link(latency=0.01, bandwidth=2e6))
+    async with anyio.create_task_group() as tasks:
+        a, b = Node(world, "a", tasks), Node(world, "b", tasks)
+        await a.start()
+        await b.start()
+        await a.create()
+        b.join(a)
+        await until(lambda: b.channel is not None)
+        assert b.channel is not None
+        assert a.channel is not None
+        await a.channel.send_stream(stream(data), name="film")
+        fetched = 0
+        for crashing in (b, a, b):
+            found = await attachment(b.channel)
+            start = found.held
+            await until(lambda: found.held >= start + 4 * MIB)  # noqa: B023 - awaited here
+            fetched = max(fetched, found.held)
+            await crashing.crash()
+            await crashing.start()
+            await until(lambda: b.channel is not None and a.channel is not None)
+        found = await attachment(b.channel)
+        # What was durable is still there.
+        await until(lambda: found.held >= fetched)
+        again = b.channel.engine.attachments
+        before = again.bytes_fetched
+        await found.fetch()
+        assert again.bytes_fetched <= len(data) - fetched + before
+        assert await read_all(found) == data
+        tasks.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - virtual time costs nothing
+        await anyio.sleep(0.05)
 
 
 async def latency(g: Group) -> float:

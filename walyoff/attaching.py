@@ -10,7 +10,7 @@ from __future__ import annotations
 import mimetypes
 import os
 import stat
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ from walyoff.manifest import (
     encode_manifest,
     safe_name,
 )
-from walyoff.records import CHUNK_SIZE, HASH_SIZE, KIND_ATTACHMENT
+from walyoff.records import CHUNK_SIZE, KIND_ATTACHMENT
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
@@ -45,7 +45,14 @@ class Draft:
     """An attachment that is being sent."""
 
     def __init__(
-        self, engine: Engine, *, name: str, media_type: str, caption: bytes, size: int | None
+        self,
+        engine: Engine,
+        *,
+        name: str,
+        media_type: str,
+        caption: bytes,
+        size: int | None,
+        progress: Callable[[int], None] | None,
     ) -> None:
         """Raises LocalProtocolError for what cannot be sent, before anything is stored."""
         check_name(name)
@@ -62,8 +69,9 @@ class Draft:
         self._draft = engine.attachments.chunks.new_draft()
         self._room = anyio.Semaphore(AT_ONCE)
         self._error: Exception | None = None
-        #: Chunks that were not stored, because they were here.
-        self.known = 0
+        self._seen: set[bytes] = set()
+        self._stored = 0
+        self._progress = progress
 
     async def send(self, source: AsyncIterable[bytes], topics: tuple[str, ...]) -> Outgoing:
         """Store what a source gives, and then send the message."""
@@ -119,13 +127,16 @@ class Draft:
         attachments = engine.attachments
         try:
             name = await engine.runtime.in_thread(chunk_id, attachments.key, chunk)
-            assert len(name) == HASH_SIZE
             self._ids[place] = name
-            if await attachments.chunks.adopt(self._draft, place, name):
-                self.known += 1
-            else:
-                await attachments.chunks.put(name, chunk, draft=(self._draft, place))
-                attachments.sent(len(chunk))
+            # A chunk that the draft has already, as the zeros of a sparse file, costs nothing.
+            if name not in self._seen:
+                self._seen.add(name)
+                if not await attachments.chunks.adopt(self._draft, place, name):
+                    await attachments.chunks.put(name, chunk, draft=(self._draft, place))
+                    attachments.sent(len(chunk))
+            self._stored += len(chunk)
+            if self._progress is not None:
+                self._progress(self._stored)
         except Exception as error:
             self._error = self._error or error
         finally:
@@ -176,6 +187,7 @@ async def send_stream(
     caption: bytes,
     topics: Sequence[str],
     size: int | None,
+    progress: Callable[[int], None] | None,
 ) -> Outgoing:
     """Send what a source gives; see `walyoff.channel.Channel.send_stream`."""
     draft = Draft(
@@ -184,6 +196,7 @@ async def send_stream(
         media_type=media_type or guess_media_type(name),
         caption=caption,
         size=size,
+        progress=progress,
     )
     return await draft.send(source, tuple(topics))
 
@@ -196,19 +209,22 @@ async def send_file(
     media_type: str | None,
     caption: bytes,
     topics: Sequence[str],
+    progress: Callable[[int], None] | None,
 ) -> Outgoing:
     """Send a file; see `walyoff.channel.Channel.send_file`."""
     file = await anyio.to_thread.run_sync(_File, path)
     try:
-        return await send_stream(
-            engine,
-            file.chunks(),
-            name=safe_name(path.name or DEFAULT_NAME) if name is None else name,
-            media_type=media_type,
-            caption=caption,
-            topics=topics,
-            size=file.size,
-        )
+        async with aclosing(file.chunks()) as source:
+            return await send_stream(
+                engine,
+                source,
+                name=safe_name(path.name or DEFAULT_NAME) if name is None else name,
+                media_type=media_type,
+                caption=caption,
+                topics=topics,
+                size=file.size,
+                progress=progress,
+            )
     finally:
         file.close()
 

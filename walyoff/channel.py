@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ from walyoff.messages import (
     make_receipt,
 )
 from walyoff.platform import Foundation
-from walyoff.records import KIND_MESSAGE, check_content, check_topics
+from walyoff.records import CHUNK_SIZE, KIND_MESSAGE, check_content, check_topics
 from walyoff.session.handshake import HandshakeContext
 
 if TYPE_CHECKING:
@@ -349,13 +349,15 @@ class Channel:
         name: str | None = None,
         media_type: str | None = None,
         topics: Sequence[str] = (),
+        progress: Callable[[int], None] | None = None,
     ) -> Receipt:
         """Send a file, with a caption, which is the message's content.
 
         Name, media type and size are seen by members alone. All of it is durable here when
         this returns; others fetch it as they wish, up to 216 GiB. What was sent in this
         channel before is neither stored nor transferred again. Cancelling leaves it sent or
-        not sent, and sending it again goes on where this one stopped.
+        not sent, and sending it again goes on where this one stopped. `progress` is called
+        with the bytes that are stored so far.
 
         Raises:
             OSError: the file cannot be read.
@@ -373,6 +375,7 @@ class Channel:
             media_type=media_type,
             caption=check_text(caption),
             topics=checked,
+            progress=progress,
         )
         return make_receipt(self._engine, item)
 
@@ -385,6 +388,7 @@ class Channel:
         caption: bytes | str = b"",
         size: int | None = None,
         topics: Sequence[str] = (),
+        progress: Callable[[int], None] | None = None,
     ) -> Receipt:
         """Send what an async iterable gives as a file; see `send_file`.
 
@@ -401,10 +405,41 @@ class Channel:
             caption=check_text(caption),
             topics=checked,
             size=size,
+            progress=progress,
         )
         return make_receipt(self._engine, item)
 
     # --------------------------------------------------------------- attachments
+
+    async def sharing(self, message_id: bytes) -> AsyncGenerator[dict[str, int], None]:
+        """Which connected devices hold how many bytes of an attachment, as it changes.
+
+        Told by themselves, from the moment of asking. Close the generator when done with it.
+
+        Raises:
+            LocalProtocolError: there is no such attachment here.
+            anyio.ClosedResourceError: the channel was closed.
+        """
+        attachments = self._engine.attachments
+        manifest = await attachments.manifest(message_id)
+        if manifest is None:
+            raise LocalProtocolError("no message with an attachment has this id")
+        table = attachments.follow(message_id)
+        told: dict[str, int] | None = None
+        try:
+            while True:
+                changed = attachments.event
+                # All chunks are of one size, but for the last.
+                now = {
+                    did: min(count * CHUNK_SIZE, manifest.size) for did, count in table.items()
+                }
+                if now != told:
+                    told = now
+                    yield dict(now)
+                await changed.wait()
+                self._engine.check_open()
+        finally:
+            attachments.unfollow(message_id)
 
     @property
     def attachment_policy(self) -> Policy:

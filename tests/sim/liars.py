@@ -10,6 +10,7 @@ import random
 from dataclasses import replace
 
 from walyoff import Channel, frames
+from walyoff.chunk_frames import ChunkGone, ChunkPart
 from walyoff.engine.driver import Engine
 from walyoff.engine.link import Link, LinkState
 from walyoff.records import Batch, Record, decode_batch, make_batch, signed_message
@@ -26,6 +27,14 @@ LIES = (
     "bad signatures",
     "no contents",
     "alternative to one",
+)
+#: About the chunks of attachments alone.
+CHUNK_LIES = (
+    "wrong chunks",
+    "short chunks",
+    "no chunks",
+    "silent about chunks",
+    "repeated parts",
 )
 FAR = 1000
 
@@ -56,6 +65,18 @@ class Liar:
         match self.lie:
             case "wrong contents":
                 return [frames.encode(_with_wrong_contents(frame))]
+            case "wrong chunks" if isinstance(frame, ChunkPart):
+                wrong = bytes(byte ^ 1 for byte in frame.data[:9]) + bytes(frame.data[9:])
+                return [frames.encode(replace(frame, data=wrong))]
+            case "short chunks" if isinstance(frame, ChunkPart):
+                # What comes is clean, and too little.
+                return [frames.encode(replace(frame, data=frame.data[:-1]))]
+            case "no chunks" if isinstance(frame, ChunkPart):
+                return [frames.encode(ChunkGone(frame.number))]
+            case "silent about chunks" if isinstance(frame, ChunkPart):
+                return []
+            case "repeated parts" if isinstance(frame, ChunkPart):
+                return [data, data]
             case "no contents":
                 return [frames.encode(_without_contents(frame, engine.me))]
             case "claims":

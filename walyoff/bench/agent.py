@@ -22,7 +22,7 @@ import anyio  # noqa: E402
 from anyio.abc import TaskGroup  # noqa: E402
 
 import walyoff  # noqa: E402
-from walyoff.bench.load import Tallies, payload, shares  # noqa: E402
+from walyoff.bench.load import Tallies, chunks, payload, shares  # noqa: E402
 from walyoff.bench.machine import usage  # noqa: E402
 from walyoff.bench.profiling import functions  # noqa: E402
 from walyoff.bench.serving import Action, serve, tell  # noqa: E402
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from walyoff.bench.tracer import Tracer
     from walyoff.channel import Channel
     from walyoff.node import Device
+
+
+#: How often memory is looked at while a file is sent.
+LOOK_EVERY_S = 0.25
 
 
 class Agent:
@@ -54,6 +58,8 @@ class Agent:
             "burst": self._burst,
             "latency": self._latency,
             "expect": self._expect,
+            "attach": self._attach,
+            "attached": self._attached,
             "usage": self._usage,
             "status": self._status,
             "trace": self._trace,
@@ -75,7 +81,7 @@ class Agent:
         take = self._tallies.take
         clock = time.monotonic_ns
         async for message in channel.messages(after=after):
-            if message.content is not None and message.author != me:
+            if message.content and message.author != me:
                 take(message.content, clock())
 
     async def _watch_peer(self, channel: Channel) -> None:
@@ -162,6 +168,34 @@ class Agent:
         tally.when(request["count"], complete.set)
         await complete.wait()
         return {**tally.summary(), "met": self._met}
+
+    async def _attach(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a file of new bytes; memory is the most that was seen meanwhile."""
+        memory, again = 0.0, 0.0
+
+        def look(_: int) -> None:
+            nonlocal memory, again
+            # Asking costs milliseconds.
+            if anyio.current_time() >= again:
+                again = anyio.current_time() + LOOK_EVERY_S
+                memory = max(memory, usage()["memory_mib"])
+
+        began = time.monotonic_ns()
+        receipt = await self._channel.send_stream(
+            chunks(request["size"]), name="file", size=request["size"], progress=look
+        )
+        ended = time.monotonic_ns()
+        return {"id": receipt.id.hex(), "began": began, "ended": ended, "memory_mib": memory}
+
+    async def _attached(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Wait until all of an attachment is here."""
+        wanted, memory = bytes.fromhex(request["id"]), 0.0
+        async for message in self._channel.messages():
+            if message.id == wanted and message.attachment is not None:
+                async for _ in message.attachment.progress():
+                    memory = max(memory, usage()["memory_mib"])
+                break
+        return {"ended": time.monotonic_ns(), "memory_mib": memory}
 
     async def _usage(self, _: dict[str, Any]) -> dict[str, Any]:
         return usage()

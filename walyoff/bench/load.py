@@ -11,7 +11,7 @@ import os
 import struct
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 #: Run, then nanoseconds.
@@ -32,6 +32,15 @@ def payload(run: int, size: int, number: int) -> bytes:
         _pool = os.urandom(_POOL_BYTES)
     start = number * _STEP % (_POOL_BYTES - MAX_SIZE)
     return HEADER.pack(run, time.monotonic_ns()) + _pool[start : start + size - MIN_SIZE]
+
+
+async def chunks(size: int) -> AsyncIterator[bytes]:
+    """So many bytes in pieces of 1 MiB, none of which was ever seen before."""
+    seed = os.urandom(16)
+    body = os.urandom(_POOL_BYTES)
+    for at in range(0, size, _POOL_BYTES):
+        head = seed + at.to_bytes(8, "big")
+        yield (head + body[len(head) :])[: size - at]
 
 
 def quantile(ordered: list[int], share: float) -> float:

@@ -77,6 +77,8 @@ ENTRIES = (
         (),
         {"receivers": ((2,), (2, 5, 10)), "messages": ((1000,), (2000,))},
     ),
+    Entry("attachment", "a file: stored by one device, fetched by another; memory", (1, 3),
+          (), {"mib": ((64,), (64, 1024))}),
     Entry("idle", "processor and memory of a device that has nothing to do", (1, 1), (),
           {"seconds": ((15,), (60,))}),
     Entry("ledger", "the register after many batches: block, start, join, catching up", (1, 1),

@@ -11,7 +11,7 @@ import click
 
 from walyoff import __version__
 from walyoff.bench.command import bench
-from walyoff.cli import moving
+from walyoff.cli import files, moving
 from walyoff.cli.auditing import audit, graph
 from walyoff.cli.did_commands import adopt_stock, did
 from walyoff.cli.governing_commands import COMMANDS as GOVERNING
@@ -75,7 +75,7 @@ def create(settings: Settings, name: str, identity: str | None, admins: bool) ->
     "--file",
     "-f",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Send the bytes of a file.",
+    help="Send a file of any size; TEXT is its caption.",
 )
 @click.option(
     "--timeout",
@@ -99,7 +99,7 @@ def send(
     no_wait: bool,
 ) -> None:
     """Send a message, and say who has it. Without TEXT, or with `-`, it is stdin."""
-    if len(channel_text) > (1 if file else 2):
+    if len(channel_text) > 2:
         raise click.UsageError("too many arguments: put the text in quotes")
     start(
         settings,
@@ -210,7 +210,7 @@ def demo(settings: Settings, keep: Path | None) -> None:
     run_demo(settings, keep=keep)
 
 
-for command in moving.COMMANDS:
+for command in (*moving.COMMANDS, *files.COMMANDS):
     cli.add_command(command)
 cli.add_command(bench)
 cli.add_command(audit)

@@ -34,6 +34,8 @@ class Console:
         self.json = json
         self._moving = not json and sys.stderr.isatty()
         self._label: str | None = None
+        #: How far the step is, while there is more to say of it than that it goes on.
+        self.detail: str | None = None
         self._begun = 0.0
         self._drawn = False
         self._work = anyio.Event()
@@ -67,7 +69,7 @@ class Console:
         try:
             yield
         finally:
-            self._label = None
+            self._label = self.detail = None
             self._erase()
 
     def _erase(self) -> None:
@@ -80,6 +82,7 @@ class Console:
         """Draw until cancelled."""
         count = 0
         mentioned: str | None = None
+        said = 0.0
         while True:
             if self._label is None:
                 self._work = anyio.Event()
@@ -91,9 +94,14 @@ class Console:
             if self._moving:
                 count += 1
                 frame = FRAMES[count % len(FRAMES)]
-                sys.stderr.write(f"{_ERASE}{frame} {label} ({spent:.0f} s)")
+                text = label if self.detail is None else f"{label}  {self.detail}"
+                sys.stderr.write(f"{_ERASE}{frame} {text} ({spent:.0f} s)")
                 sys.stderr.flush()
                 self._drawn = True
             elif spent > LONG_S and label != mentioned:
                 mentioned = label
+                said = spent
                 self.note(f"{label} ...")
+            elif self.detail is not None and spent - said > LONG_S:
+                said = spent
+                self.note(f"{label}  {self.detail}")

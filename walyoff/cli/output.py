@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from walyoff.cli.sizes import size_text
+
 if TYPE_CHECKING:
     from walyoff.abc import Member
     from walyoff.messages import Message
@@ -74,8 +76,23 @@ def message_json(message: Message, me: str) -> dict[str, Any]:
         "topics": list(message.topics),
         "size": message.size,
         **encode_content(message.content),
+        **_attachment_json(message),
         "position": message.position,
         "anchored": message.anchored,
+    }
+
+
+def _attachment_json(message: Message) -> dict[str, Any]:
+    attachment = message.attachment
+    if attachment is None:
+        return {}
+    return {
+        "attachment": {
+            "name": attachment.name,
+            "media_type": attachment.media_type,
+            "size": attachment.size,
+            "state": str(attachment.state),
+        }
     }
 
 
@@ -130,7 +147,13 @@ def message_text(message: Message, me: str) -> str:
     """A message for people."""
     head = f"{clock(message.time)}  {name_of(message.path, me)}  "
     topics = "".join(f"[{escape_line(topic)}] " for topic in message.topics)
-    return head + topics + content_text(message.content, message.size, " " * len(head))
+    file = ""
+    if (attachment := message.attachment) is not None:
+        file = f"<{escape_line(attachment.name)}, {size_text(attachment.size)}> "
+        if not message.content:
+            return head + topics + file.rstrip()
+    text = content_text(message.content, message.size, " " * len(head))
+    return head + topics + file + text
 
 
 def content_text(content: bytes | None, size: int, indent: str) -> str:

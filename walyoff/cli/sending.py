@@ -13,6 +13,7 @@ from walyoff.channel import Channel
 from walyoff.cli.choosing import choose, others
 from walyoff.cli.console import Console
 from walyoff.cli.reading import read_stdin
+from walyoff.cli.sending_files import send_file
 from walyoff.errors import PayloadTooLargeError
 from walyoff.messages import Receipt
 from walyoff.node import Device
@@ -33,7 +34,10 @@ async def send(
 ) -> None:
     """Send one message."""
     channel, text = _sort_out(device, arguments, file)
-    content = await _content(text, file)
+    if file is not None:
+        await send_file(console, channel, text, file=file, topics=topics, wait=wait)
+        return
+    content = await _content(text)
     receipt = await channel.send(content, topics=topics)
     expected = others(channel)
     if wait:
@@ -64,20 +68,18 @@ def _sort_out(
     if len(arguments) == 2:
         return choose(device, arguments[0]), arguments[1]
     if not arguments:
-        return choose(device, None), "-"
+        return choose(device, None), "" if file is not None else "-"
     only = arguments[0]
     named = any(only in (channel.name, channel.did) for channel in device.channels())
     if named or file is not None:
-        return choose(device, only), "-"
+        return choose(device, only), "" if file is not None else "-"
     if len(device.channels()) > 1:
         # It is a channel that is not there, or a text without a channel: both are told.
         raise click.UsageError(f"{only!r} is no channel here; or say which one to send it to")
     return choose(device, None), only
 
 
-async def _content(text: str, file: Path | None) -> bytes:
-    if file is not None:
-        return await anyio.to_thread.run_sync(_read_file, file)
+async def _content(text: str) -> bytes:
     if text != "-":
         if not text:
             raise click.UsageError("there is nothing to send")
@@ -91,14 +93,6 @@ async def _content(text: str, file: Path | None) -> bytes:
     if not content:
         raise click.UsageError("there is nothing to send: stdin is empty")
     return content
-
-
-def _read_file(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_CONTENT:
-        raise PayloadTooLargeError(size, MAX_CONTENT, "file")
-    with path.open("rb") as file:
-        return file.read(MAX_CONTENT + 1)
 
 
 async def _received(channel: Channel, receipt: Receipt) -> None:

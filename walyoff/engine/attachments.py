@@ -93,6 +93,8 @@ class Attachments:
         self.servers: list[ChunkServer] = []
         #: What is not held as a whole.
         self.open: dict[bytes, _Open] = {}
+        #: Own attachments that somebody looks at: to what each peer holds of them.
+        self._followed: dict[bytes, dict[str, int]] = {}
         self.bytes_fetched = 0
         self.bytes_served = 0
         #: Chunks that came over links and were kept.
@@ -414,8 +416,24 @@ class Attachments:
 
     # ----------------------------------------------------------------------- links
 
+    def follow(self, record_id: bytes) -> dict[str, int]:
+        """Ask all peers what they hold of an attachment, from now until `unfollow`.
+
+        Returns a table of DIDs to numbers of chunks, which changes as they answer.
+        """
+        table = self._followed.setdefault(record_id, {})
+        for link in self._engine.admitted_links():
+            link.send(WatchChunks((record_id,)))
+        return table
+
+    def unfollow(self, record_id: bytes) -> None:
+        """Nobody looks any more."""
+        self._followed.pop(record_id, None)
+
     def peer_joined(self, name: str, did: str) -> None:
         """A session with a member is up."""
+        if self._followed and (link := self._engine.links.get(name)):
+            link.send(WatchChunks(tuple(self._followed)[:MAX_WATCHED]))
         self.transfers.peer_joined(name, did, self._engine.runtime.now())
         self.dispatch()
 
@@ -426,6 +444,12 @@ class Attachments:
 
     def peer_has(self, name: str, record_id: bytes, bits: bytes) -> None:
         """A peer says which chunks it holds."""
+        link = self._engine.links.get(name)
+        if record_id in self._followed and link is not None:
+            self._followed[record_id][link.link.did] = int.from_bytes(
+                bits, "little"
+            ).bit_count()
+            self._notify()
         self.transfers.peer_has(name, record_id, bits, self._engine.runtime.now())
         self.dispatch()
 

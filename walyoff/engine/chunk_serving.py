@@ -6,7 +6,7 @@ part by part, and only a few parts wait in the session at a time, behind all sma
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -24,7 +24,7 @@ from walyoff.chunk_frames import (
     WatchChunks,
 )
 from walyoff.engine.transfers import MAX_WINDOW
-from walyoff.errors import StoreError
+from walyoff.errors import RemoteProtocolError, StoreError
 from walyoff.tasks import background_tasks
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 #: Parts that wait in the session: enough to keep it busy while the next chunk is read.
 BULK_BACKLOG = 2 * PART
-#: Requests that wait for an answer: a full window of the smallest ones.
-MAX_ASKED = MAX_WINDOW // PART
+#: Requests that wait for an answer: some full windows of the smallest ones, because what was
+#: given up is still in line.
+MAX_ASKED = 4 * MAX_WINDOW // PART
 #: A peer is told of new chunks at most so often, unless it is the last one.
 ANNOUNCE_EVERY = 0.25
 
@@ -57,8 +58,8 @@ class ChunkServer:
         self._watched: OrderedDict[bytes, None] = OrderedDict()
         self._dirty: dict[bytes, None] = {}
         self._work = anyio.Event()
-        self._asked: MemoryObjectSendStream[WantChunk]
-        self._asked, self._questions = anyio.create_memory_object_stream[WantChunk](MAX_ASKED)
+        self._asked: deque[WantChunk] = deque()
+        self._question = anyio.Event()
 
     async def run(self) -> None:
         """Announce and answer until cancelled."""
@@ -66,15 +67,15 @@ class ChunkServer:
         attachments = self._engine.attachments
         attachments.servers.append(self)
         try:
-            async with self._asked, self._questions, send, receive, background_tasks() as tasks:
+            async with send, receive, background_tasks() as tasks:
                 tasks.start_soon(self._announce)
                 tasks.start_soon(self._read, send)
                 await self._send(receive)
         finally:
             attachments.servers.remove(self)
 
-    async def receive(self, frame: ChunkFrame) -> None:
-        """Take a frame of the peer."""
+    def receive(self, frame: ChunkFrame) -> None:
+        """Take a frame of the peer. Raises RemoteProtocolError if it asks for too much."""
         attachments, name = self._engine.attachments, self._state.link.name
         match frame:
             case WatchChunks(record_ids):
@@ -89,7 +90,10 @@ class ChunkServer:
             case HaveChunks(record_id, bits):
                 attachments.peer_has(name, record_id, bits)
             case WantChunk():
-                await self._asked.send(frame)
+                if len(self._asked) >= MAX_ASKED:
+                    raise RemoteProtocolError(f"more than {MAX_ASKED} chunks asked for")
+                self._asked.append(frame)
+                self._question.set()
             case ChunkPart(number, offset, data):
                 attachments.part(name, number, offset, data)
             case ChunkGone(number):
@@ -123,7 +127,11 @@ class ChunkServer:
         """Read what was asked for, one chunk ahead of what is sent."""
         last: tuple[bytes, int] | None = None
         data: bytes | None = None
-        async for want in self._questions:
+        while True:
+            while not self._asked:
+                self._question = anyio.Event()
+                await self._question.wait()
+            want = self._asked.popleft()
             if last != (want.record_id, want.place):
                 last = (want.record_id, want.place)
                 data = None

@@ -161,7 +161,7 @@ class LinkServer:
                 async with aclosing(self._session.frames()) as incoming:
                     async for frame in incoming:
                         if isinstance(frame, ChunkFrame):
-                            await self._chunks.receive(frame)
+                            self._chunks.receive(frame)
                         else:
                             await self._receive(frame, send, slow)
         finally:

@@ -91,13 +91,17 @@ def _refs(connection: sqlite3.Connection, record: int) -> list[bytes]:
 def _delete_unused(
     connection: sqlite3.Connection, refs: Sequence[bytes], *, but: int
 ) -> list[tuple[bytes, int]]:
-    """Delete those chunks that no record but one uses; returns their files and sizes."""
+    """Delete those chunks that no record but one uses; returns their files and sizes.
+
+    An attachment that was dropped keeps nothing, though it takes part in what others keep.
+    """
     gone: list[tuple[bytes, int]] = []
     for start, size in chunks(len(refs)):
         rows = connection.execute(
             f"DELETE FROM chunks WHERE ref IN ({marks(size)}) AND NOT EXISTS"  # noqa: S608
-            " (SELECT 1 FROM uses u WHERE u.ref = chunks.ref AND u.record <> ?)"
-            " RETURNING file, size",
+            " (SELECT 1 FROM uses u LEFT JOIN attachments a ON a.record = u.record"
+            " WHERE u.ref = chunks.ref AND u.record <> ?"
+            f" AND coalesce(a.wish, 0) <> {WISH_DROPPED}) RETURNING file, size",
             (*refs[start : start + size], but),
         )
         gone += rows.fetchall()
@@ -215,7 +219,6 @@ class SqliteChunkStore:
                 f"UPDATE attachments SET complete = 0, wish = {WISH_DROPPED} WHERE record = ?",  # noqa: S608
                 (record,),
             )
-            _finish(connection, record)
             return gone
 
         return await self._removed(self._on_record(record_id, [], work))

@@ -67,7 +67,7 @@ class MemoryChunkStore:
         await self._sync()
         if draft is not None:
             self._drafts[draft[0]].add(chunk_id)
-        if chunk_id not in self._used():
+        if chunk_id not in self._used(dropped=True):
             return False
         if chunk_id not in self._data.chunks:
             self._data.chunks[chunk_id] = data
@@ -79,10 +79,10 @@ class MemoryChunkStore:
         await anyio.lowlevel.checkpoint()
         self._drafts[draft].clear()
 
-    def _used(self, but: bytes = b"") -> set[bytes]:
+    def _used(self, but: bytes = b"", *, dropped: bool = False) -> set[bytes]:
         used: set[bytes] = set().union(*self._drafts.values())
         for record_id, held in self._data.attachments.items():
-            if record_id != but:
+            if record_id != but and (dropped or held.wish != WISH_DROPPED):
                 used.update(held.about.chunk_ids)
         return used
 
@@ -160,7 +160,6 @@ class MemoryChunkStore:
             return 0
         freed = self._remove(set(held.about.chunk_ids) - self._used(but=record_id))
         held.complete, held.wish = False, WISH_DROPPED
-        self._finish(record_id)
         return freed
 
     async def destroy(self, record_id: bytes) -> None:
@@ -173,7 +172,7 @@ class MemoryChunkStore:
     async def collect(self) -> tuple[int, int]:
         """See `walyoff.chunkstore.ChunkStore`."""
         await self._sync()
-        unused = set(self._data.chunks) - self._used()
+        unused = set(self._data.chunks) - self._used(dropped=True)
         return len(unused), self._remove(unused)
 
     async def total(self) -> int:

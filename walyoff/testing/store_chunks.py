@@ -198,6 +198,23 @@ class ChunkConformance:
             ]
             assert left.wish == WISH_FETCH
 
+    async def test_what_two_attachments_share_goes_when_both_are_dropped(
+        self, tmp_path: Path
+    ) -> None:
+        chunks = make_chunks()
+        async with self.open_store(tmp_path / "home") as store:
+            channel = store.channel(CHANNEL)
+            first = await announce(channel, chunks)
+            second = await announce(channel, chunks, 2)
+            for chunk in chunks:
+                await channel.chunks.put(*chunk)
+            assert await channel.chunks.finish(second)
+            assert await channel.chunks.drop(first) == 0
+            assert await channel.chunks.read(second, 0) == chunks[0][1]
+            assert await channel.chunks.drop(second) == SIZE
+            assert await channel.chunks.total() == 0
+            assert len(await channel.chunks.unfinished(10)) == 2
+
     async def test_a_chunk_of_another_length_is_not_that_of_the_place(
         self, tmp_path: Path
     ) -> None:
