@@ -15,8 +15,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from walyoff.attachments import Attachment, AttachmentState, AttachmentStream, Progress
     from walyoff.channel import Channel
     from walyoff.engine.facts import Reason, Report
+    from walyoff.engine.policy import AttachmentPolicy, Fetching
     from walyoff.errors import (
         ChildError,
         CipherError,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         LocalProtocolError,
         NotAMemberError,
         PayloadTooLargeError,
+        QuotaExceededError,
         RemoteProtocolError,
         StoreError,
         SupersededError,
@@ -50,8 +53,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "walyoff.attachments": ("Attachment", "AttachmentState", "AttachmentStream", "Progress"),
     "walyoff.channel": ("Channel",),
     "walyoff.engine.facts": ("Reason", "Report"),
+    "walyoff.engine.policy": ("AttachmentPolicy", "Fetching"),
     "walyoff.errors": (
         "ChildError",
         "CipherError",
@@ -61,6 +66,7 @@ _HOMES = {
         "LocalProtocolError",
         "NotAMemberError",
         "PayloadTooLargeError",
+        "QuotaExceededError",
         "RemoteProtocolError",
         "StoreError",
         "SupersededError",
@@ -85,10 +91,15 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Attachment",
+    "AttachmentPolicy",
+    "AttachmentState",
+    "AttachmentStream",
     "Channel",
     "ChildError",
     "CipherError",
     "Device",
+    "Fetching",
     "HomeInUseError",
     "InvitationError",
     "InvitationInfo",
@@ -99,6 +110,8 @@ __all__ = [
     "MessageStream",
     "NotAMemberError",
     "PayloadTooLargeError",
+    "Progress",
+    "QuotaExceededError",
     "Reason",
     "Receipt",
     "RemoteProtocolError",

@@ -21,7 +21,7 @@ from walyoff.describing import describe
 from walyoff.engine.driver import Engine
 from walyoff.engine.facts import Report
 from walyoff.engine.outbox import Outgoing
-from walyoff.engine.policy import Policy
+from walyoff.engine.policy import AttachmentPolicy
 from walyoff.errors import (
     LocalProtocolError,
     NotAMemberError,
@@ -442,11 +442,11 @@ class Channel:
             attachments.unfollow(message_id)
 
     @property
-    def attachment_policy(self) -> Policy:
+    def attachment_policy(self) -> AttachmentPolicy:
         """Which attachments this device fetches by itself, and how much it keeps."""
         return self._engine.attachments.policy
 
-    async def set_attachment_policy(self, policy: Policy) -> None:
+    async def set_attachment_policy(self, policy: AttachmentPolicy) -> None:
         """Change it, for later runs too. What is here stays here. Raises StoreError."""
         await save_policy(self._device.store, self.did, policy)
         self._engine.attachments.set_policy(policy)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from blake3 import blake3
 
 from walyoff.abc import Store
-from walyoff.engine.policy import Policy
+from walyoff.engine.policy import AttachmentPolicy
 from walyoff.epochs import Epoch, decode_epochs, encode_epochs
 from walyoff.wire import pack, unpack
 
@@ -69,15 +69,15 @@ async def load_epochs(store: Store, did: str) -> list[Epoch]:
     return [] if value is None else decode_epochs(unpack(value, 1 << 20), 1 << 16)
 
 
-async def save_policy(store: Store, did: str, policy: Policy) -> None:
+async def save_policy(store: Store, did: str, policy: AttachmentPolicy) -> None:
     """Keep what is fetched of a channel's attachments."""
     await store.put({f"attachments/{did}": policy.encode()})
 
 
-async def load_policy(store: Store, did: str) -> Policy:
+async def load_policy(store: Store, did: str) -> AttachmentPolicy:
     """What the store has of it, or the policy of a new channel."""
     value = await store.get(f"attachments/{did}")
-    return Policy() if value is None else Policy.decode(value)
+    return AttachmentPolicy() if value is None else AttachmentPolicy.decode(value)
 
 
 __all__ = [

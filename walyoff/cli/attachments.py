@@ -14,7 +14,7 @@ from walyoff.cli.console import Console
 from walyoff.cli.output import clock, escape_line, name_of
 from walyoff.cli.runtime import Failure
 from walyoff.cli.sizes import size_text
-from walyoff.engine.policy import Fetching, Policy
+from walyoff.engine.policy import AttachmentPolicy, Fetching
 from walyoff.messages import Message
 from walyoff.node import Device
 
@@ -48,7 +48,7 @@ async def attachments(
     """List the attachments of a channel; change its policy first, if asked to."""
     channel = choose(device, name)
     policy = channel.attachment_policy
-    changed = Policy(
+    changed = AttachmentPolicy(
         fetch=policy.fetch if fetch is None else Fetching(fetch),
         small=policy.small if small is None else small,
         # Zero bytes would be no attachments at all: it means no limit.

@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 from walyoff.chunk_frames import MAX_WATCHED, WantChunk, WatchChunks
 from walyoff.chunkstore import WISH_DROPPED, WISH_FETCH, WISH_NONE, NewAttachment
 from walyoff.engine.facts import Reason, Report
-from walyoff.engine.policy import Policy
+from walyoff.engine.policy import AttachmentPolicy
 from walyoff.engine.transfers import (
     Ask,
     Discard,
@@ -83,7 +83,7 @@ class _Open:
 class Attachments:
     """The attachments of one channel on one device."""
 
-    def __init__(self, engine: Engine, key: bytes, policy: Policy) -> None:
+    def __init__(self, engine: Engine, key: bytes, policy: AttachmentPolicy) -> None:
         self._engine = engine
         #: Names the chunks of the channel.
         self.key = key
@@ -270,7 +270,7 @@ class Attachments:
         except RemoteProtocolError:
             return None
 
-    def set_policy(self, policy: Policy) -> None:
+    def set_policy(self, policy: AttachmentPolicy) -> None:
         """Another policy holds from now on."""
         self.policy = policy
         now = self._engine.runtime.now()

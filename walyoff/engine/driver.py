@@ -40,7 +40,7 @@ from walyoff.engine.forks import Forks
 from walyoff.engine.inbox import Inbox
 from walyoff.engine.link import LinkState
 from walyoff.engine.outbox import Outbox
-from walyoff.engine.policy import Policy
+from walyoff.engine.policy import AttachmentPolicy
 from walyoff.engine.reconciler import Reconciler
 from walyoff.engine.removals import Removals
 from walyoff.engine.resuming import Resuming
@@ -143,7 +143,7 @@ class Engine:
         on_epochs: Callable[[list[Epoch]], None],
         runtime: Runtime,
         chunk_key: bytes,
-        policy: Policy,
+        policy: AttachmentPolicy,
     ) -> None:
         self.runtime = runtime
         self.channel = trust.channel

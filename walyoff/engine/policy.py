@@ -23,7 +23,7 @@ class Fetching(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class AttachmentPolicy:
     """The policy of one channel on one device."""
 
     fetch: Fetching = Fetching.ALL
@@ -47,7 +47,7 @@ class Policy:
         return pack([_VERSION, str(self.fetch), self.small, self.quota])
 
     @classmethod
-    def decode(cls, data: bytes) -> Policy:
+    def decode(cls, data: bytes) -> AttachmentPolicy:
         """From the store."""
         _, fetch, small, quota = unpack(data, 256)
         return cls(fetch=Fetching(fetch), small=small, quota=quota)
