@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import anyio
@@ -20,13 +21,19 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def move(home: Path, name: str) -> None:
+def move(home: Path, name: str, transport: str = "libp2p") -> None:
     """Let a device listen somewhere else when it starts the next time."""
-    (home / name / "transports" / "libp2p" / "port").unlink()
+    if transport == "ipfs":
+        path = home / name / "ipfs" / "config"
+        config = json.loads(path.read_text())
+        config["Addresses"]["Swarm"] = ["/ip4/127.0.0.1/tcp/0"]
+        path.write_text(json.dumps(config))
+    else:
+        (home / name / "transports" / transport / "port").unlink()
 
 
-def port(device: Device) -> str:
-    (address,) = (a for a in device.addresses if a.startswith("libp2p:"))
+def port(device: Device, transport: str = "libp2p") -> str:
+    (address,) = (a for a in device.addresses if a.startswith(f"{transport}:"))
     multiaddr, _ = parse_address(address)
     return multiaddr.split("/")[4]
 
@@ -50,19 +57,24 @@ async def test_a_device_that_moved_finds_those_that_stayed(home: Path) -> None:
             await g.channel("a").wait_peer(g.channel("b").me)
 
 
-async def test_two_that_both_moved_find_each_other_through_a_third(home: Path) -> None:
+@pytest.mark.parametrize("transport", ["libp2p", "ipfs"])
+async def test_two_that_both_moved_find_each_other_through_a_third(
+    home: Path, transport: str
+) -> None:
     async with group(home) as g:
         for name in ("a", "b", "c"):
-            await g.open(name, "libp2p")
+            await g.open(name, transport)
         await g.devices["c"].create_channel("family")
         await join(g, "c", "a")
         await join(g, "c", "b")
         await g.channel("a").wait_peer(g.channel("b").me)
+        before = {name: port(g.devices[name], transport) for name in ("a", "b")}
         for name in ("a", "b"):
             await g.close(name)
-            move(home, name)
+            move(home, name, transport)
         for name in ("a", "b"):
             await g.open(name)
+            assert port(g.devices[name], transport) != before[name]
         with anyio.fail_after(30):
             await g.channel("a").wait_peer(g.channel("b").me)
 
