@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from walyoff.abc import GuardedLedger
 from walyoff.engine.delivery import LATE_AFTER
 from walyoff.engine.facts import Reason
 from walyoff.epochs import open_anchor
+from walyoff.errors import ChildError
 from walyoff.records import decode_batch
 from walyoff.testing.network import LINKS, Link
 from walyoff.testing.world import SimWorld
@@ -99,9 +101,40 @@ async def test_who_has_not_all_of_the_ledger_yet_anchors_nothing_of_others() -> 
         assert sorted(anchors_of(g, "c").values()) == [1, 1]
 
 
-async def _fails(payload: bytes) -> Any:
-    from walyoff.errors import ChildError
+@in_virtual_time
+async def test_a_question_about_chains_that_failed_is_asked_again() -> None:
+    """The ledger's process of who has the blocks is replaced while it reads them."""
+    world = SimWorld(5)
+    async with world.device("b") as two:
+        async with world.device("a") as one:
+            a = await one.create_channel("family")
+            b = await two.join(await a.invite())
+            async with world.device("c") as three:
+                await three.join(await a.invite())
+            contents = [b"%d" % n for n in range(5)]
+            await a.send_many(contents)
+            assert await read(b, 5, anchored=True) == contents
+        chain: Any = world.chain("b", f"{a.did}/ledger")
+        whole = chain.export
+        failures: list[float] = []
 
+        async def export(known: list[str]) -> AsyncIterator[list[bytes]]:
+            if not failures:
+                failures.append(anyio.current_time())
+                raise ChildError("it was killed")
+            async for piece in whole(known):
+                yield piece
+
+        chain.export = export
+        async with world.device("c") as three:
+            started = anyio.current_time()
+            assert await read(three.channel("family"), 5, anchored=True) == contents
+            assert failures
+            # Before anybody would think that they were left behind.
+            assert anyio.current_time() - started < 10
+
+
+async def _fails(payload: bytes) -> Any:
     await checkpoint()
     raise ChildError("the ledger is not there")
 

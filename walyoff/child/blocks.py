@@ -97,6 +97,10 @@ class BlockFile:
     content_hash: bytes
 
 
+#: Short ids that were decoded lately.
+_known_ids: dict[bytes, BlockId] = {}
+
+
 def decode_block(data: bytes, cid: str | None = None) -> BlockFile:
     """Decode a block file, of which the CID is computed (and compared, if one is given).
 
@@ -145,6 +149,18 @@ def decode_block(data: bytes, cid: str | None = None) -> BlockFile:
     short = b"\0\0".join([version, real.encode(), *fields[1:]])
     if len(short) > MAX_SHORT_ID:
         raise RemoteProtocolError("block header too large", reason="too-large")
+    if len(short) <= _CACHED_ID:
+        # The next block's parents name it: all of it was checked here already.
+        _remember_id(
+            BlockId(
+                cid=real,
+                created=created,
+                topics=topics,
+                parents_hash=pdigest,
+                short=short,
+                parents=None,
+            )
+        )
     return BlockFile(
         cid=real,
         created=created,
@@ -183,14 +199,19 @@ def decode_id(block_id: bytes) -> BlockId:
     if len(block_id) > MAX_LONG_ID:
         raise RemoteProtocolError("block id too large", reason="too-large")
     # A block's id comes again with each of its children, several times.
-    if len(block_id) <= _CACHED_ID:
-        return _decode_id_again(bytes(block_id))
-    return _decode_id(bytes(block_id))
+    known = _known_ids.get(bytes(block_id))
+    if known is not None:
+        return known
+    decoded = _decode_id(bytes(block_id))
+    if decoded.parents is None and len(block_id) <= _CACHED_ID:
+        _remember_id(decoded)
+    return decoded
 
 
-@functools.lru_cache(_CACHED_IDS)
-def _decode_id_again(block_id: bytes) -> BlockId:
-    return _decode_id(block_id)
+def _remember_id(block_id: BlockId) -> None:
+    if len(_known_ids) >= _CACHED_IDS:
+        _known_ids.clear()
+    _known_ids[block_id.short] = block_id
 
 
 def _decode_id(block_id: bytes) -> BlockId:
