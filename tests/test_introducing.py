@@ -57,6 +57,8 @@ async def test_a_newcomer_gets_in_although_its_inviter_left_before_others_heard_
         newcomer = await n.join(await a.channel("family").invite())
         assert await read(newcomer, 1) == [b"from m"]
         me = newcomer.me
+        # It was told where the other member was last.
+        assert (await n.address_book(newcomer.did))[member.me]
     # The inviter is gone, and nobody tells the member of the joining block.
     async with world.device("m") as m, world.device("n") as n:
         member, newcomer = m.channel("family"), n.channel("family")

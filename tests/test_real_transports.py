@@ -93,9 +93,10 @@ def test_a_peer_that_stands_still_is_noticed_and_taken_up_again(
     a.call("wait_content", contents=[b"after"], limit=45)
 
 
-def test_a_newcomer_gets_in_over_tcp_although_its_inviter_has_gone(world: World) -> None:
-    """Nothing but TCP connects these devices: no node announces the joining block."""
-    options = ("--transport", "tcp")
+@both
+def test_a_newcomer_gets_in_although_its_inviter_has_gone(world: World, transport: str) -> None:
+    """No node announces the joining block here, and over libp2p nothing who is there."""
+    options = ("--transport", transport)
     a, m = world.pair("a", "m", *options)
     assert m.close() == 0
     n = world.start("n", *options)

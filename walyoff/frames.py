@@ -8,7 +8,7 @@ in the handshake. Membership is not checked here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from walyoff import chunk_frames
@@ -42,6 +42,8 @@ from walyoff.wire import (
 MAX_FRAME = 16 * 1024 * 1024
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 256
+#: Members whose addresses a joiner is told; the others it hears of from these.
+MAX_MET = 64
 #: Devices of one channel that a vector can speak of.
 MAX_VECTOR = 4096
 #: Content gaps of one device that a vector names; the rest shows when these are closed.
@@ -214,6 +216,8 @@ class JoinGrant:
     certificates: tuple[bytes, ...]
     name: str
     secret: bytes = field(repr=False)
+    #: Where the inviter last met other members: (device DID, addresses). What one member says.
+    addresses: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,11 +391,12 @@ def _contents(value: Any) -> tuple[tuple[bytes, bytes] | None, ...]:
 
 
 def _hello(addresses: Any, vector: Any) -> Hello:
-    names = _list(addresses, "addresses", MAX_ADDRESSES)
-    return Hello(
-        tuple(expect_name(a, "address", limit=MAX_ADDRESS_CHARS) for a in names),
-        _vector(vector),
-    )
+    return Hello(_addresses(addresses), _vector(vector))
+
+
+def _addresses(value: Any) -> tuple[str, ...]:
+    names = _list(value, "addresses", MAX_ADDRESSES)
+    return tuple(expect_name(a, "address", limit=MAX_ADDRESS_CHARS) for a in names)
 
 
 def _want_batches(author: Any, first_seq: Any, max_bytes: Any) -> WantBatches:
@@ -433,6 +438,15 @@ def _grant(grant: Any, epochs: Any, certificates: Any, name: Any, secret: Any) -
         _text(name, "channel name", 128),
         expect_bytes(secret, "channel secret", size=32),
     )
+
+
+def _join_grant(*fields: Any) -> JoinGrant:
+    *given, addresses = fields
+    pairs = (
+        expect_array(pair, 2, "address") for pair in _list(addresses, "addresses", MAX_MET)
+    )
+    met = tuple((_did(did), _addresses(found)) for did, found in pairs)
+    return replace(_grant(*given), addresses=met)
 
 
 def _group_grant(group: Any, *fields: Any) -> GroupGrant:
@@ -500,8 +514,8 @@ _TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Fra
     ),
     17: (
         JoinGrant,
-        _grant_value,
-        _grant,
+        lambda f: [*_grant_value(f), [[did, list(a)] for did, a in f.addresses]],
+        _join_grant,
     ),
     18: (
         JoinRefused,

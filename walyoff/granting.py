@@ -80,7 +80,20 @@ async def make_grant(device: Device, channel: Channel) -> frames.JoinGrant:
         _newest(await channel.engine.trust.all_encoded()),
         channel.name,
         channel.state.secret,
+        await _met(device, channel),
     )
+
+
+async def _met(device: Device, channel: Channel) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Where other members are: the inviter may be gone before the joiner hears of them."""
+    current = {member.did for member in channel.members()}
+    book = await device.address_book(channel.did)
+    known = {
+        did: tuple(a for a in addresses if len(a) <= frames.MAX_ADDRESS_CHARS)
+        for did, addresses in book.items()
+        if did in current
+    }
+    return tuple(known.items())[: frames.MAX_MET]
 
 
 def encode_family(family: Mapping[str, Sequence[bytes]]) -> bytes:

@@ -75,6 +75,8 @@ class Granted:
     name: str
     inviter: str
     addresses: tuple[str, ...]
+    #: Where the inviter last met other members.
+    met: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 #: What a joiner does with the words, as soon as they are known.
@@ -131,6 +133,7 @@ async def request_join(
                 name=answer.name,
                 inviter=session.did,
                 addresses=invitation.addresses,
+                met=answer.addresses,
             )
         case _:
             raise RemoteProtocolError("the inviting device answered something else")

@@ -269,7 +269,8 @@ class Device:
             known = {e.epoch_id: e for e in await load_epochs(self._store, did)}
             known.update({e.epoch_id: e for e in granted.epochs})
             await save_epochs(self._store, did, list(known.values()))
-            await self.remember_addresses(did, granted.inviter, granted.addresses)
+            for member, addresses in (*granted.met, (granted.inviter, granted.addresses)):
+                await self.remember_addresses(did, member, addresses)
             return await self._start(state, foundation)
 
     async def _close_former(self, did: str, name: str | None) -> str | None:
