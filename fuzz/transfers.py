@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 from walyoff.chunk_frames import PART
-from walyoff.engine.transfers import (
-    MAX_CHUNKS_AT_ONCE,
-    MIN_WINDOW,
-    Ask,
-    Discard,
-    Key,
-    Part,
-    Transfers,
-    Whole,
-)
+from walyoff.engine.transfer_facts import MIN_WINDOW, Ask, Discard, Key, Part, Whole
+from walyoff.engine.transfers import MAX_CHUNKS_AT_ONCE, Transfers
 from walyoff.manifest import Manifest
 from walyoff.records import CHUNK_SIZE
 

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from fuzz.transfers import FILES, World, transfers
 from walyoff.chunk_frames import PART
 from walyoff.engine.facts import Reason, Report
-from walyoff.engine.transfers import (
-    MAX_CHUNKS_AT_ONCE,
-    MAX_WINDOW,
-    MIN_WINDOW,
-    PART_TIMEOUT,
-    Ask,
-    Part,
-    Transfers,
-    Whole,
-)
+from walyoff.engine.transfer_facts import MIN_WINDOW, Ask, Part, Whole
+from walyoff.engine.transfers import MAX_CHUNKS_AT_ONCE, MAX_WINDOW, PART_TIMEOUT, Transfers
 from walyoff.manifest import Manifest, chunk_count
 from walyoff.records import CHUNK_SIZE
 

@@ -11,7 +11,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -21,18 +20,12 @@ from anyio.abc import TaskGroup
 from walyoff.chunk_frames import MAX_WATCHED, WantChunk, WatchChunks
 from walyoff.chunkstore import WISH_DROPPED, WISH_FETCH, WISH_NONE, NewAttachment
 from walyoff.engine.facts import Reason, Report
+from walyoff.engine.open_attachments import STALLED_AFTER, OpenAttachment, OpenAttachments
 from walyoff.engine.policy import AttachmentPolicy
-from walyoff.engine.transfers import (
-    Ask,
-    Discard,
-    Key,
-    Part,
-    Transfers,
-    Watch,
-    Whole,
-)
+from walyoff.engine.transfer_facts import Ask, Discard, Key, Part, Watch, Whole
+from walyoff.engine.transfers import Transfers
 from walyoff.errors import RemoteProtocolError, StoreError
-from walyoff.manifest import Manifest, chunk_count, chunk_id, decode_manifest
+from walyoff.manifest import Manifest, chunk_id, decode_manifest
 from walyoff.records import KIND_ATTACHMENT
 from walyoff.tasks import background_tasks
 
@@ -42,11 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("walyoff.engine")
 
-#: Attachments that are fetched at a time, and their chunks in all: bounds memory.
-MAX_ACTIVE = 16
-MAX_ACTIVE_CHUNKS = 300_000
-#: One that gets nothing for so long makes room for another.
-STALLED_AFTER = 20.0
 #: Attachments that are not whole, looked at from the start.
 MAX_OPEN = 100_000
 
@@ -68,18 +56,6 @@ class AttachmentState(StrEnum):
     NO_SPACE = "no-space"
 
 
-@dataclass(slots=True)
-class _Open:
-    size: int
-    wish: int
-    #: When its last chunk came, or it was taken up.
-    moved: float = 0.0
-    #: Bytes of it that are held, as far as it was looked at.
-    held: int = 0
-    #: Its manifest does not decode, or is gone.
-    refused: bool = False
-
-
 class Attachments:
     """The attachments of one channel on one device."""
 
@@ -87,12 +63,10 @@ class Attachments:
         self._engine = engine
         #: Names the chunks of the channel.
         self.key = key
-        self.policy = policy
         self.chunks = engine.store.chunks
         #: The links that serve chunks.
         self.servers: list[ChunkServer] = []
-        #: What is not held as a whole.
-        self.open: dict[bytes, _Open] = {}
+        self._line = OpenAttachments(policy)
         #: Own attachments that somebody looks at: to what each peer holds of them.
         self._followed: dict[bytes, dict[str, int]] = {}
         self.bytes_fetched = 0
@@ -100,7 +74,6 @@ class Attachments:
         #: Chunks that came over links and were kept.
         self.chunks_fetched = 0
         self._total = 0
-        self._queue: deque[bytes] = deque()
         self._fresh: deque[tuple[NewAttachment, int]] = deque()
         self._parts: dict[int, list[bytes | memoryview]] = {}
         self._no_space = False
@@ -122,11 +95,7 @@ class Attachments:
         """Take up what the store has. Raises StoreError."""
         self._reset()
         self._total = await self.chunks.total()
-        self.open = {
-            found.record_id: _Open(found.size, found.wish)
-            for found in await self.chunks.unfinished(MAX_OPEN)
-        }
-        self._enqueue()
+        self._line.restore(await self.chunks.unfinished(MAX_OPEN))
         self._budget()
         self._work.set()
 
@@ -173,7 +142,7 @@ class Attachments:
         """Their manifests are durable."""
         for attachment in attachments:
             if attachment.record_id not in self.open:
-                self.open[attachment.record_id] = _Open(attachment.size, WISH_NONE)
+                self.open[attachment.record_id] = OpenAttachment(attachment.size, WISH_NONE)
                 self._fresh.append((attachment, len(attachment.chunk_ids)))
                 self._work.set()
 
@@ -186,8 +155,8 @@ class Attachments:
             self._fresh.popleft()
             if bits is None or int.from_bytes(bits, "little").bit_count() == count:
                 self._settled(record_id)
-            elif (known := self.open.get(record_id)) and self._wants(known):
-                self._queue.append(record_id)
+            elif (known := self.open.get(record_id)) and self._line.wants(known):
+                self._line.enqueue(record_id)
             self._announce(record_id)
 
     def _settled(self, record_id: bytes) -> None:
@@ -198,56 +167,33 @@ class Attachments:
 
     # -------------------------------------------------------------------- choosing
 
-    def _wants(self, known: _Open) -> bool:
-        if known.refused or known.wish == WISH_DROPPED:
-            return False
-        return known.wish == WISH_FETCH or self.policy.wants(known.size)
+    @property
+    def open(self) -> dict[bytes, OpenAttachment]:
+        """What is not held as a whole."""
+        return self._line.table
 
-    def _enqueue(self) -> None:
-        """Line up what is wanted and not taken up."""
-        active = self.transfers.transfers
-        self._queue = deque(
-            record_id
-            for record_id, known in self.open.items()
-            if record_id not in active and self._wants(known)
-        )
+    @property
+    def policy(self) -> AttachmentPolicy:
+        """What is fetched by itself, and how much is kept."""
+        return self._line.policy
 
     async def _activate(self) -> float:
         """Take up what waits while there is room; returns when to look again."""
-        now = self._engine.runtime.now()
-        due = math.inf
-        while self._queue:
-            record_id = self._queue[0]
-            known = self.open.get(record_id)
-            if known is None or record_id in self.transfers.transfers or not self._wants(known):
-                self._queue.popleft()
-                continue
-            if not self._has_room(chunk_count(known.size)):
-                stalled = self._most_stalled()
-                until = self.open[stalled].moved + STALLED_AFTER
-                if until > now:
-                    due = until
-                    break
-                self.transfers.remove(stalled, now)
-                self._queue.append(stalled)
-                continue
-            self._queue.popleft()
-            await self._take_up(record_id, known)
-        return due
-
-    def _has_room(self, count: int) -> bool:
         active = self.transfers.transfers
-        used = sum(transfer.manifest.count for transfer in active.values())
-        return not active or (len(active) < MAX_ACTIVE and used + count <= MAX_ACTIVE_CHUNKS)
+        while (record_id := self._line.next(active)) is not None:
+            if self._line.has_room(record_id, active):
+                self._line.taken_up()
+                await self._take_up(record_id, self.open[record_id])
+                continue
+            stalled, until = self._line.stalled(active)
+            now = self._engine.runtime.now()
+            if stalled is None or until > now:
+                return until
+            self.transfers.remove(stalled, now)
+            self._line.enqueue(stalled)
+        return math.inf
 
-    def _most_stalled(self) -> bytes:
-        # One that is being forgotten has no entry any more, and makes room by itself.
-        return min(
-            (r for r in self.transfers.transfers if r in self.open),
-            key=lambda record_id: self.open[record_id].moved,
-        )
-
-    async def _take_up(self, record_id: bytes, known: _Open) -> None:
+    async def _take_up(self, record_id: bytes, known: OpenAttachment) -> None:
         manifest = await self.manifest(record_id)
         bits = await self.chunks.held(record_id)
         if manifest is None or bits is None:
@@ -272,13 +218,13 @@ class Attachments:
 
     def set_policy(self, policy: AttachmentPolicy) -> None:
         """Another policy holds from now on."""
-        self.policy = policy
+        self._line.policy = policy
         now = self._engine.runtime.now()
         for record_id in list(self.transfers.transfers):
             known = self.open.get(record_id)
-            if known is None or not self._wants(known):
+            if known is None or not self._line.wants(known):
                 self.transfers.remove(record_id, now)
-        self._enqueue()
+        self._line.line_up(self.transfers.transfers)
         self._budget()
         self._notify()
         self._work.set()
@@ -297,8 +243,8 @@ class Attachments:
         known.wish = value
         if value == WISH_FETCH:
             if record_id not in self.transfers.transfers:
-                self._queue.appendleft(record_id)
-        elif not self._wants(known):
+                self._line.enqueue(record_id, first=True)
+        elif not self._line.wants(known):
             self.transfers.remove(record_id, self._engine.runtime.now())
         self._work.set()
         self._notify()
@@ -308,7 +254,7 @@ class Attachments:
         freed = await self.chunks.drop(record_id)
         self._total -= freed
         self.transfers.remove(record_id, self._engine.runtime.now())
-        self.open[record_id] = _Open(size, WISH_DROPPED)
+        self.open[record_id] = OpenAttachment(size, WISH_DROPPED)
         self._budget()
         self._announce(record_id)
         self._notify()
@@ -363,7 +309,7 @@ class Attachments:
         known = self.open.get(record_id)
         if known is None:
             return AttachmentState.HELD
-        if not self._wants(known):
+        if not self._line.wants(known):
             return AttachmentState.REMOTE
         transfer = self.transfers.transfers.get(record_id)
         if self._no_space:
@@ -540,7 +486,7 @@ class Attachments:
         else:
             # Something was dropped or destroyed meanwhile.
             self.transfers.remove(record_id, self._engine.runtime.now())
-            self._enqueue()
+            self._line.line_up(self.transfers.transfers)
         self._announce(record_id)
         self._work.set()
 

@@ -19,19 +19,28 @@ with seconds of data that a message would have to wait for.
 from __future__ import annotations
 
 import random
-from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import TypeAlias
 
 from walyoff.chunk_frames import PART
 from walyoff.engine.facts import Reason, Report
+from walyoff.engine.transfer_facts import (
+    MIN_WINDOW,
+    Ask,
+    Discard,
+    Fetch,
+    Key,
+    Part,
+    Range,
+    ServingPeer,
+    Transfer,
+    TransferOrder,
+    Watch,
+    Whole,
+)
 from walyoff.manifest import Manifest
 
 #: Without a part for so long a peer is given up for a chunk.
 PART_TIMEOUT = 8.0
-#: Bytes under way to one peer: at first and at least, and at most.
-MIN_WINDOW = PART
+#: Bytes under way to one peer, at most.
 MAX_WINDOW = 8 * 1024 * 1024
 #: What may queue on the way, in seconds.
 TARGET_DELAY = 0.1
@@ -50,142 +59,12 @@ STEAL_FACTOR = 4.0
 STORE_PAUSE = 5.0
 
 
-class Part(Enum):
-    """What became of a part."""
-
-    TAKEN = "taken"
-    #: It was the last one of its chunk, which is to be checked and stored now.
-    COMPLETE = "complete"
-    #: Nobody waits for it any more.
-    IGNORED = "ignored"
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Ask a peer which chunks of attachments it holds."""
-
-    peer: str
-    record_ids: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask a peer for a range of a chunk."""
-
-    peer: str
-    number: int
-    record_id: bytes
-    place: int
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """The parts that came under a number are of no use."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """All chunks of an attachment are held."""
-
-    record_id: bytes
-
-
-TransferOrder: TypeAlias = Watch | Ask | Discard | Whole | Report
-
-#: A chunk: its id, and its length, because a liar may name the id of another's chunk.
-Key: TypeAlias = tuple[bytes, int]
-
-
-@dataclass(slots=True, kw_only=True)
-class Transfer:
-    """An attachment of which chunks are missing. Sets of places are bits of integers."""
-
-    record_id: bytes
-    manifest: Manifest
-    held: int
-    #: Neither held nor on their way.
-    missing: int
-    wanted: bool
-    #: Where somebody reads; what follows is fetched first.
-    start: int | None = None
-    #: The quota does not allow the next chunk.
-    over_quota: bool = False
-    places: dict[bytes, int] = field(default_factory=dict)
-
-    @property
-    def bytes_held(self) -> int:
-        """Bytes of the chunks that are held."""
-        count = self.manifest.count
-        if not count:
-            return 0
-        total = self.held.bit_count() * self.manifest.length(0)
-        if self.held >> (count - 1) & 1:
-            total -= self.manifest.length(0) - self.manifest.length(count - 1)
-        return total
-
-    @property
-    def whole(self) -> bool:
-        """True if nothing is missing."""
-        return self.held.bit_count() == self.manifest.count
-
-
-@dataclass(slots=True)
-class _Range:
-    """A range that was asked for: its end, when, and what the peer had given until then."""
-
-    end: int
-    at: float
-    delivered: int
-
-
-@dataclass(slots=True)
-class Fetch:
-    """A chunk that is under way from one peer."""
-
-    number: int
-    key: Key
-    peer: str
-    record_id: bytes
-    place: int
-    since: float
-    until: float
-    #: How many of its bytes were asked for, and came.
-    asked: int = 0
-    got: int = 0
-    asks: deque[_Range] = field(default_factory=deque)
-
-
-@dataclass(slots=True)
-class _Peer:
-    did: str
-    #: Attachment to the places that the peer holds.
-    has: dict[bytes, int] = field(default_factory=dict)
-    #: Faults, halved with each success.
-    score: float = 0.0
-    failures: int = 0
-    #: Not asked before.
-    until: float = 0.0
-    window: float = MIN_WINDOW
-    #: Bytes that were asked for and have not come.
-    under_way: int = 0
-    #: Bytes that came, and lately in a second.
-    delivered: int = 0
-    rate: float = 0.0
-    #: The shortest time that an answer took.
-    base: float = 60.0
-    fetches: dict[int, Fetch] = field(default_factory=dict)
-
-
 class Transfers:
     """The plan of one channel on one device."""
 
     def __init__(self, *, seed: int) -> None:
         self.transfers: dict[bytes, Transfer] = {}
-        self.peers: dict[str, _Peer] = {}
+        self.peers: dict[str, ServingPeer] = {}
         self.fetches: dict[int, Fetch] = {}
         #: Chunks that came and are being checked and stored: key to the peer that sent it.
         self.storing: dict[Key, str] = {}
@@ -287,7 +166,7 @@ class Transfers:
 
     def peer_joined(self, peer: str, did: str, now: float) -> None:
         """A session with a member is up."""
-        self.peers[peer] = _Peer(did)
+        self.peers[peer] = ServingPeer(did)
         wanted = tuple(t.record_id for t in self.transfers.values() if t.wanted)
         if wanted:
             self._orders.append(Watch(peer, wanted))
@@ -345,7 +224,7 @@ class Transfers:
         return Part.COMPLETE
 
     @staticmethod
-    def _answered(state: _Peer, ask: _Range, now: float) -> None:
+    def _answered(state: ServingPeer, ask: Range, now: float) -> None:
         """How fast answers come decides how much may be under way (as in BBR).
 
         The bandwidth times the shortest time that an answer took keeps the link busy, and
@@ -456,7 +335,9 @@ class Transfers:
             self.budget += fetch.key[1]
         self._orders.append(Discard(fetch.number))
 
-    def _fault(self, state: _Peer, peer: str, reason: str, detail: str, now: float) -> None:
+    def _fault(
+        self, state: ServingPeer, peer: str, reason: str, detail: str, now: float
+    ) -> None:
         state.score += 1
         pause = min(RETRY_FIRST * 2.0 ** min(state.failures, 10), RETRY_LAST)
         state.failures += 1
@@ -487,7 +368,7 @@ class Transfers:
             while state.under_way < state.window and self._begin(name, state, wanted, now):
                 continue
 
-    def _begin(self, name: str, state: _Peer, wanted: list[Transfer], now: float) -> bool:
+    def _begin(self, name: str, state: ServingPeer, wanted: list[Transfer], now: float) -> bool:
         """Begin to fetch one more chunk from a peer."""
         if len(self.fetches) + len(self.storing) >= MAX_CHUNKS_AT_ONCE:
             return False
@@ -519,7 +400,7 @@ class Transfers:
             return True
         return self._steal(state, now)
 
-    def _steal(self, state: _Peer, now: float) -> bool:
+    def _steal(self, state: ServingPeer, now: float) -> bool:
         """Nothing is missing that this peer has: take over from one that is much slower."""
         for fetch in self.fetches.values():
             other = self.peers[fetch.peer]
@@ -535,7 +416,7 @@ class Transfers:
                 return True
         return False
 
-    def _ask(self, state: _Peer, fetch: Fetch, now: float) -> None:
+    def _ask(self, state: ServingPeer, fetch: Fetch, now: float) -> None:
         """Ask for as much of a chunk as the window allows, in whole parts."""
         room = state.window - state.under_way
         size = fetch.key[1]
@@ -547,23 +428,9 @@ class Transfers:
             Ask(fetch.peer, fetch.number, fetch.record_id, fetch.place, fetch.asked, length)
         )
         fetch.asked += length
-        fetch.asks.append(_Range(fetch.asked, now, state.delivered))
+        fetch.asks.append(Range(fetch.asked, now, state.delivered))
         state.under_way += length
 
     def _wake_at(self, when: float) -> None:
         if self._wake is None or when < self._wake:
             self._wake = when
-
-
-__all__ = [
-    "Ask",
-    "Discard",
-    "Fetch",
-    "Key",
-    "Part",
-    "Transfer",
-    "TransferOrder",
-    "Transfers",
-    "Watch",
-    "Whole",
-]
