@@ -10,7 +10,7 @@ from walyoff_transports import listening, topic
 from walyoff_transports.libp2p import open_transport
 
 from tests.libp2p_support import needs_libp2p
-from walyoff.abc import Transport
+from walyoff.abc import StreamAttribute, Transport
 from walyoff.testing import TransportConformance
 from walyoff.testing.transports import temporary_hosts
 
@@ -38,3 +38,18 @@ class TestLibp2pTransport(TransportConformance):
         with temporary_hosts(2) as (one, two):
             async with open_transport(one) as a, open_transport(two) as b:
                 yield a, b
+
+
+@pytest.mark.anyio
+async def test_a_stream_says_which_peer_it_is_from() -> None:
+    with temporary_hosts(2) as (one, two):
+        async with (
+            open_transport(one) as a,
+            open_transport(two) as b,
+            a.listen() as incoming,
+            await b.connect(a.addresses[0]) as stream,
+        ):
+            await stream.send(b"x")
+            async with await incoming.receive() as accepted:
+                source = accepted.extra(StreamAttribute.source)  # noqa: S610 - no SQL
+                assert b.addresses[0].endswith(f"/p2p/{source}")

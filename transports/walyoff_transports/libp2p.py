@@ -60,7 +60,7 @@ def parse_address(address: str) -> tuple[str, str]:
 
 
 #: Takes the socket of an incoming stream.
-Accept = Callable[[socket.socket], None]
+Accept = Callable[[socket.socket, str], None]
 #: Runs a host in a thread while the context is open.
 HostOpener = Callable[[Accept], AbstractAsyncContextManager["Hosted[Node]"]]
 
@@ -152,9 +152,9 @@ class Libp2pTransport:
             hosted = self.running()
             await hosted.thread.call(hosted.value.listen, on)
 
-    def accept(self, sock: socket.socket) -> None:
-        """Take the socket of an incoming stream."""
-        if not self._waiting.offer(SocketStream(sock)):
+    def accept(self, sock: socket.socket, source: str) -> None:
+        """Take the socket of an incoming stream from a peer."""
+        if not self._waiting.offer(SocketStream(sock, source=source)):
             sock.close()
 
     # ------------------------------------------------------------------ broadcasts

@@ -66,7 +66,7 @@ class Node:
         host: Any,
         pubsub: Any,
         nursery: trio.Nursery,
-        accept: Callable[[socket.socket], None],
+        accept: Callable[[socket.socket, str], None],
     ) -> None:
         self._host = host
         self._swarm = host.get_network()
@@ -102,7 +102,7 @@ class Node:
 
     async def _take(self, stream: Any) -> None:
         near, far = socket.socketpair()
-        self._accept(near)
+        self._accept(near, stream.muxed_conn.peer_id.to_base58())
         await carry(stream, far)
 
     async def open(self, address: str, peer_id: str, sock: socket.socket) -> None:
@@ -247,19 +247,20 @@ async def _new_stream(host: Any, conn: Any, protocol: str) -> Any:
 
 
 def node_in_thread(
-    settings: Settings, accept: Callable[[socket.socket], None]
+    settings: Settings, accept: Callable[[socket.socket, str], None]
 ) -> AbstractAsyncContextManager[Hosted[Node]]:
     """Run a host on a trio loop in a thread while the context is open.
 
-    `accept` is called in the application's loop with the sockets of incoming streams.
+    `accept` is called in the application's loop with the sockets of incoming streams, and the
+    peer ids that they are from.
 
     Raises:
         TransportError: the host did not start.
     """
 
     async def main(thread: TrioThread, ready: Callable[[Node], None]) -> None:
-        def hand_over(sock: socket.socket) -> None:
-            if not thread.post(lambda: accept(sock)):
+        def hand_over(sock: socket.socket, source: str) -> None:
+            if not thread.post(lambda: accept(sock, source)):
                 sock.close()
 
         async with run_node(settings, hand_over) as node:
@@ -271,7 +272,7 @@ def node_in_thread(
 
 @asynccontextmanager
 async def run_node(
-    settings: Settings, accept: Callable[[socket.socket], None]
+    settings: Settings, accept: Callable[[socket.socket, str], None]
 ) -> AsyncIterator[Node]:
     """Run a host while the context is open; `accept` gets the sockets of incoming streams.
 
