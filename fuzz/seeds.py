@@ -13,6 +13,13 @@ FOREIGN = (
     b'{"message": "Leaf blocks:", "leaf_blocks": ["AAAA"]}',
     b'{"info_content": {"did": "did:walytisidentities:x"}, "signature": "AAAA"}',
     b'{"old_keys": "k", "new_keys": "k", "signature": "AAAA"}',
+    b'{"info_content": {"did": "d", "walyoff": {"v": 2, "act": "join", "group": "group",'
+    b' "subject": "d", "pin": "'
+    + b"00" * 32
+    + b'", "nonce": "'
+    + b"00" * 16
+    + b'", "rule": "",'
+    b' "after": ["b"], "by": "a", "sig": "AAAA"}}, "signature": "AAAA"}',
     b"\1\0\0cid\0\0time\0\0topic\0\0hash\0\0hash\0\0\0\0parent\0\0\0\0\0content",
 )
 

@@ -32,7 +32,7 @@ from walyoff import (
     records,
     wire,
 )
-from walyoff.child import blocks, guard, packs, proofs, reader, rpc, segment_tree
+from walyoff.child import acts, blocks, guard, packs, proofs, reader, rpc, segment_tree
 from walyoff.engine.removals import parse_statement
 from walyoff.errors import (
     CipherError,
@@ -218,6 +218,19 @@ def _identity(data: bytes) -> None:
             assert sum(reading.refused.values()) <= 2
 
 
+def _act(data: bytes) -> None:
+    """The content of a block of each kind, and a member's signature."""
+    for topic in sorted(acts.TOPICS):
+        block = acts.IdentityBlock(ref="a", topics=(topic,), parents=("b",), content=data)
+        try:
+            act = acts.read_act("group", block)
+        except RemoteProtocolError:
+            continue
+        assert act is not None
+        assert len(act.signature) + len(act.signed) <= 4 * acts.MAX_CONTENT
+    acts.expand(data)
+
+
 def _suite(data: bytes) -> None:
     """Keys, signatures and sealed texts from outside."""
     half = len(data) // 2
@@ -312,6 +325,7 @@ TARGETS: dict[str, Target] = {
     "pack": _pack,
     "announcement": _announcement,
     "identity": _identity,
+    "act": _act,
     "suite": _suite,
     "initiator": machines.initiator,
     "responder": machines.responder,

@@ -27,6 +27,7 @@ from walyoff import certificates, chunk_frames, frames
 from walyoff.addresses import encode_addresses
 from walyoff.channel_state import ChannelState
 from walyoff.child import rpc
+from walyoff.child.acts import Claim
 from walyoff.did_document import make_document
 from walyoff.epochs import Epoch, seal_anchor
 from walyoff.invitations import Invitation
@@ -161,6 +162,19 @@ def example_manifest() -> bytes:
     )
 
 
+def example_claim(kind: str) -> Claim:
+    """What a member does to an identity."""
+    return Claim(
+        group=CHANNEL,
+        kind=kind,
+        by=ALICE,
+        subject=BOB,
+        pin=b"\x25" * 32 if kind == "join" else b"",
+        nonce=b"\x26" * 16,
+        parents=("QmB", "QmA"),
+    )
+
+
 def presence() -> bytes:
     """What a device says of itself before it is sealed."""
     return pack([1, ALICE, NOW_MS, ["ipfs:one"]])
@@ -238,6 +252,8 @@ def wire_vectors() -> dict[str, str]:
         "gossip.acks": gossip.encode_acks(
             [gossip.Ack(instance=instance, upto=1, further=(3,))]
         ),
+        "act.body": example_claim("join").body(),
+        "act.block": example_claim("admin").as_block(b"\x23" * 4, b"\x24" * 4),
         **{f"frame.{name}": frames.encode(frame) for name, frame in example_frames().items()},
         "certificate.moved_body": certificates.Certificate(
             channel=CHANNEL,

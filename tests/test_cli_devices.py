@@ -297,6 +297,20 @@ def test_bad_invitations_say_what_to_do(pair: Pair, tmp_path: Path) -> None:
     assert gone(pair.alice) == []
 
 
+def test_an_identity_is_governed_from_the_command_line(tmp_path: Path) -> None:
+    alone = home(tmp_path / "alone")
+    (made,) = objects("create", "club", "--admins", *alone)
+    (me,) = objects("members", *alone)
+    assert (me["did"], me["role"]) == (made["me"], "admin")
+    assert "admin" in walyoff("members", *alone).stdout.decode()
+    assert "no other member" in failure(walyoff("members", "--make-admin", "xyz", *alone))
+    assert objects("renew", *alone) == [{"channel": made["channel"]}]
+    assert objects("renew", "--own", *alone) == [{"did": made["me"]}]
+    (left,) = objects("leave", "--erase", *alone)
+    assert left == {"channel": made["channel"], "left": made["me"], "erased": True}
+    assert "club" not in walyoff("status", *alone).stdout.decode()
+
+
 def test_it_ends_when_nobody_reads_any_more(pair: Pair) -> None:
     with running("listen", "--json", *home(pair.alice)) as listening:
         listening.json()

@@ -50,6 +50,34 @@ async def test_concurrent_writes_share_commits(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_an_erased_channel_leaves_nothing_and_positions_go_on(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    async with open_store(home) as store:
+        other = store.channel("other")
+        kept = make_batch(ALICE, 1, [make_content()])
+        await other.write(batches=[kept], deliver=kept.record_ids)
+        channel = store.channel(CHANNEL)
+        batch = make_batch(ALICE, 1, [make_content(), make_content(bytes(200_000))])
+        assert await channel.write(batches=[batch], deliver=batch.record_ids) == 2
+        await channel.set_cursor("app", 2)
+        assert len([path for path in home.rglob("chunks/*/*") if path.is_file()]) == 1
+        await store.erase(CHANNEL)
+        assert await channel.heads() == []
+        assert await channel.log(after=0, limit=9) == []
+        assert await channel.batch(batch.batch_id) is None
+        assert await channel.missing(9) == []
+        assert [path for path in home.rglob("chunks/*/*") if path.is_file()] == []
+        # It comes again, and a reader that had read it all sees it as new.
+        await channel.write(batches=[batch], deliver=batch.record_ids)
+        entries = await channel.log(after=await channel.get_cursor("app"), limit=9)
+        assert [entry.record_id for entry in entries] == list(batch.record_ids)
+        assert [entry.record_id for entry in await other.log(after=0, limit=9)] == list(
+            kept.record_ids
+        )
+        await store.erase("never there")
+
+
+@pytest.mark.anyio
 async def test_reading_does_not_wait_for_a_commit(tmp_path: Path) -> None:
     async with open_store(tmp_path / "home") as store:
         await store.put({"key": b"value"})
