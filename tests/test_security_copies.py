@@ -206,6 +206,16 @@ async def test_the_old_copy_is_told_and_stops_and_does_not_open_again() -> None:
 
 
 @in_virtual_time
+async def test_two_copies_that_share_nobody_meet_and_the_older_one_stops() -> None:
+    async with devices("b") as (copies, channels):
+        await copies.restore(copies.backup("b"), "b2")
+        moved = await copies.start("b2")
+        await copies.superseded("b")
+        assert (await moved.send(b"alone again")).seq == 2
+        assert channels["b"].did == moved.did
+
+
+@in_virtual_time
 async def test_of_two_copies_from_one_file_the_later_one_counts() -> None:
     async with devices("a", "b") as (copies, channels):
         disk = copies.backup("b")

@@ -95,6 +95,10 @@ class Connections:
         if self._engine.trust.superseded(session.peer.certificate):
             await self._tell(session)
             return
+        if session.did == self._engine.me:
+            # Another copy of this device; whoever of them counts has told the other one.
+            async with session.run():
+                return
         older = self.session(session.did)
         if older is not None:
             if given_up(self._engine.me, older, session) is session:

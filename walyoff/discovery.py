@@ -69,6 +69,9 @@ class Discovery:
         self._said: dict[str, list[list[str]]] = {}
         #: The same of those who are not members as far as we know: we may hear of it later.
         self._strangers: dict[str, list[str]] = {}
+        self._dial = dial
+        #: When it is looked again who else says to be this device.
+        self._next_meeting = 0.0
 
     async def run(self) -> None:
         """Announce, listen and dial until cancelled."""
@@ -160,6 +163,8 @@ class Discovery:
 
     def _learn(self, tasks: TaskGroup, member: str, addresses: list[str]) -> None:
         if member == self._channel.me:
+            if not set(addresses) & set(self._own_addresses()):
+                tasks.start_soon(self._meet_copy, addresses)
             return
         said = self._said.setdefault(member, [])
         if addresses in said:
@@ -168,6 +173,23 @@ class Discovery:
         del said[MAX_SAID:]
         # It is there, whether it was said before or not: no reason to wait any longer.
         self._paths.seek(tasks, member)
+
+    async def _meet_copy(self, addresses: list[str]) -> None:
+        """Somebody else says to be this device: one of two copies is told in a session.
+
+        It may also be what this device said itself when it was elsewhere, so it costs little.
+        """
+        now = self._runtime.now()
+        if now < self._next_meeting:
+            return
+        self._next_meeting = now + EVERY_S
+        for address in addresses:
+            try:
+                await self._dial(address, lambda did: did == self._channel.me)
+            except (WalyoffError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                log.info("nobody is at an address at which this device is said to be")
+            else:
+                return
 
     def _candidates(self, member: str) -> list[str]:
         """Where a member may be: the newest word first, and what it said in a session last."""
