@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -12,6 +14,9 @@ import pytest
 
 from tests.sim.virtual import in_virtual_time
 from walyoff import Channel, Device, SupersededError
+from walyoff.engine.facts import FetchBatches
+from walyoff.engine.reconciler import Reconciler
+from walyoff.engine.resuming import MAX_FAILURES, Resuming
 from walyoff.incarnations import begin_incarnation, check_current, note_exported, undo_export
 from walyoff.testing.memory import MemoryDisk, MemoryStore
 from walyoff.testing.network import LAN
@@ -265,6 +270,86 @@ async def test_what_an_old_copy_said_in_the_dark_counts_for_nobody() -> None:
         for channel in (a, c, moved):
             await holds(channel, said(b"from c", b"from the new one"))
         unharmed(a, c, moved)
+
+
+@in_virtual_time
+async def test_who_had_an_old_copys_words_harms_nobody_else_by_showing_them() -> None:
+    async with devices("a", "b", "c") as (copies, channels):
+        a, b, c = channels["a"], channels["b"], channels["c"]
+        await copies.restore(copies.backup("b"), "b2")
+        copies.world.network.partition(["a", "b2"], ["b", "c"])
+        await (await b.send(b"said in the dark")).wait_received(by=c.me)
+        moved = await copies.start("b2")
+        await (await moved.send(b"from the new one")).wait_received(by=a.me)
+        copies.world.network.repair()
+        await copies.superseded("b")
+        await anyio.sleep(SOON)
+        # It took the one before it heard of the other: to it they contradict each other.
+        assert c.status()["forked"] == [b.me]
+        unharmed(a, moved)
+        await moved.send(b"and more")
+        await holds(a, said(b"from c", b"from the new one", b"and more"))
+
+
+@in_virtual_time
+async def test_a_copy_is_told_in_its_session_and_when_it_comes_back() -> None:
+    """Nothing was said and nothing anchored since, and the copies never meet."""
+    async with devices("a", "b") as (copies, _):
+        await copies.restore(copies.backup("b"), "b2")
+        copies.world.network.hold("b", "b2")
+        disk = copies.backup("b")
+        await copies.start("b2")
+        await copies.superseded("b")
+        # A backup of then, opened as it is: nobody noted in it that it was taken over from.
+        copies.world.network.hold("b3", "b2")
+        copies.copied(disk, "b3")
+        await copies.start("b3")
+        await copies.superseded("b3")
+
+
+def test_only_a_restored_device_asks_for_its_own_records() -> None:
+    for resuming in (False, True):
+        reconciler = Reconciler(channel="did:c", author="did:me", heads=[], seed=1)
+        reconciler.resuming = resuming
+        reconciler.peer_joined("p", "did:p", {"did:me": (3, frozenset())}, 0.0)
+        asked = [o for o in reconciler.orders() if isinstance(o, FetchBatches)]
+        assert asked == ([FetchBatches("p", "did:me", 1)] if resuming else [])
+
+
+def test_a_member_that_claims_more_is_waited_for_while_it_may_give_it() -> None:
+    def complete(held: int, *claims: int, failures: int = 0, needed: int = 2) -> bool:
+        member = SimpleNamespace(did="did:p")
+        peers = {
+            str(n): SimpleNamespace(
+                did="did:p", heads={"did:me": claim}, put_off={"did:me": (failures, 0.0)}
+            )
+            for n, claim in enumerate(claims)
+        }
+        engine: Any = SimpleNamespace(
+            me="did:me",
+            durable={"did:me": held},
+            reconciler=SimpleNamespace(peers=peers),
+            trust=SimpleNamespace(
+                admits=lambda did: True,
+                identity=SimpleNamespace(
+                    membership=SimpleNamespace(
+                        current=lambda: [member, SimpleNamespace(did="did:me")]
+                    )
+                ),
+            ),
+        )
+        resuming = Resuming(engine)
+        resuming._needed = needed
+        return resuming._complete()
+
+    assert complete(2, 2)
+    assert complete(3, 1, 3)
+    assert not complete(2)
+    assert not complete(1, 1)
+    assert not complete(2, 2, 3)
+    # A liar holds nobody up for ever, but its word alone is no word either.
+    assert complete(2, 2, 3, failures=MAX_FAILURES)
+    assert not complete(2, 3, failures=MAX_FAILURES)
 
 
 @in_virtual_time

@@ -153,6 +153,9 @@ class Outbox:
     async def _send_batch(self, items: list[Outgoing]) -> None:
         engine = self._engine
         generation = engine.generation
+        first_seq = engine.reconciler.next_own().seq + 1
+        # From here on what an older copy of this device says is nothing.
+        await engine.trust.began(engine.credentials.certificate, first_seq)
         batch, contents = self._make(items)
         # Known to be unanchored before anybody can see it.
         engine.await_anchor(batch.batch_id, len(batch.body) + _SIGNATURE_BYTES, own=True)
