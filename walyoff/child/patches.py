@@ -153,7 +153,8 @@ def check_class(blockchain: Any) -> None:
 
 def check_creator(blockchain: Any) -> None:
     """Raise LedgerError unless stock code takes a block's creator from where it is replaced."""
-    if "ipfs_peer_id" not in blockchain.create_block.__code__.co_names:
+    code = inspect.unwrap(blockchain.create_block).__code__
+    if "ipfs_peer_id" not in code.co_names:
         raise LedgerError("stock create_block does not ask for ipfs_peer_id")
 
 

@@ -41,9 +41,9 @@ class SeenBlock:
     kind: str
     #: True if it is an anchor and its content looks like noise.
     sealed: bool
-    #: The end of the peer id that the block claims as its writer. Walytis writes it in clear:
-    #: it names an IPFS node, not a member.
-    node: str
+    #: Whom the block names as its writer, in clear: the same word in all of ours, where stock
+    #: Walytis names the node.
+    creator: str
 
 
 @dataclass(slots=True)
@@ -139,7 +139,7 @@ def _describe(block: BlockFile, chain: str, data: bytes) -> SeenBlock:
         kind=kind,
         sealed=anchor and is_noise(block.content),
         # The second field of a block file, which was decoded before.
-        node=data.split(b"\0\0", 2)[1].decode("ascii", "replace")[-SHORT:],
+        creator=data.split(b"\0\0", 2)[1].decode("ascii", "replace"),
     )
 
 

@@ -61,7 +61,8 @@ class Transcript:
                 " " * 10 + "no content, no topic, no channel name; no author's DID in anchors"
             )
             self._print(
-                " " * 10 + "what anybody may know: that a node wrote, when, and about how much"
+                " " * 10
+                + "what anybody may know: that a block came, when, and about how much"
             )
         for place, what in findings.found:
             self.say("outside", f"FOUND {what} in {place}")
@@ -69,5 +70,5 @@ class Transcript:
 
 def _line(block: SeenBlock) -> str:
     topics = " ".join(short(t) if len(t) > SHORT_DID * 5 else t for t in block.topics)
-    state = f"sealed, by node …{block.node}" if block.sealed else "public: members and keys"
+    state = f"sealed, by {block.creator!r}" if block.sealed else "public: members and keys"
     return f"…{block.id}  {block.time[11:23]}  {block.size:>6} B  {topics:<38} {state}"
