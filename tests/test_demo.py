@@ -64,7 +64,8 @@ def test_the_demo_is_ok_and_complete(kept: tuple[dict[str, Any], Path]) -> None:
     assert anchors
     assert all(block["sealed"] for block in anchors)
     assert not any(block["sealed"] for block in value["blocks"] if block not in anchors)
-    assert len({block["node"] for block in anchors}) == 2
+    # None of them says which device wrote it.
+    assert {block["creator"] for block in anchors} == {"walyoff"}
 
 
 def test_the_search_finds_what_is_planted(kept: tuple[dict[str, Any], Path]) -> None:

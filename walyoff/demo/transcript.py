@@ -61,8 +61,7 @@ class Transcript:
                 " " * 10 + "no content, no topic, no channel name; no author's DID in anchors"
             )
             self._print(
-                " " * 10
-                + "what anybody may know: that a block came, when, and about how much"
+                " " * 10 + "what anybody may know: that a block came, when, and about how much"
             )
         for place, what in findings.found:
             self.say("outside", f"FOUND {what} in {place}")
