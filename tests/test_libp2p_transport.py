@@ -51,5 +51,5 @@ async def test_a_stream_says_which_peer_it_is_from() -> None:
         ):
             await stream.send(b"x")
             async with await incoming.receive() as accepted:
-                source = accepted.extra(StreamAttribute.source)  # noqa: S610 - no SQL
+                source = accepted.extra(StreamAttribute.source)
                 assert b.addresses[0].endswith(f"/p2p/{source}")
