@@ -16,7 +16,7 @@ from walyoff.abc import Store
 from walyoff.errors import StoreError
 from walyoff.records import CHUNK_SIZE
 from walyoff.stores import chunks as chunk_files
-from walyoff.stores import open_store, schema
+from walyoff.stores import direct, open_store, schema
 from walyoff.stores.schema import DATABASE_NAME
 from walyoff.testing.memory import MemoryDisk, open_memory_store
 from walyoff.testing.store_chunks import SIZE, ChunkConformance, announce, make_chunks
@@ -119,6 +119,7 @@ async def test_a_full_disk_leaves_nothing_and_is_told(
         channel = store.channel(CHANNEL)
         record_id = await announce(channel, chunks)
         with monkeypatch.context() as patch:
+            patch.setattr(chunk_files, "write_direct", lambda *_: False)
             patch.setattr(chunk_files, "write_all", full)
             with pytest.raises(StoreError, match="No space left"):
                 await channel.chunks.put(*chunks[0])
@@ -126,6 +127,27 @@ async def test_a_full_disk_leaves_nothing_and_is_told(
         assert await channel.chunks.held(record_id) == b"\x00"
         await channel.chunks.put(*chunks[0])
         assert await channel.chunks.held(record_id) == b"\x01"
+
+
+async def test_a_file_is_the_same_whichever_way_it_is_written(tmp_path: Path) -> None:
+    for size in (1, 70_000, 128 * 1024, CHUNK_SIZE + 16):
+        data = os.urandom(size)
+        for name, broken in (("direct", False), ("usual", True)):
+            descriptor = os.open(tmp_path / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            with pytest.MonkeyPatch.context() as patch:
+                if broken:
+                    # As on a file system that takes part of it, and no more.
+                    patch.setattr(direct, "_write_aligned", half)
+                if not direct.write_direct(descriptor, data):
+                    os.write(descriptor, data)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            assert (tmp_path / name).read_bytes() == data
+
+
+def half(descriptor: int, data: bytes) -> bool:
+    os.write(descriptor, bytes(4096))
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 async def test_a_store_of_the_first_version_gets_what_it_lacks(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from walyoff.abc import StoredContent
 from walyoff.errors import StoreError
+from walyoff.stores.direct import write_direct
 from walyoff.stores.home import (
     FOLDER_MODE,
     make_private_folder,
@@ -126,7 +127,8 @@ class ChunkFiles:
             self._make_folder(path.parent)
             descriptor = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
-                write_all(descriptor, sealed)
+                if not write_direct(descriptor, sealed):
+                    write_all(descriptor, sealed)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
