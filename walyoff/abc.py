@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 from anyio import TypedAttributeSet, typed_attribute
@@ -552,6 +553,8 @@ class LogEntry:
     batch_id: bytes
     anchored: bool
     content: StoredContent | None
+    #: Its content was destroyed, for good.
+    forgotten: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -577,14 +580,18 @@ class ChannelStore(Protocol):
         signatures: Sequence[tuple[bytes, bytes]] = (),
         anchors: Sequence[tuple[bytes, str]] = (),
         attachments: Sequence[NewAttachment] = (),
+        expiries: Sequence[tuple[bytes, int]] = (),
+        values: Mapping[str, bytes | None] = MappingProxyType({}),
     ) -> int:
         """Write all of it in one transaction; durable when it returns.
 
         `contents` are (record hash, content) of records known before; `deliver` are record
         hashes that get the next positions, one each, in that order; `signatures` are (batch
         hash, signature); `anchors` are (batch hash, block name); `attachments` are those whose
-        manifests are held now. Everything is idempotent: what is there already is left as it
-        is. Concurrent calls are committed in call order and
+        manifests are held now; `expiries` are (record hash, time in ms at which it is to be
+        forgotten); `values` are as in `Store.put`. A content of a forgotten record is not
+        taken. All but the values is idempotent: what is there already is left as it is.
+        Concurrent calls are committed in call order and
         may share one commit. Cancelling leaves all of it written or nothing.
 
         Returns the highest position of the log after it.
@@ -621,7 +628,31 @@ class ChannelStore(Protocol):
         """(author, sequence number, hash) of records without content, oldest first."""
 
     async def undelivered(self) -> list[tuple[str, int, bytes]]:
-        """(author, sequence number, hash) of records with content and no position yet."""
+        """(author, sequence number, hash) of records with content, or forgotten, and no
+        position yet."""
+
+    async def forget(self, record_ids: Sequence[bytes]) -> None:
+        """Destroy the contents of records for good; idempotent.
+
+        When it returns, no file of the store has a byte of a content, of its key or of its
+        ciphertext. What a crash interrupts is not half done: at the next opening it is either
+        done or not begun. No content of these records is ever taken again.
+
+        Raises:
+            StoreError: a record is unknown, or it may not be done; call it again.
+        """
+
+    async def expired(self, now_ms: int, limit: int) -> list[bytes]:
+        """The records that were to be forgotten by a time and are not yet, first due first."""
+
+    async def next_expiry(self) -> int | None:
+        """When the next record is to be forgotten, in ms; None if there is none."""
+
+    async def find(self, record_ids: Sequence[bytes]) -> list[LogEntry | None]:
+        """The entries of records, without their contents; None for unknown records.
+
+        The position is 0 while a record has none.
+        """
 
     async def unsigned(self) -> list[StoredBatch]:
         """Own batches that a crash left without a signature."""

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -56,6 +56,7 @@ _STAGERS = 4
 _FOLDER_RUN = 256
 #: How long opening waits for the sweep, in seconds; a longer one goes on beside the work.
 _SWEEP_PATIENCE = 0.2
+_ZEROS = bytes(SEGMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,26 @@ class ChunkFiles:
         with suppress(OSError):
             self._path(staged.name).unlink(missing_ok=True)
         self._in_flight.discard(staged.name.hex())
+
+    def destroy(self, names: Sequence[bytes]) -> None:
+        """Overwrite and remove files. Raises OSError; then call it again.
+
+        A copying file system or a flash disk may keep the old blocks: what they held cannot
+        be read any more, as its key is destroyed first.
+        """
+        for name in names:
+            path = self._path(name)
+            with suppress(FileNotFoundError):
+                descriptor = open_private(path, os.O_WRONLY)
+                try:
+                    left = os.fstat(descriptor).st_size
+                    while left:
+                        left -= os.write(descriptor, _ZEROS[: min(left, len(_ZEROS))])
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                path.unlink()
+                sync_folder(path.parent)
 
     def read(self, wrapped: bytes, place: bytes, record_id: bytes) -> StoredContent:
         """The content of a file. Raises StoreError that names the record."""

@@ -27,9 +27,13 @@ class Committer:
 
     def run(self, connection: sqlite3.Connection, group: list[Job[Any]]) -> None:
         """Do the jobs in their order, and leave a value or an error in each."""
-        if not self._commit(connection, group):
-            for job in group:
+        inside = [job for job in group if not job.outside]
+        if inside and not self._commit(connection, inside):
+            for job in inside:
                 self._commit(connection, [job])
+        for job in group:
+            if job.outside:
+                self._do(connection, job)
         for job in group:
             self._written += job.size
             if job.settle is not None:
@@ -55,6 +59,13 @@ class Committer:
                 group[0].error = as_store_error(error)
             return alone
         return True
+
+    @staticmethod
+    def _do(connection: sqlite3.Connection, job: Job[Any]) -> None:
+        try:
+            job.value = job.work(connection)
+        except Exception as error:
+            job.error = as_store_error(error)
 
     @staticmethod
     def _isolated(connection: sqlite3.Connection, job: Job[Any]) -> None:

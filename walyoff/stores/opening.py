@@ -14,6 +14,7 @@ from pathlib import Path
 from walyoff.errors import StoreError
 from walyoff.stores import keyfile, places, schema
 from walyoff.stores.chunks import CHUNKS_NAME, ChunkFiles
+from walyoff.stores.destroying import truncate_log
 from walyoff.stores.home import HomeLock, make_private_folder, open_private
 from walyoff.stores.marks import CursorMarks
 from walyoff.stores.threads import as_store_error
@@ -63,6 +64,9 @@ def open_home(path: Path, passphrase: str | None) -> OpenHome:
                 raise StoreError(f"the key in {path} is not the key of its store") from None
             # Drafts of attachments end with the run that sent them.
             writer.execute("DELETE FROM uses WHERE record < 0")
+            # What a crash left in the log goes into the database, where it is destroyed if it
+            # was forgotten, before anything is read.
+            truncate_log(writer)
             reader = schema.connect(database)
             undo.callback(reader.close)
             reader.execute("PRAGMA query_only = ON")

@@ -16,7 +16,7 @@ from walyoff.errors import StoreError
 from walyoff.stores import places
 from walyoff.stores.chunks import ChunkFiles
 from walyoff.stores.packing import chunks, marks, packed_query
-from walyoff.stores.schema import HELD
+from walyoff.stores.schema import FORGOTTEN, HELD, PLACE
 from walyoff.stores.vault import Vault, damaged
 
 #: The most batches that one `batches` call returns.
@@ -98,7 +98,7 @@ class Reading:
             query = packed_query(
                 ("position", "r.record", "batch", "held", "file IS NOT NULL"),
                 ("key", "data"),
-                "FROM records r LEFT JOIN contents c ON c.record = r.record"
+                f"FROM records r LEFT JOIN contents c ON c.record = {PLACE}"
                 f" WHERE channel = ? AND {condition} ORDER BY position {order} LIMIT ?",
             )
             size = min(_PAGE, limit - len(entries))
@@ -120,6 +120,7 @@ class Reading:
                         batch_id=index.batch_id,
                         anchored=index.anchored,
                         content=content,
+                        forgotten=held == FORGOTTEN,
                     )
                 )
             if len(rows) < size:
@@ -149,7 +150,7 @@ class Reading:
             query = packed_query(
                 ("file IS NOT NULL",),
                 ("ref", "key", "data"),
-                "FROM records r JOIN contents c ON c.record = r.record"
+                f"FROM records r JOIN contents c ON c.record = {PLACE}"
                 f" WHERE held = {HELD} AND ref IN ({marks(size)})",
             )
             rows = query.rows(self._connection, refs[start : start + size])
@@ -163,8 +164,55 @@ class Reading:
         return self._named(f"held = 0 ORDER BY record LIMIT {int(limit)}")
 
     def undelivered(self) -> list[tuple[str, int, bytes]]:
-        """Records with content and without a position."""
-        return self._named("held = 1 AND position IS NULL ORDER BY record")
+        """Records with content, or forgotten, and without a position."""
+        return self._named("held > 0 AND position IS NULL ORDER BY record")
+
+    def expired(self, now_ms: int, limit: int) -> list[bytes]:
+        """Records that are due to be forgotten."""
+        rows = self._connection.execute(
+            "SELECT e.record, r.batch FROM expiries e JOIN records r ON r.record = e.record"
+            " WHERE e.channel = ? AND due <= ? ORDER BY due LIMIT ?",
+            (self._channel, now_ms, limit),
+        ).fetchall()
+        indexes: dict[int, _Batch] = {}
+        self._add_indexes(indexes, (batch for _, batch in rows))
+        return [indexes[batch].record(number)[1] for number, batch in rows]
+
+    def next_expiry(self) -> int | None:
+        """When the next record is due."""
+        row = self._connection.execute(
+            "SELECT min(due) FROM expiries WHERE channel = ?", (self._channel,)
+        ).fetchone()
+        return None if row[0] is None else int(row[0])
+
+    def find(self, record_ids: Sequence[bytes]) -> list[LogEntry | None]:
+        """Entries of records, without their contents."""
+        wanted = list(dict.fromkeys(record_ids))
+        refs = self._vault.refs(places.RECORD, self._ref, wanted)
+        found: dict[bytes, LogEntry] = {}
+        indexes: dict[int, _Batch] = {}
+        for start, size in chunks(len(refs)):
+            query = packed_query(
+                ("record", "batch", "held", "position"),
+                (),
+                f"FROM records r WHERE ref IN ({marks(size)})",
+            )
+            rows = query.rows(self._connection, refs[start : start + size])
+            self._add_indexes(indexes, (row[1] for row in rows))
+            for number, batch, held, position in rows:
+                index = indexes[batch]
+                seq, record_id = index.record(number)
+                found[record_id] = LogEntry(
+                    position=max(position, 0),
+                    author=index.author,
+                    seq=seq,
+                    record_id=record_id,
+                    batch_id=index.batch_id,
+                    anchored=index.anchored,
+                    content=None,
+                    forgotten=held == FORGOTTEN,
+                )
+        return [found.get(record_id) for record_id in record_ids]
 
     def record_ids(self, numbers: Sequence[int]) -> dict[int, bytes]:
         """The hashes of records by their row numbers."""

@@ -10,13 +10,19 @@ how many channels, authors and records there are, their order, and their sizes.
 from __future__ import annotations
 
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 from walyoff.errors import StoreError
 
 DATABASE_NAME = "store.db"
-#: records.held: whether the content is in `contents`.
-MISSING, HELD = 0, 1
+#: records.held: whether the content is in `contents`. What is forgotten stays so.
+MISSING, HELD, FORGOTTEN = 0, 1, 2
+#: Homes before this version may have copies of rows in their pages: they are written anew.
+_APPEND_ONLY = 3
+
+#: The row of a record's content (see `_FORGETTING`).
+PLACE = "coalesce(r.place, r.record)"
 
 _TABLES = """
 CREATE TABLE checks(sealed BLOB NOT NULL);
@@ -102,16 +108,36 @@ CREATE INDEX uses_by_ref ON uses(ref);
 
 /* The chunks that are here. One that nothing uses is left of a send that was broken off. */
 CREATE TABLE chunks(
-    ref BLOB PRIMARY KEY, channel INTEGER NOT NULL, size INTEGER NOT NULL,
+    chunk INTEGER PRIMARY KEY /* at the end, always: see _FORGETTING */,
+    ref BLOB NOT NULL UNIQUE, channel INTEGER NOT NULL, size INTEGER NOT NULL,
     key BLOB NOT NULL /* wrapped */, file BLOB NOT NULL UNIQUE
-) WITHOUT ROWID;
+);
 
 CREATE INDEX chunks_by_channel ON chunks(channel, size)
 """
 
+_FORGETTING = """
+/* Where a record's content is in `contents`, if not at the record's own number: contents are
+   only ever appended there. SQLite leaves copies of rows in pages that it splits, also with
+   secure_delete, and it splits none for a row at the end. */
+ALTER TABLE records ADD COLUMN place INTEGER;
+
+/* Records that are to be forgotten at a time (ms since 1970), and are not yet. */
+CREATE TABLE expiries(
+    record INTEGER PRIMARY KEY, channel INTEGER NOT NULL, due INTEGER NOT NULL
+);
+
+CREATE INDEX expiries_by_due ON expiries(channel, due);
+
+DROP INDEX records_undelivered;
+
+CREATE INDEX records_undelivered ON records(channel, record)
+    WHERE held > 0 AND position IS NULL
+"""
+
 #: What makes each version of the tables from the one before. A step that was in a release is
 #: never changed, only followed by another.
-_STEPS = (_TABLES, _ATTACHMENTS)
+_STEPS = (_TABLES, _ATTACHMENTS, _FORGETTING)
 VERSION = len(_STEPS)
 
 _PRAGMAS = (
@@ -185,6 +211,10 @@ def prepare(connection: sqlite3.Connection, check: bytes) -> bytes:
         except BaseException:
             connection.close()
             raise
+        if 0 < version < _APPEND_ONLY:
+            # Without room for it the copies stay until the next version; all else works.
+            with suppress(sqlite3.OperationalError):
+                connection.execute("VACUUM")
     row = connection.execute("SELECT sealed FROM checks").fetchone()
     if row is None or not isinstance(row[0], bytes):
         raise StoreError("the store is damaged: it has no check value")

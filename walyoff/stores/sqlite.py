@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import anyio
@@ -26,9 +27,11 @@ from walyoff.stores import limits, places
 from walyoff.stores.attachments import FILES_AT_ONCE, SqliteChunkStore
 from walyoff.stores.chunks import MAX_INLINE, ChunkFiles, Staged
 from walyoff.stores.committing import Committer, read_group
+from walyoff.stores.destroying import destroy, truncate_log
 from walyoff.stores.erasing import erase
 from walyoff.stores.opening import OpenHome, open_home
 from walyoff.stores.reading import Reading
+from walyoff.stores.settings import put_settings
 from walyoff.stores.threads import Job, Worker
 from walyoff.stores.vault import Vault
 from walyoff.stores.writing import Write, Writing
@@ -107,16 +110,7 @@ class SqliteStore:
         vault = self._vault
 
         def work(connection: sqlite3.Connection) -> None:
-            for key, value in given.items():
-                ref = vault.ref(places.SETTING, b"", key.encode())
-                connection.execute("DELETE FROM settings WHERE ref = ?", (ref,))
-                if value is not None:
-                    name = vault.seal(key.encode(), places.SETTING_NAME + ref)
-                    sealed = vault.seal(value, places.SETTING_VALUE + ref)
-                    connection.execute(
-                        "INSERT INTO settings(ref, name, value) VALUES (?, ?, ?)",
-                        (ref, name, sealed),
-                    )
+            put_settings(connection, vault, given)
 
         size = sum(len(value or b"") for value in given.values())
         await self.write(Job(work, size=size))
@@ -228,6 +222,19 @@ class SqliteStore:
                     prefix = places.content_prefix(ref)
                 staged[record_id] = self._files.stage(content, prefix + record_id)
 
+    async def destroy(self, channel_id: str, record_ids: Sequence[bytes]) -> None:
+        """Destroy contents: rows, files, and what the write-ahead log has of them."""
+        vault, files = self._vault, self._files
+
+        def work(connection: sqlite3.Connection) -> list[bytes]:
+            return destroy(connection, vault, channel_id, record_ids)
+
+        names = await self.write(Job(work))
+        if names:
+            # In the reader's thread: what it began before still saw them, and is done.
+            await self.read(lambda _: files.destroy(names))
+        await self.write(Job(truncate_log, outside=True))
+
     def cursor_ref(self, channel_id: str, name: str) -> bytes:
         """The keyed name of a channel's cursor."""
         channel_ref = self._vault.ref(places.CHANNEL, b"", channel_id.encode())
@@ -266,6 +273,8 @@ class SqliteChannelStore:
         signatures: Sequence[tuple[bytes, bytes]] = (),
         anchors: Sequence[tuple[bytes, str]] = (),
         attachments: Sequence[NewAttachment] = (),
+        expiries: Sequence[tuple[bytes, int]] = (),
+        values: Mapping[str, bytes | None] = MappingProxyType({}),
     ) -> int:
         """Write all of it or nothing; see `walyoff.abc.ChannelStore.write`.
 
@@ -283,8 +292,14 @@ class SqliteChannelStore:
             signatures=tuple(signatures),
             anchors=tuple(anchors),
             attachments=tuple(attachments),
+            expiries=tuple(expiries),
+            values=dict(values),
             staged={},
         )
+        limits.check_settings(write.values)
+        for record_id, due in write.expiries:
+            limits.check_hash(record_id, "record hash")
+            limits.check_number(due, "time")
         size = limits.check_write(
             write.batches, write.contents, write.deliver, write.signatures, write.anchors
         ) + limits.check_attachments(write.attachments)
@@ -340,8 +355,32 @@ class SqliteChannelStore:
         return await self._read(lambda reading: reading.missing(limit))
 
     async def undelivered(self) -> list[tuple[str, int, bytes]]:
-        """Records with content and without position, in the order of writing."""
+        """Records with content, or forgotten, and without position, in the order of writing."""
         return await self._read(Reading.undelivered)
+
+    async def forget(self, record_ids: Sequence[bytes]) -> None:
+        """Destroy contents for good; see `walyoff.abc.ChannelStore.forget`."""
+        wanted = tuple(record_ids)
+        for record_id in wanted:
+            limits.check_hash(record_id, "record hash")
+        await self._store.destroy(self._id, wanted)
+
+    async def expired(self, now_ms: int, limit: int) -> list[bytes]:
+        """Records that are due to be forgotten."""
+        limits.check_number(now_ms, "time")
+        limits.check_limit(limit)
+        return await self._read(lambda reading: reading.expired(now_ms, limit))
+
+    async def next_expiry(self) -> int | None:
+        """When the next record is due, in ms."""
+        return await self._read(Reading.next_expiry)
+
+    async def find(self, record_ids: Sequence[bytes]) -> list[LogEntry | None]:
+        """Entries of records, without their contents."""
+        wanted = tuple(record_ids)
+        for record_id in wanted:
+            limits.check_hash(record_id, "record hash")
+        return await self._read(lambda reading: reading.find(wanted))
 
     async def unsigned(self) -> list[StoredBatch]:
         """Batches without a signature, oldest first."""

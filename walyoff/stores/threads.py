@@ -29,7 +29,7 @@ MAX_GROUP = 256
 class Job(Generic[T]):
     """One call on its way: the work, and then its value or its error."""
 
-    __slots__ = ("done", "error", "settle", "size", "value", "work")
+    __slots__ = ("done", "error", "outside", "settle", "size", "value", "work")
 
     def __init__(
         self,
@@ -37,8 +37,11 @@ class Job(Generic[T]):
         *,
         settle: Callable[[bool], None] | None = None,
         size: int = 0,
+        outside: bool = False,
     ) -> None:
         self.work = work
+        #: Done outside of any transaction, after those that wait beside it.
+        self.outside = outside
         #: Called in the thread, once, with whether the work was committed.
         self.settle = settle
         #: About how many bytes it writes.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -19,7 +19,8 @@ from walyoff.stores import places
 from walyoff.stores.attachments import register
 from walyoff.stores.chunks import MAX_INLINE, Staged
 from walyoff.stores.packing import chunks, insert_rows, marks
-from walyoff.stores.schema import HELD, MISSING
+from walyoff.stores.schema import FORGOTTEN, HELD, MISSING
+from walyoff.stores.settings import put_settings
 from walyoff.stores.vault import KEY_RANDOM_SIZE, Vault
 
 
@@ -34,6 +35,8 @@ class Write:
     signatures: Sequence[tuple[bytes, bytes]]
     anchors: Sequence[tuple[bytes, str]]
     attachments: Sequence[NewAttachment]
+    expiries: Sequence[tuple[bytes, int]]
+    values: Mapping[str, bytes | None]
     #: The files of large contents, by record hash.
     staged: dict[bytes, Future[Staged]]
     used: list[Staged] = field(default_factory=list)
@@ -51,6 +54,8 @@ class _Record:
     #: Not in the table yet.
     new: bool
     changed: bool = False
+    #: Where its content is, if not at its own number.
+    place: int | None = None
 
 
 class Writing:
@@ -92,6 +97,7 @@ class Writing:
         self._find_records([record_id for record_id, _ in given])
         self._find_records(write.deliver)
         self._find_records([attachment.record_id for attachment in write.attachments])
+        self._find_records([record_id for record_id, _ in write.expiries])
         self._random = os.urandom(KEY_RANDOM_SIZE * len(given))
         for record_id, content in given:
             self._add_content(record_id, content)
@@ -101,16 +107,22 @@ class Writing:
             self._connection,
             self._vault,
             (self._channel, self._channel_ref),
-            [(self._records[a.record_id].number, a) for a in write.attachments],
+            [
+                (record.number, attachment)
+                for attachment in write.attachments
+                if (record := self._records[attachment.record_id]).held != FORGOTTEN
+            ],
         )
         self._update_batches("signature", places.SIGNATURE, signatures)
         self._update_batches("anchor", places.ANCHOR, [(i, a.encode()) for i, a in anchors])
+        put_settings(self._connection, self._vault, write.values)
         return self._top
 
     def _find_channel(self) -> None:
         row = self._connection.execute(
             "SELECT channel, top, (SELECT max(batch) FROM batches),"
-            " (SELECT max(record) FROM records) FROM channels WHERE ref = ?",
+            " (SELECT max(record) FROM records), (SELECT max(record) FROM contents)"
+            " FROM channels WHERE ref = ?",
             (self._channel_ref,),
         ).fetchone()
         if row is None:
@@ -121,7 +133,8 @@ class Writing:
             return
         self._channel: int
         self._top: int
-        self._channel, self._top, last_batch, last_record = row
+        self._channel, self._top, last_batch, last_record, last_place = row
+        self._last_place: int = last_place or 0
         self._old_top = self._top
         self._next_batch = (last_batch or 0) + 1
         self._next_record = (last_record or 0) + 1
@@ -192,12 +205,12 @@ class Writing:
         by_ref = dict(zip(refs, unknown, strict=True))
         for start, size in chunks(len(refs)):
             rows = self._connection.execute(
-                "SELECT ref, record, batch, held, position FROM records"  # noqa: S608
+                "SELECT ref, record, batch, held, position, place FROM records"  # noqa: S608
                 f" WHERE ref IN ({marks(size)})",
                 refs[start : start + size],
             )
-            for ref, number, batch, held, position in rows.fetchall():
-                record = _Record(number, batch, held, position, False)
+            for ref, number, batch, held, position, place in rows.fetchall():
+                record = _Record(number, batch, held, position, False, place=place)
                 self._records[by_ref.pop(ref)] = record
         for record_id in by_ref.values():
             raise StoreError(f"record {record_id[:8].hex()} is unknown")
@@ -207,16 +220,21 @@ class Writing:
         if record.held != MISSING:
             return
         record.held, record.changed = HELD, True
+        # At the end, always: see `schema`.
+        at_end = max(record.number, self._last_place + 1)
+        if at_end != record.number:
+            record.place = at_end
+        self._last_place = at_end
         place = self._prefix + record_id
         if len(content.data) <= MAX_INLINE:
             at = len(self._content_rows) * KEY_RANDOM_SIZE
             random = self._random[at : at + KEY_RANDOM_SIZE]
             wrapped, sealed = self._vault.encrypt_content(content, place, random)
-            self._content_rows.append((record.number, wrapped, sealed, None))
+            self._content_rows.append((at_end, wrapped, sealed, None))
         else:
             staged = self._write.staged[record_id].result()
             self._write.used.append(staged)
-            self._content_rows.append((record.number, staged.wrapped, None, staged.name))
+            self._content_rows.append((at_end, staged.wrapped, None, staged.name))
 
     def _deliver(self) -> None:
         for record_id in self._write.deliver:
@@ -239,10 +257,10 @@ class Writing:
         try:
             insert_rows(
                 connection,
-                "records(record,ref,channel,batch,held,position)",
+                "records(record,ref,channel,batch,held,position,place)",
                 [
-                    (record.number, ref, channel, record.batch, record.held, record.position)
-                    for ref, record in zip(refs, new.values(), strict=True)
+                    (r.number, ref, channel, r.batch, r.held, r.position, r.place)
+                    for ref, r in zip(refs, new.values(), strict=True)
                 ],
             )
         except sqlite3.IntegrityError:
@@ -251,9 +269,17 @@ class Writing:
         changed = [r for r in self._records.values() if r.changed and not r.new]
         if changed:
             connection.executemany(
-                "UPDATE records SET held = ?, position = ? WHERE record = ?",
-                [(record.held, record.position, record.number) for record in changed],
+                "UPDATE records SET held = ?, position = ?, place = ? WHERE record = ?",
+                [(r.held, r.position, r.place, r.number) for r in changed],
             )
+        connection.executemany(
+            "INSERT OR IGNORE INTO expiries(record, channel, due) VALUES (?, ?, ?)",
+            [
+                (record.number, channel, due)
+                for record, due in ((self._records[i], due) for i, due in self._write.expiries)
+                if record.held != FORGOTTEN
+            ],
+        )
         if self._top != self._old_top:
             connection.execute(
                 "UPDATE channels SET top = ? WHERE channel = ?", (self._top, channel)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import anyio
 
@@ -43,6 +44,8 @@ class _Data:
     heads: dict[str, Head] = field(default_factory=dict)
     cursors: dict[str, int] = field(default_factory=dict)
     chunks: ChunkData = field(default_factory=ChunkData)
+    forgotten: set[bytes] = field(default_factory=set)
+    expiries: dict[bytes, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -73,6 +76,10 @@ class MemoryStore:
     async def put(self, values: dict[str, bytes | None]) -> None:
         """See `walyoff.abc.Store`."""
         await self.sync()
+        self.put_now(values)
+
+    def put_now(self, values: Mapping[str, bytes | None]) -> None:
+        """Write values as a part of what was synced."""
         for key, value in values.items():
             if value is None:
                 self._disk.values.pop(key, None)
@@ -128,6 +135,8 @@ class MemoryChannelStore:
         signatures: Sequence[tuple[bytes, bytes]] = (),
         anchors: Sequence[tuple[bytes, str]] = (),
         attachments: Sequence[NewAttachment] = (),
+        expiries: Sequence[tuple[bytes, int]] = (),
+        values: Mapping[str, bytes | None] = MappingProxyType({}),
     ) -> int:
         """See `walyoff.abc.ChannelStore`."""
         await self._store.sync()
@@ -140,6 +149,8 @@ class MemoryChannelStore:
             data.contents.setdefault(record_id, content)
         for attachment in attachments:
             self.chunks.register(attachment)
+            if record_id not in data.forgotten:
+                data.contents.setdefault(record_id, content)
         for record_id in deliver:
             if record_id not in data.delivered:
                 data.delivered.add(record_id)
@@ -150,6 +161,10 @@ class MemoryChannelStore:
         for batch_id, anchor in anchors:
             if (stored := data.batches.get(batch_id)) and stored.anchor is None:
                 data.batches[batch_id] = replace(stored, anchor=anchor)
+        for record_id, due in expiries:
+            if record_id not in data.forgotten:
+                data.expiries.setdefault(record_id, due)
+        self._store.put_now(values)
         return len(data.log)
 
     def _add(self, batch: NewBatch) -> None:
@@ -217,7 +232,55 @@ class MemoryChannelStore:
             batch_id=place.batch_id,
             anchored=self._data.batches[place.batch_id].anchor is not None,
             content=self._data.contents.get(record_id),
+            forgotten=record_id in self._data.forgotten,
         )
+
+    async def forget(self, record_ids: Sequence[bytes]) -> None:
+        """See `walyoff.abc.ChannelStore`."""
+        await self._store.sync()
+        data = self._data
+        if not data.records.keys() >= set(record_ids):
+            raise StoreError("a record that is to be forgotten is unknown")
+        for record_id in record_ids:
+            data.contents.pop(record_id, None)
+            data.expiries.pop(record_id, None)
+            data.forgotten.add(record_id)
+
+    async def expired(self, now_ms: int, limit: int) -> list[bytes]:
+        """See `walyoff.abc.ChannelStore`."""
+        await anyio.lowlevel.checkpoint()
+        due = sorted((due, record_id) for record_id, due in self._data.expiries.items())
+        return [record_id for at, record_id in due if at <= now_ms][:limit]
+
+    async def next_expiry(self) -> int | None:
+        """See `walyoff.abc.ChannelStore`."""
+        await anyio.lowlevel.checkpoint()
+        return min(self._data.expiries.values(), default=None)
+
+    async def find(self, record_ids: Sequence[bytes]) -> list[LogEntry | None]:
+        """See `walyoff.abc.ChannelStore`."""
+        await anyio.lowlevel.checkpoint()
+        data = self._data
+        positions = {record_id: at for at, record_id in enumerate(data.log, 1)}
+        found: list[LogEntry | None] = []
+        for record_id in record_ids:
+            place = data.records.get(record_id)
+            if place is None:
+                found.append(None)
+                continue
+            found.append(
+                LogEntry(
+                    position=positions.get(record_id, 0),
+                    author=place.author,
+                    seq=place.seq,
+                    record_id=record_id,
+                    batch_id=place.batch_id,
+                    anchored=data.batches[place.batch_id].anchor is not None,
+                    content=None,
+                    forgotten=record_id in data.forgotten,
+                )
+            )
+        return found
 
     async def batches(self, author: str, first_seq: int, last_seq: int) -> list[StoredBatch]:
         """See `walyoff.abc.ChannelStore`."""
@@ -250,7 +313,7 @@ class MemoryChannelStore:
         found = [
             (place.author, place.seq, record_id)
             for record_id, place in data.records.items()
-            if record_id not in data.contents
+            if record_id not in data.contents and record_id not in data.forgotten
         ]
         return found[:limit]
 
@@ -261,7 +324,8 @@ class MemoryChannelStore:
         return [
             (place.author, place.seq, record_id)
             for record_id, place in data.records.items()
-            if record_id in data.contents and record_id not in data.delivered
+            if (record_id in data.contents or record_id in data.forgotten)
+            and record_id not in data.delivered
         ]
 
     async def unsigned(self) -> list[StoredBatch]:
