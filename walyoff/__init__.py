@@ -74,6 +74,7 @@ _HOMES = {
         "UnknownSuiteError",
         "WalyoffError",
     ),
+    "walyoff.forgetting": ("Agreement", "ForgetRequest", "ForgetStatus", "Forgotten"),
     "walyoff.inviting": ("InvitationInfo", "Joiner"),
     "walyoff.messages": ("Message", "MessageStream", "Receipt"),
     "walyoff.moving.homes": (
@@ -91,6 +92,7 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Agreement",
     "Attachment",
     "AttachmentPolicy",
     "AttachmentState",
@@ -100,6 +102,9 @@ __all__ = [
     "CipherError",
     "Device",
     "Fetching",
+    "ForgetRequest",
+    "ForgetStatus",
+    "Forgotten",
     "HomeInUseError",
     "InvitationError",
     "InvitationInfo",

@@ -7,6 +7,7 @@ import os
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from walyoff.errors import (
     WalyoffError,
 )
 from walyoff.fanout import Fanout
+from walyoff.forgetting import ForgettingApi, lifetime_ms
 from walyoff.invitations import DEFAULT_LIFETIME_S, Purpose
 from walyoff.inviting import Confirm, InvitationInfo, Inviter, Joiner
 from walyoff.leaving import leave
@@ -53,7 +55,7 @@ log = logging.getLogger("walyoff.channel")
 MAX_REPORTS = 256
 
 
-class Channel:
+class Channel(ForgettingApi):
     """The log of one identity. Get one from `Device.create_channel`, `join` or `channel`."""
 
     def __init__(
@@ -69,6 +71,7 @@ class Channel:
             device=device, engine=engine, channel=state.did, chains=foundation.chains
         )
         self._started = device.runtime.now()
+        ForgettingApi.__init__(self)
         #: The invitations of this channel.
         self.inviter = Inviter(device, self)
 
@@ -299,19 +302,27 @@ class Channel:
 
     # ------------------------------------------------------------------- sending
 
-    async def send(self, content: bytes, *, topics: Sequence[str] = ()) -> Receipt:
+    async def send(
+        self,
+        content: bytes,
+        *,
+        topics: Sequence[str] = (),
+        forget_after: timedelta | None = None,
+    ) -> Receipt:
         """Send a message to all devices of the identity; durable here when this returns.
 
         At most 8 MiB of content; at most 8 topics of 64 characters, which nobody outside
-        can read. Cancelling leaves it sent or not sent.
+        can read. With `forget_after` every device destroys the content by itself when that
+        time is over, by its own clock; sending it so is agreeing to it. Cancelling leaves it
+        sent or not sent.
 
         Raises:
             PayloadTooLargeError: the content is too large.
-            LocalProtocolError: the topics break a rule.
+            LocalProtocolError: the topics or the time break a rule.
             NotAMemberError: this device was removed from the identity.
             StoreError: it could not be stored; nothing was sent.
         """
-        return (await self.send_many([content], topics=topics))[0]
+        return (await self.send_many([content], topics=topics, forget_after=forget_after))[0]
 
     async def resume_alone(self) -> None:
         """Write without having asked the others what this device wrote before it was restored.
@@ -323,10 +334,14 @@ class Channel:
         await self._engine.resuming.end()
 
     async def send_many(
-        self, contents: Iterable[bytes], *, topics: Sequence[str] = ()
+        self,
+        contents: Iterable[bytes],
+        *,
+        topics: Sequence[str] = (),
+        forget_after: timedelta | None = None,
     ) -> list[Receipt]:
         """Send several messages in order, sharing signatures and commits. Raises as `send`."""
-        checked = check_topics(topics)
+        checked, lifetime = check_topics(topics), lifetime_ms(forget_after)
         self._check_member()
         items = []
         for content in contents:
@@ -336,7 +351,7 @@ class Channel:
                 )
             data = bytes(content)
             check_content(data)
-            items.append(Outgoing(data, checked, KIND_MESSAGE))
+            items.append(Outgoing(data, checked, KIND_MESSAGE, lifetime))
         if items:
             await self._engine.outbox.send(items)
         return [make_receipt(self._engine, item) for item in items]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from walyoff.attachments import Attachment
 from walyoff.engine.driver import Delivered
+from walyoff.engine.forgetting import Forgotten
 from walyoff.engine.outbox import Outgoing
 from walyoff.errors import RemoteProtocolError, StoreError, WalyoffError
 from walyoff.manifest import decode_manifest
@@ -50,6 +51,9 @@ class Message:
     size: int
     #: None if the content is not held here (not arrived yet, or forgotten).
     content: bytes | None = field(repr=False)
+    #: Why it has no content for good: who agreed to forget it, and when. None if it has one,
+    #: or may get it.
+    forgotten: Forgotten | None = None
     #: Its place in this device's log; grows, and is the value of cursors.
     position: int
     #: The file that came with it; its content is the caption then.
@@ -65,6 +69,7 @@ class Message:
 
 def make_message(engine: Engine, item: Delivered) -> Message:
     """A message from a decoded entry."""
+    engine.forgetting.strip(item)
     record = item.batch.records[item.index]
     record_id = item.batch.record_ids[item.index]
     content, attachment = item.content, None
@@ -80,6 +85,7 @@ def make_message(engine: Engine, item: Delivered) -> Message:
         topics=record.topics,
         size=record.size,
         content=content,
+        forgotten=item.forgotten,
         position=item.position,
         attachment=attachment,
         _batch_id=item.batch.batch_id,
@@ -141,11 +147,17 @@ class LogReader:
             if len(self._batches) >= PAGE:
                 self._batches.clear()
             self._batches[entry.batch_id] = batch
+        index = entry.seq - batch.first_seq
+        forgotten = None
+        if entry.forgotten:
+            forgetting = self._engine.forgetting
+            forgotten = await forgetting.explain(entry.record_id, batch.records[index])
         return Delivered(
             position=entry.position,
             batch=batch,
-            index=entry.seq - batch.first_seq,
+            index=index,
             content=None if entry.content is None else entry.content.data,
+            forgotten=forgotten,
         )
 
 
@@ -170,6 +182,13 @@ class MessageStream(AsyncIterator[Message]):
         self._begun = cursor is None
         self._given = 0
         self._due = 0.0
+        engine.forgetting.readers.add(self)
+
+    def drop_contents(self, record_ids: Collection[bytes]) -> None:
+        """Contents were destroyed: keep none of them in memory."""
+        for item in self._buffer:
+            if item.batch.record_ids[item.index] in record_ids:
+                self._engine.forgetting.strip(item)
 
     def __aiter__(self) -> MessageStream:
         return self

@@ -7,7 +7,7 @@ A record is the metadata of one message. The records of one device form a hash c
 
     id(0) = BLAKE3("walyoff/chain/1" || pack([channel, author]))
     id(n) = BLAKE3("walyoff/record/1" || id(n-1) ||
-                   pack([n, time, kind, topics, size, commitment]))
+                   pack([n, time, kind, topics, size, commitment, lifetime if there is one]))
 
 so an id names the record, its place, its author, its channel and everything before it. A
 batch is a run of consecutive records under one signature over its id. The structures are in
@@ -55,9 +55,13 @@ KIND_MESSAGE = 0
 KIND_REMOVAL = 1
 #: The content is a manifest: a caption, and the chunks of a file; see `walyoff.manifest`.
 KIND_ATTACHMENT = 2
+#: The author says whether a message is to be forgotten; see `walyoff.engine.consent`.
+KIND_CONSENT = 3
 MAX_KIND = 255
 #: The year 9999 in milliseconds, so that a time always converts.
 MAX_TIME_MS = 253_402_300_799_999
+#: A message that is to be forgotten by itself lives from a millisecond to a hundred years.
+MAX_LIFETIME_MS = 100 * 366 * 24 * 3600 * 1000
 
 _CHAIN = b"walyoff/chain/1"
 _RECORD = b"walyoff/record/1"
@@ -78,6 +82,19 @@ class Record:
     #: Size of the content in bytes.
     size: int
     commitment: bytes
+    #: Every device forgets it so many milliseconds after `time_ms`; 0 for never.
+    lifetime_ms: int = 0
+
+    def row(self) -> list[object]:
+        """As it is hashed and sent: only what is to be forgotten has a sixth field."""
+        row: list[object] = [
+            self.time_ms,
+            self.kind,
+            list(self.topics),
+            self.size,
+            self.commitment,
+        ]
+        return [*row, self.lifetime_ms] if self.lifetime_ms else row
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +190,8 @@ def check_content(content: bytes) -> None:
 def _chain(prev: bytes, first_seq: int, rows: Sequence[list[object]]) -> tuple[bytes, ...]:
     ids = []
     seq = first_seq
-    for time_ms, kind, topics, size, commitment in rows:
-        prev = blake3(
-            _RECORD + prev + pack([seq, time_ms, kind, topics, size, commitment])
-        ).digest()
+    for row in rows:
+        prev = blake3(_RECORD + prev + pack([seq, *row])).digest()
         ids.append(prev)
         seq += 1
     return tuple(ids)
@@ -195,9 +210,7 @@ def make_batch(
     """Build a batch of own records. Raises LocalProtocolError if it breaks a limit."""
     if not 0 < len(records) <= MAX_RECORDS:
         raise LocalProtocolError(f"a batch has 1 to {MAX_RECORDS} records, not {len(records)}")
-    rows: list[list[object]] = [
-        [r.time_ms, r.kind, list(r.topics), r.size, r.commitment] for r in records
-    ]
+    rows = [record.row() for record in records]
     body = pack(
         [
             BATCH_VERSION,
@@ -236,7 +249,9 @@ def _decode_seen(value: object) -> Seen:
 
 
 def _decode_record(value: object) -> Record:
-    time_ms, kind, topics, size, commitment = expect_array(value, 5, "record")
+    forgets = isinstance(value, list) and len(value) == 6
+    fields = expect_array(value, 6 if forgets else 5, "record")
+    time_ms, kind, topics, size, commitment = fields[:5]
     if not isinstance(topics, list) or len(topics) > MAX_TOPICS:
         raise RemoteProtocolError("record has malformed topics")
     for topic in topics:
@@ -249,6 +264,7 @@ def _decode_record(value: object) -> Record:
         tuple(topics),
         expect_int(size, "record size"),
         expect_bytes(commitment, "commitment", size=HASH_SIZE),
+        expect_int(fields[5], "lifetime", low=1, high=MAX_LIFETIME_MS) if forgets else 0,
     )
 
 

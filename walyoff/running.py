@@ -88,6 +88,7 @@ async def run_channel(
     async with engine.run() as tasks:
         channel = Channel(device=device, state=state, foundation=foundation, engine=engine)
         engine.on_membership = channel.connections.end_strangers
+        await channel.restore_forget_policy()
         tasks.start_soon(keeper.run)
         tasks.start_soon(_watch_membership, channel, device)
         tasks.start_soon(_renew_credentials, channel, store, suite, device.runtime)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -36,6 +36,7 @@ from walyoff.engine.facts import (
     Report,
     Write,
 )
+from walyoff.engine.forgetting import Forgetting, Forgotten
 from walyoff.engine.forks import Forks
 from walyoff.engine.inbox import Inbox
 from walyoff.engine.link import LinkState
@@ -91,6 +92,8 @@ class _Commit:
     anchors: list[tuple[bytes, str]] = field(default_factory=list)
     #: Those whose manifests are among the contents.
     attachments: list[NewAttachment] = field(default_factory=list)
+    expiries: list[tuple[bytes, int]] = field(default_factory=list)
+    values: dict[str, bytes | None] = field(default_factory=dict)
     changed: dict[str, None] = field(default_factory=dict)
     #: Bytes of contents in it.
     size: int = 0
@@ -114,6 +117,8 @@ class Delivered:
     batch: Batch
     index: int
     content: bytes | None
+    #: Why it has no content for good.
+    forgotten: Forgotten | None = None
 
     @property
     def is_message(self) -> bool:
@@ -173,6 +178,7 @@ class Engine:
         self.outbox = Outbox(self)
         self.inbox = Inbox(self)
         self.forks = Forks(self)
+        self.forgetting = Forgetting(self)
         self.resuming = Resuming(self)
         self.announcer = Announcer(self)
         self.attachments = Attachments(self, chunk_key, policy)
@@ -225,6 +231,8 @@ class Engine:
                 self.rotation.run,
                 self.control_keys.run,
                 self.resuming.run,
+                self.forgetting.run,
+                self.forgetting.talk,
                 self.announcer.run,
                 self.attachments.run,
             ):
@@ -255,6 +263,7 @@ class Engine:
         for batch in await self.store.unsigned():
             signature = await self.sign(batch.batch_id)
             await self.store.write(signatures=[(batch.batch_id, signature)])
+        await self.forgetting.restore()
         undelivered = await self.store.undelivered()
         if undelivered:
             self.top = await self.store.write(deliver=[r[2] for r in undelivered])
@@ -385,6 +394,9 @@ class Engine:
                     contents=tuple(held.get(r) for r in batch.record_ids),
                 )
             )
+            values, expiries = self.forgetting.stage(batch)
+            commit.values.update(values)
+            commit.expiries.extend(expiries)
             for i, record_id in enumerate(batch.record_ids):
                 content = held.get(record_id)
                 if content is not None:
@@ -430,6 +442,8 @@ class Engine:
                     signatures=commit.signatures,
                     anchors=commit.anchors,
                     attachments=commit.attachments,
+                    expiries=commit.expiries,
+                    values=commit.values,
                 )
             except StoreError as error:
                 await self._recover(error, commit)
@@ -525,6 +539,22 @@ class Engine:
         while len(self._recent) > RECENT_MESSAGES or self._recent_bytes > RECENT_BYTES:
             _, old = self._recent.popitem(last=False)
             self._recent_bytes -= old.size
+
+    async def contents(self, record_ids: Sequence[bytes]) -> list[StoredContent | None]:
+        """What may be given to others of the contents of records."""
+        found = await self.store.contents(record_ids)
+        blocks = self.forgetting.blocks
+        return [
+            None if blocks(record_id) else content
+            for record_id, content in zip(record_ids, found, strict=True)
+        ]
+
+    def drop_contents(self, record_ids: Collection[bytes]) -> None:
+        """Forget what is in memory of contents that were destroyed."""
+        for message in self._recent.values():
+            if message.content and message.batch.record_ids[message.index] in record_ids:
+                self._recent_bytes -= len(message.content)
+                self.forgetting.strip(message)
 
     def accepted(self, batch_id: bytes) -> bool:
         """True if the batch was accepted lately; the store knows of the others."""
@@ -636,6 +666,7 @@ class Engine:
         self.removals.membership_changed()
         self.rotation.wake()
         self.control_keys.wake()
+        self.forgetting.membership_changed()
         self.dispatch()
         self.notify()
 

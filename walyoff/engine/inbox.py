@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from walyoff.abc import StoredContent
+from walyoff.engine.consent import parse_consent
 from walyoff.engine.facts import Reason, Verdict
 from walyoff.errors import CipherError, RemoteProtocolError
 from walyoff.records import Batch, batch_hash, commit, decode_batch, signed_message
@@ -62,7 +63,10 @@ class Inbox:
         peer = link.link.name if link is not None else None
         now = engine.runtime.now()
         held = self._check_contents(batch, contents, peer)
-        verdict = engine.reconciler.batch(batch, signature, held, peer, now)
+        said = [parse_consent(record) for record in batch.records]
+        async with engine.forgetting.prepared(said):
+            verdict = engine.reconciler.batch(batch, signature, held, peer, now)
+            engine.dispatch()
         match verdict:
             case Verdict.ACCEPTED:
                 if anchor is None:
@@ -192,8 +196,11 @@ class Inbox:
         if len(contents) != len(batch.records):
             raise RemoteProtocolError("a batch frame has not one content for each record")
         held: list[StoredContent | None] = []
-        for record, pair in zip(batch.records, contents, strict=True):
-            if pair is None:
+        engine = self._engine
+        for record_id, record, pair in zip(
+            batch.record_ids, batch.records, contents, strict=True
+        ):
+            if pair is None or engine.forgetting.blocks(record_id, record):
                 held.append(None)
             elif len(pair[1]) == record.size and commit(*pair) == record.commitment:
                 held.append(StoredContent(salt=pair[0], data=pair[1]))
@@ -231,7 +238,7 @@ class Inbox:
         """A content from a link: taken if it is wanted and matches its commitment."""
         engine = self._engine
         record = engine.reconciler.open.get(record_id)
-        if record is None:
+        if record is None or engine.forgetting.blocks(record_id):
             return
         now = engine.runtime.now()
         if len(data) == record.size and commit(salt, data) == record.commitment:

@@ -18,6 +18,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from walyoff import frames
+from walyoff.abc import StoredContent
 from walyoff.chunk_frames import ChunkFrame
 from walyoff.engine.chunk_serving import ChunkServer
 from walyoff.engine.facts import Reason
@@ -38,6 +39,9 @@ MAX_QUESTIONS = 64
 ANSWER_BACKLOG = 4 * 1024 * 1024
 #: New blocks are named to the other side after this: by then most know them already.
 ANNOUNCE_AFTER = 2.0
+#: A device that comes back hears what was said meanwhile before it gives contents away, but
+#: does not wait longer: a liar names any number.
+BEHIND_S = 3.0
 #: Authors who are not members as far as we know, that one peer may speak of: it may know of
 #: a new member before us, but not of many.
 MAX_STRANGERS = 64
@@ -130,6 +134,9 @@ class LinkServer:
         self._doubted: list[bytes] = []
         #: How often this link has brought blocks.
         self._grown = 0
+        #: What the other side held when it greeted, as far as it is not held here yet.
+        self._behind: dict[str, int] = {}
+        self._behind_until = 0.0
         #: What the other side said of itself.
         self.peer_addresses: tuple[str, ...] = ()
 
@@ -242,6 +249,9 @@ class LinkServer:
                 self.peer_addresses = addresses
                 vector = self._admit(vector)
                 self._vector(vector)
+                forked = engine.reconciler.forked
+                self._behind = {h.author: h.seq for h in vector if h.author not in forked}
+                self._behind_until = now + BEHIND_S
                 engine.reconciler.peer_joined(
                     name, self._state.link.did, _as_vector(vector), now
                 )
@@ -347,6 +357,21 @@ class LinkServer:
             with contextlib.suppress(WalyoffError):
                 await self._trust(data)
 
+    def _is_behind(self) -> bool:
+        """True while the other side has said things before that this device has not heard.
+
+        It may be that a content was forgotten while this device was away.
+        """
+        if self._behind and self._engine.runtime.now() < self._behind_until:
+            heads = self._engine.reconciler.heads
+            self._behind = {
+                author: seq
+                for author, seq in self._behind.items()
+                if author not in heads or heads[author].seq < seq
+            }
+            return bool(self._behind)
+        return False
+
     # ------------------------------------------------------------------- answering
 
     async def _answer_all(self, questions: MemoryObjectReceiveStream[frames.Frame]) -> None:
@@ -402,7 +427,9 @@ class LinkServer:
                     self._state.send(frames.RangeEnd(author, seq - 1))
                     return
                 decoded = decode_batch(batch.body)
-                contents = await engine.store.contents(decoded.record_ids)
+                contents: list[StoredContent | None] = [None] * len(decoded.record_ids)
+                if not self._is_behind():
+                    contents = await engine.contents(decoded.record_ids)
                 if trusted := await engine.trust.load(decoded.certificate_id):
                     self._state.certify(trusted.encoded, decoded.certificate_id)
                 frame = frames.encode(batch_frame(batch.body, batch.signature, contents))
@@ -418,8 +445,11 @@ class LinkServer:
 
     async def _send_contents(self, record_ids: tuple[bytes, ...]) -> None:
         gone: list[bytes] = []
+        with anyio.move_on_after(BEHIND_S):
+            while self._is_behind():
+                await self._engine.changed()
         for record_id in record_ids:
-            (content,) = await self._engine.store.contents([record_id])
+            (content,) = await self._engine.contents([record_id])
             if content is None:
                 gone.append(record_id)
                 continue

@@ -48,6 +48,7 @@ class Outgoing:
     content: bytes
     topics: tuple[str, ...]
     kind: int
+    lifetime_ms: int = 0
     #: Filled in when the batch is made.
     seq: int = 0
     record_id: bytes = b""
@@ -197,7 +198,10 @@ class Outbox:
             prev=head.record_id,
             seen=engine.reconciler.seen(),
             records=[
-                Record(now_ms, i.kind, i.topics, len(i.content), commit(c.salt, c.data))
+                Record(
+                    *(now_ms, i.kind, i.topics, len(i.content), commit(c.salt, c.data)),
+                    i.lifetime_ms,
+                )
                 for i, c in zip(items, contents, strict=True)
             ],
         )

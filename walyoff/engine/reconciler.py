@@ -230,6 +230,16 @@ class Reconciler:
         ):
             self._plan_contents(now)
 
+    def forget(self, record_ids: Iterable[bytes], now: float) -> None:
+        """Contents are not wanted any more, and never again."""
+        for record_id in record_ids:
+            record = self.open.get(record_id)
+            if record is not None:
+                self._settle(record)
+                if record.late:
+                    self._orders.append(Write(None, None, (), (record_id,), record.author))
+        self._release(now)
+
     def content_failed(
         self, record_ids: Iterable[bytes], peer: str, reason: str, now: float
     ) -> None:

@@ -146,11 +146,11 @@ class MemoryChannelStore:
         for record_id, content in contents:
             if record_id not in data.records:
                 raise StoreError(f"content of an unknown record {record_id[:4].hex()}")
-            data.contents.setdefault(record_id, content)
-        for attachment in attachments:
-            self.chunks.register(attachment)
             if record_id not in data.forgotten:
                 data.contents.setdefault(record_id, content)
+        for attachment in attachments:
+            if attachment.record_id not in data.forgotten:
+                self.chunks.register(attachment)
         for record_id in deliver:
             if record_id not in data.delivered:
                 data.delivered.add(record_id)
@@ -161,9 +161,8 @@ class MemoryChannelStore:
         for batch_id, anchor in anchors:
             if (stored := data.batches.get(batch_id)) and stored.anchor is None:
                 data.batches[batch_id] = replace(stored, anchor=anchor)
-        for record_id, due in expiries:
-            if record_id not in data.forgotten:
-                data.expiries.setdefault(record_id, due)
+        due = {i: at for i, at in expiries if i not in data.forgotten}
+        data.expiries = {**due, **data.expiries}
         self._store.put_now(values)
         return len(data.log)
 
@@ -245,6 +244,7 @@ class MemoryChannelStore:
             data.contents.pop(record_id, None)
             data.expiries.pop(record_id, None)
             data.forgotten.add(record_id)
+            self.chunks.release(record_id)
 
     async def expired(self, now_ms: int, limit: int) -> list[bytes]:
         """See `walyoff.abc.ChannelStore`."""

@@ -165,6 +165,10 @@ class MemoryChunkStore:
     async def destroy(self, record_id: bytes) -> None:
         """See `walyoff.chunkstore.ChunkStore`."""
         await self._sync()
+        self.release(record_id)
+
+    def release(self, record_id: bytes) -> None:
+        """Forget an attachment as a part of what was synced."""
         held = self._data.attachments.pop(record_id, None)
         if held is not None:
             self._remove(set(held.about.chunk_ids) - self._used())
