@@ -14,6 +14,7 @@ from walyoff.bench.command import bench
 from walyoff.cli import files, moving
 from walyoff.cli.auditing import audit, graph
 from walyoff.cli.did_commands import adopt_stock, did
+from walyoff.cli.forget_command import forget
 from walyoff.cli.governing_commands import COMMANDS as GOVERNING
 from walyoff.cli.invitation_commands import invitations, invite, join
 from walyoff.cli.options import Settings, as_option, common, json_option
@@ -86,6 +87,12 @@ def create(settings: Settings, name: str, identity: str | None, admins: bool) ->
     help="How long to wait for other devices and the ledger.",
 )
 @click.option("--no-wait", is_flag=True, help="Only store it.")
+@click.option(
+    "--forget-after",
+    type=click.FloatRange(min=0.001),
+    metavar="S",
+    help="Every device destroys it after so many seconds.",
+)
 @common
 @json_option
 @_settings
@@ -97,6 +104,7 @@ def send(
     file: Path | None,
     timeout: float,
     no_wait: bool,
+    forget_after: float | None,
 ) -> None:
     """Send a message, and say who has it. Without TEXT, or with `-`, it is stdin."""
     if len(channel_text) > 2:
@@ -109,6 +117,7 @@ def send(
         topics=topics,
         file=file,
         wait=0.0 if no_wait else timeout,
+        forget_after=forget_after,
     )
 
 
@@ -215,5 +224,5 @@ for command in (*moving.COMMANDS, *files.COMMANDS):
 cli.add_command(bench)
 cli.add_command(audit)
 cli.add_command(graph)
-for command in (adopt_stock, did, invite, join, invitations, *GOVERNING):
+for command in (adopt_stock, did, invite, join, invitations, forget, *GOVERNING):
     cli.add_command(command)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from walyoff.cli.sizes import size_text
@@ -77,6 +77,7 @@ def message_json(message: Message, me: str) -> dict[str, Any]:
         "size": message.size,
         **encode_content(message.content),
         **_attachment_json(message),
+        "forgotten": forgotten_json(message),
         "position": message.position,
         "anchored": message.anchored,
     }
@@ -93,6 +94,26 @@ def _attachment_json(message: Message) -> dict[str, Any]:
             "size": attachment.size,
             "state": str(attachment.state),
         }
+    }
+
+
+def forgotten_json(message: Message) -> dict[str, Any] | None:
+    """Why a message has no content any more, for machines."""
+    why = message.forgotten
+    if why is None:
+        return None
+    return {
+        "expired": why.expired,
+        "reason": why.reason,
+        "time": datetime.fromtimestamp(why.time_ms / 1000, UTC).isoformat(),
+        "agreed": [
+            {
+                "member": word.voice,
+                "device": word.device,
+                "time": datetime.fromtimestamp(word.time_ms / 1000, UTC).isoformat(),
+            }
+            for word in why.agreed
+        ],
     }
 
 
@@ -147,6 +168,9 @@ def message_text(message: Message, me: str) -> str:
     """A message for people."""
     head = f"{clock(message.time)}  {name_of(message.path, me)}  "
     topics = "".join(f"[{escape_line(topic)}] " for topic in message.topics)
+    if message.forgotten is not None:
+        why = "its time was over" if message.forgotten.expired else "all members agreed"
+        return head + topics + f"({message.size} bytes, forgotten: {why})"
     file = ""
     if (attachment := message.attachment) is not None:
         file = f"<{escape_line(attachment.name)}, {size_text(attachment.size)}> "

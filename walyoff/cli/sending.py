@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import anyio
@@ -31,14 +32,18 @@ async def send(
     topics: tuple[str, ...],
     file: Path | None,
     wait: float,
+    forget_after: float | None = None,
 ) -> None:
     """Send one message."""
+    lifetime = None if forget_after is None else timedelta(seconds=forget_after)
     channel, text = _sort_out(device, arguments, file)
     if file is not None:
+        if lifetime is not None:
+            raise click.UsageError("--forget-after is for messages without a file")
         await send_file(console, channel, text, file=file, topics=topics, wait=wait)
         return
     content = await _content(text)
-    receipt = await channel.send(content, topics=topics)
+    receipt = await channel.send(content, topics=topics, forget_after=lifetime)
     expected = others(channel)
     if wait:
         with console.step("waiting for the other devices"), anyio.move_on_after(wait):
