@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         UnknownSuiteError,
         WalyoffError,
     )
+    from walyoff.forgetting import Agreement, ForgetRequest, ForgetStatus, Forgotten
     from walyoff.inviting import InvitationInfo, Joiner
     from walyoff.messages import Message, MessageStream, Receipt
     from walyoff.moving.homes import (
