@@ -107,6 +107,8 @@ async def _watch_membership(channel: Channel, device: Device) -> None:
     """Pass membership changes on, and end sessions with those who are no longer members."""
     identity = channel.foundation.identity
     async with identity.changes() as changes:
+        # What the chain said before anybody listened here.
+        channel.engine.membership_changed()
         async for _ in changes:
             channel.connections.end_strangers()
             channel.engine.membership_changed()

@@ -207,16 +207,21 @@ def status(settings: Settings) -> None:
     "--keep",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Keep the homes of the two devices in DIR.",
+    help="Keep the homes of the devices in DIR.",
+)
+@click.option(
+    "--forget",
+    is_flag=True,
+    help="Three devices agree to forget a message, and nothing is left of it.",
 )
 @common
 @json_option
 @_settings
-def demo(settings: Settings, keep: Path | None) -> None:
+def demo(settings: Settings, keep: Path | None, forget: bool) -> None:
     """Watch two devices on this machine meet, talk, and catch up. Takes some seconds."""
     from walyoff.demo.command import run_demo  # noqa: PLC0415  (only this command needs it)
 
-    run_demo(settings, keep=keep)
+    run_demo(settings, keep=keep, forget=forget)
 
 
 for command in (*moving.COMMANDS, *files.COMMANDS):

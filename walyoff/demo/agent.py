@@ -55,6 +55,11 @@ class Agent:
             "settle": self._settle,
             "history": self._history,
             "peer": self._peer,
+            "forget": self._forget,
+            "forget_request": self._forget_request,
+            "approve": self._approve,
+            "forget_status": self._forget_status,
+            "forgotten": self._forgotten,
         }
         for channel in device.channels():
             self._follow(channel)
@@ -132,6 +137,40 @@ class Agent:
     async def _history(self, _: dict[str, Any]) -> dict[str, Any]:
         ids = [message.id.hex() async for message in self._channel.history()]
         return {"ids": ids}
+
+    async def _forget(self, request: dict[str, Any]) -> dict[str, Any]:
+        await self._channel.forget(bytes.fromhex(request["id"]), reason=request["reason"])
+        return {}
+
+    async def _forget_request(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Wait until this device's person is asked to forget a message."""
+        async for asked in self._channel.forget_requests():
+            if asked.id.hex() == request["id"]:
+                return {"reason": asked.reason}
+        raise AssertionError
+
+    async def _approve(self, request: dict[str, Any]) -> dict[str, Any]:
+        await self._channel.approve(bytes.fromhex(request["id"]))
+        return {}
+
+    async def _forget_status(self, request: dict[str, Any]) -> dict[str, Any]:
+        status = await self._channel.forget_status(bytes.fromhex(request["id"]))
+        return {
+            "state": status.state.value,
+            "waiting": list(status.waiting),
+            "agreed": [word.voice for word in status.agreed],
+            "erased": [word.device for word in status.erased],
+            "done": status.erased_here and not status.not_yet,
+        }
+
+    async def _forgotten(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Wait until every device has said that its copy is destroyed."""
+        while True:
+            status = await self._forget_status(request)
+            if status["state"] == "forgotten" and status["done"]:
+                return status
+            with anyio.move_on_after(0.2):
+                await self._channel.changed()
 
 
 async def main(home: Path) -> None:

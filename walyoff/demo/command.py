@@ -14,12 +14,13 @@ from walyoff.cli.options import Settings
 from walyoff.cli.output import escape_line
 from walyoff.cli.runtime import Failure, run
 from walyoff.demo.devices import DemoError
+from walyoff.demo.forgetting import ForgetStory
 from walyoff.demo.story import Outcome, Story
 from walyoff.demo.transcript import Transcript
 
 
-def run_demo(settings: Settings, *, keep: Path | None) -> None:
-    """Run the demo.
+def run_demo(settings: Settings, *, keep: Path | None, forget: bool = False) -> None:
+    """Run the demo, or the one of forgetting.
 
     Raises:
         Failure: it did not go as it must.
@@ -37,7 +38,7 @@ def run_demo(settings: Settings, *, keep: Path | None) -> None:
             homes = keep.absolute()
         scratch = temporary / "t"
         scratch.mkdir(mode=0o700)
-        run(settings, partial(_demo, homes, scratch))
+        run(settings, partial(_forget if forget else _demo, homes, scratch))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if keep is not None and not settings.json:
@@ -53,6 +54,24 @@ async def _demo(homes: Path, scratch: Path, console: Console) -> None:
     except* DemoError as group:
         error = str(_first(group))
     _conclude(console, transcript, story.outcome, error)
+
+
+async def _forget(homes: Path, scratch: Path, console: Console) -> None:
+    """Raises Failure when something is left."""
+    transcript = Transcript(console)
+    story = ForgetStory(transcript, homes, scratch)
+    error = ""
+    try:
+        await story.run()
+    except* DemoError as group:
+        error = str(_first(group))
+    ok = story.outcome.ok and not error
+    value = {**story.outcome.as_json(), "ok": ok, "total_s": round(transcript.elapsed, 3)}
+    if error:
+        value["error"] = error
+    console.result(value, f"\n{transcript.elapsed:.1f} s in all" if ok else None)
+    if not ok:
+        raise Failure(f"the demo failed: {error or 'see its JSON'}; -v shows more")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

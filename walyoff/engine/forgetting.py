@@ -15,7 +15,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -364,8 +364,6 @@ class Forgetting:
 
     async def _round(self) -> None:
         engine = self._engine
-        # What was said is judged when it cannot be lost any more.
-        await engine.settled()
         await self._hear_lost()
         if self._judge_all:
             self._judge_all = False
@@ -374,11 +372,18 @@ class Forgetting:
             dirty = list(self._dirty)[:MAX_AT_ONCE]
             for message in dirty:
                 del self._dirty[message]
+            # What has news up to here is judged when it cannot be lost any more.
+            await engine.settled()
             await self._decide(dirty)
         if self._expiry_ms is not None and self._expiry_ms <= engine.runtime.wall_ms():
+            # What comes from here on is noted anew; all before is in the store after this.
+            self._expiry_ms = None
+            await engine.settled()
             while expired := await self._expired():
                 await self._destroy(expired)
-            self._expiry_ms = await engine.store.next_expiry()
+            due = await engine.store.next_expiry()
+            if due is not None:
+                self._expect(due)
 
     async def _hear_lost(self) -> None:
         lost, self._lost = self._lost, []
@@ -419,7 +424,14 @@ class Forgetting:
         subject = await self.subject(message)
         case = await self._load(message)
         verdict = await self._judged(message, case, subject)
-        if verdict.erase and not (subject.entry and subject.entry.forgotten):
+        if subject.entry is not None and subject.entry.forgotten:
+            # There is nothing to ask for any more.
+            verdict = replace(verdict, asked=False)
+            if not verdict.erase:
+                self.open.pop(message, None)
+                self.verdicts.pop(message, None)
+                return subject, verdict
+        elif verdict.erase:
             self._blocked.add(message)
         if not verdict.erase:
             stands = verdict.asked or verdict.state in (State.OPEN, State.REFUSED)
@@ -458,7 +470,7 @@ class Forgetting:
             self._talk = anyio.Event()
             said = list(self._to_say.values())
             try:
-                if engine.trust.is_member(engine.me):
+                if said and engine.trust.is_member(engine.me):
                     await self._write(said)
             except StoreError as error:
                 log.warning("what is forgotten was not said, it is tried again: %s", error)
@@ -487,6 +499,8 @@ class Forgetting:
         engine.drop_contents(gone)
         for reader in self.readers:
             reader.drop_contents(gone)
+        for message in gone & self.open.keys():
+            self._touch(message)
         log.info("%d messages are forgotten", len(gone))
         engine.notify()
 
