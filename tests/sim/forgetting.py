@@ -170,7 +170,7 @@ class ForgettingWorld:
                         found.add((batch.author, said.message))
         return found
 
-    async def problem(self) -> str | None:
+    async def problem(self) -> str | None:  # noqa: PLR0911
         members = self.members()
         expected = 3 if self.removed is not None else 4
         if len(members) != expected:

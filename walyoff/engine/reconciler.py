@@ -238,7 +238,7 @@ class Reconciler:
                 self._settle(record)
                 if record.late:
                     self._orders.append(Write(None, None, (), (record_id,), record.author))
-        self._release(now)
+        self._deliver(now)
 
     def content_failed(
         self, record_ids: Iterable[bytes], peer: str, reason: str, now: float

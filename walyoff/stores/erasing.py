@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sqlite3
 
-_CHANNEL_TABLES = ("attachments", "chunks", "records", "batches", "authors")
+from walyoff.stores.schema import PLACE
+
+_CHANNEL_TABLES = ("attachments", "expiries", "chunks", "records", "batches", "authors")
 
 
 def erase(connection: sqlite3.Connection, channel_ref: bytes) -> list[bytes]:
@@ -21,13 +23,14 @@ def erase(connection: sqlite3.Connection, channel_ref: bytes) -> list[bytes]:
     if found is None:
         return []
     records = "(SELECT record FROM records WHERE channel = ?)"
+    places = f"(SELECT {PLACE} FROM records r WHERE channel = ?)"  # noqa: S608
     files = connection.execute(
-        f"SELECT file FROM contents WHERE file IS NOT NULL AND record IN {records}"  # noqa: S608
+        f"SELECT file FROM contents WHERE file IS NOT NULL AND record IN {places}"  # noqa: S608
         " UNION SELECT file FROM chunks WHERE channel = ?",
         (found[0], found[0]),
     ).fetchall()
-    for table in ("contents", "uses"):
-        connection.execute(f"DELETE FROM {table} WHERE record IN {records}", found)  # noqa: S608
+    connection.execute(f"DELETE FROM contents WHERE record IN {places}", found)  # noqa: S608
+    connection.execute(f"DELETE FROM uses WHERE record IN {records}", found)  # noqa: S608
     for table in _CHANNEL_TABLES:
         connection.execute(f"DELETE FROM {table} WHERE channel = ?", found)  # noqa: S608
     return [name for (name,) in files]
