@@ -264,8 +264,7 @@ class Channel(ForgettingApi):
     async def _tell(self) -> None:
         """The identity's chain has news by this device."""
         self._engine.membership_changed()
-        for server in self.connections.servers():
-            await server.announce_chains()
+        await self.connections.announce_chains()
 
     def _check_right(self, what: str) -> None:
         governance = self._foundation.identity.membership.governance

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from walyoff import frames
+from walyoff.engine.announcing import AT_ONCE, LATER_S
 from walyoff.engine.driver import Engine
 from walyoff.engine.links import Chain, LinkServer
 from walyoff.errors import RemoteProtocolError
@@ -49,6 +50,8 @@ class Connections:
         self.heard_addresses: dict[str, tuple[str, ...]] = {}
         #: Totals of sessions that have ended, so that counters never fall.
         self._ended: Counter[str] = Counter()
+        self._turn = 0
+        self._later = anyio.Event()
 
     def sessions(self) -> list[Session]:
         """The sessions of now."""
@@ -62,6 +65,32 @@ class Connections:
     def servers(self) -> list[LinkServer]:
         """Those who serve the sessions of now."""
         return list(self._servers.values())
+
+    async def announce_chains(self) -> None:
+        """Tell everybody what this device holds of the channel's chains."""
+        for server in self.servers():
+            await server.announce_chains()
+
+    async def pass_on_chains(self) -> None:
+        """Tell of what came from others: a few at once, the rest a moment later.
+
+        As `engine.announcing` does, and for the same reason; meanwhile most have heard of it.
+        """
+        servers = self.servers()
+        self._turn += AT_ONCE
+        for number, server in enumerate(servers):
+            if (number - self._turn) % len(servers) < AT_ONCE:
+                await server.announce_chains()
+            else:
+                self._later.set()
+
+    async def run(self) -> None:
+        """Tell the others when it is time."""
+        while True:
+            await self._later.wait()
+            await anyio.sleep(LATER_S)
+            self._later = anyio.Event()
+            await self.announce_chains()
 
     def status(self) -> list[dict[str, Any]]:
         """A row for each session."""

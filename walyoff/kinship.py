@@ -117,8 +117,7 @@ class Kinship:
         for c in channels:
             c.renew_epoch()
         for c in channels:
-            for server in c.connections.servers():
-                await server.announce_chains()
+            await c.connections.announce_chains()
 
 
 class GroupDesk:

@@ -34,8 +34,7 @@ async def leave(device: Device, channel: Channel, *, erase: bool) -> None:
         await identity.remove_member(actor)
         channel.engine.membership_changed()
         with anyio.move_on_after(TELL_S):
-            for server in channel.connections.servers():
-                await server.announce_chains()
+            await channel.connections.announce_chains()
             while channel.peers():
                 await channel.changed()
     # How far it wrote: when it comes back with an erased log it asks before it writes.

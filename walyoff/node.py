@@ -298,8 +298,7 @@ class Device:
         """
         await self._platform.renew_device(await self.did())
         for channel in self.channels():
-            for server in channel.connections.servers():
-                await server.announce_chains()
+            await channel.connections.announce_chains()
         # Who is connected takes the chain's news meanwhile, and then knows the new keys.
         await anyio.sleep(NEWS_S)
         for channel in self.channels():

@@ -90,6 +90,7 @@ async def run_channel(
         engine.on_membership = channel.connections.end_strangers
         await channel.restore_forget_policy()
         tasks.start_soon(keeper.run)
+        tasks.start_soon(channel.connections.run)
         tasks.start_soon(_watch_membership, channel, device)
         tasks.start_soon(_renew_credentials, channel, store, suite, device.runtime)
         tasks.start_soon(_watch_copies, channel, store)
@@ -113,8 +114,7 @@ async def _watch_membership(channel: Channel, device: Device) -> None:
             channel.connections.end_strangers()
             channel.engine.membership_changed()
             device.kinship.wake()
-            for server in channel.connections.servers():
-                await server.announce_chains()
+            await channel.connections.pass_on_chains()
 
 
 async def _watch_copies(channel: Channel, store: Store) -> None:

@@ -179,14 +179,16 @@ class LinkServer:
             engine.notify()
 
     async def announce_chains(self) -> None:
-        """Say what this device holds of the channel's chains."""
+        """Say what this device holds of the channel's chains, unless the other side has it."""
         for name, chain in self._chains.items():
             try:
                 leaves, count = await chain.leaves()
             except WalyoffError as error:
                 log.warning("leaves of %s are not available: %s", name, error)
                 continue
-            self._state.send(frames.ChainHave(name, tuple(leaves[: frames.MAX_REFS]), count))
+            named = tuple(leaves[: frames.MAX_REFS])
+            if self._leaves.get(name) != named:
+                self._state.send(frames.ChainHave(name, named, count))
 
     async def _announce_growth(self) -> None:
         """Say so when this device wrote blocks: the ledger's own announcements may be lost."""
