@@ -31,8 +31,9 @@ def own_key(did: str) -> str:
     return f"|own {did}"
 
 
-def approved(did: str, pin: bytes, signature: bytes, body: bytes) -> bool:
-    return pin in (did_pin(did), b"") and signature == sign(own_key(did), body)
+def approved(did: str, pin: bytes, signature: bytes, body: bytes) -> int:
+    keys = {sign(own_key(did), body): 1, sign(own_key(f"{did} 2"), body): 2}
+    return keys.get(signature, 0) if pin in (did_pin(did), b"") else 0
 
 
 class Group:
@@ -162,6 +163,21 @@ def three(request: pytest.FixtureRequest) -> Group:
     for did in (B, C):
         group.do(A, "join", did)
     return group
+
+
+def test_keys_that_an_actor_has_replaced_act_no_more(three: Group) -> None:
+    """A device that was removed from a person keeps the person's and the group's keys."""
+    three.do(B, "join", D)
+    before = three.tips()
+    three.do(B, "join", E, signer=f"{B} 2")
+    # On top of all, and as if it had been written before anybody knew.
+    three.do(B, "leave", A)
+    three.do(B, "leave", C, parents=before)
+    assert three.current() == {A, B, C, D, E}
+    assert three.read().refused[reader.OUTDATED] == 2
+    # What was written before stays, and what others write beside it too.
+    three.do(C, "leave", D, parents=before)
+    assert three.current() == {A, B, C, E}
 
 
 def test_members_act_for_the_identity(three: Group) -> None:

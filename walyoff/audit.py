@@ -244,8 +244,8 @@ class _Audit:
 
     def _approved(
         self, verify: Verify, did: str, pin: bytes, signature: bytes, body: bytes
-    ) -> bool:
-        """Whether a member's own keys signed an act."""
+    ) -> int:
+        """Which of a member's own keys signed an act."""
         try:
             if (did, pin) not in self._actors:
                 # Who stands above itself has no say.
@@ -254,8 +254,9 @@ class _Audit:
                 self._actors[did, pin] = self._read(did, pin or None, idle, verify)[1].keys
             stock = expand(signature)
         except RemoteProtocolError:
-            return False
-        return any(verify(key, stock, body) for key in reversed(self._actors[did, pin]))
+            return 0
+        keys = list(enumerate(self._actors[did, pin], 1))
+        return next((n for n, key in reversed(keys) if verify(key, stock, body)), 0)
 
     def _read_identity(self, meter: _Progress, verify: Verify) -> tuple[RawChain, Reading]:
         return self._read(self._state.did, self._state.pin, meter, verify)

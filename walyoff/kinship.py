@@ -116,6 +116,13 @@ class Kinship:
                 c.engine.trust.barred -= dids
         for c in channels:
             c.renew_epoch()
+        for c in channels[1:]:
+            # The identity's own keys are new. This shows it in the groups, where the old ones
+            # count no more from here on, and takes the group's keys from who was removed.
+            try:
+                await c.renew_control_keys()
+            except WalyoffError as error:
+                log.warning("the control keys of %s were not renewed: %s", c.name, error)
         for c in channels:
             await c.connections.announce_chains()
 

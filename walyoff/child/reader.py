@@ -76,6 +76,8 @@ REPLAYED = "replayed"
 ALREADY_MEMBER = "already-member"
 NOT_A_MEMBER = "not-a-member"
 NO_KEYS_YET = "no-keys-yet"
+#: The actor's own keys were newer at that place.
+OUTDATED = "outdated-keys"
 #: Nobody who was a member at that place acted.
 NO_ACTOR = "no-actor"
 #: The one who acted may not do so: only admins may.
@@ -88,8 +90,9 @@ _log = logging.getLogger(__name__)
 
 #: verify(key group id, signature as stock writes it, signed data)
 Verify = Callable[[str, bytes, bytes], bool]
-#: approved(member's DID, its pin, compact signature, body): whether that DID's keys signed
-Approved = Callable[[str, bytes, bytes, bytes], bool]
+#: approved(member's DID, its pin, compact signature, body): which of that DID's keys signed,
+#: the first ones being 1; 0 if none did
+Approved = Callable[[str, bytes, bytes, bytes], int]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,7 +141,7 @@ def read_identity(
     pin: bytes | None,
     blocks: Iterable[IdentityBlock],
     verify: Verify,
-    approved: Approved = lambda *_: False,
+    approved: Approved = lambda *_: 0,
 ) -> Reading:
     """Read an identity's chain, given all its blocks in any order.
 
@@ -152,10 +155,35 @@ def read_identity(
         except _RefusedError as refused:
             chain.refused[refused.reason] += 1
             _log.debug("%s: block %s refused: %s", group, block.ref, refused.reason)
-    standing = _settle(chain.nodes)
-    final = _Pass(chain.nodes, standing, final=True)
+    nodes = _without_outdated(chain.nodes, chain.refused)
+    final = _Pass(nodes, _settle(nodes), final=True)
     final.result.refused += chain.refused
     return final.result
+
+
+def _without_outdated(nodes: Sequence[_Node], refused: Counter[str]) -> list[_Node]:
+    """All acts, but those under keys that their actor has replaced since, as another act shows.
+
+    A device that was removed from a person keeps the person's keys of then. What it writes in
+    the person's name has no place among the ancestors of what the person writes with newer
+    keys; what the person wrote before has.
+    """
+    newer: dict[tuple[str, int], list[_Node]] = {}
+    for node in nodes:
+        if node.by is not None and node.generation:
+            newer.setdefault((node.by, node.generation), []).append(node)
+
+    def outdated(node: _Node) -> bool:
+        return any(
+            by == node.by and generation > node.generation and not node.bit & other.past
+            for (by, generation), others in newer.items()
+            for other in others
+        )
+
+    found = [node for node in nodes if not (node.generation and outdated(node))]
+    if dropped := len(nodes) - len(found):
+        refused[OUTDATED] += dropped
+    return found
 
 
 class _RefusedError(Exception):
@@ -199,6 +227,8 @@ class _Node:
     signer: str
     #: The pins under which the actor's signature holds; empty if it does not.
     pins: frozenset[bytes]
+    #: Which of the actor's own keys signed, the first ones being 1; 0 if none did.
+    generation: int
 
     @property
     def by(self) -> str | None:
@@ -244,13 +274,15 @@ class _Chain:
             self._pasts[block.ref] = past | known
             raise _RefusedError(REPLAYED)
         bit = 1 << len(self.nodes)
+        pins = self._pins_of_actor(act, past)
         node = _Node(
             ref=block.ref,
             bit=bit,
             past=past,
             act=act,
             signer=signer,
-            pins=self._pins_of_actor(act, past),
+            pins=frozenset(pins),
+            generation=max(pins.values(), default=0),
         )
         self.nodes.append(node)
         self._pasts[block.ref] = past | bit
@@ -280,15 +312,14 @@ class _Chain:
                 return key
         raise _RefusedError(BAD_SIGNATURE)
 
-    def _pins_of_actor(self, act: Act, past: int) -> frozenset[bytes]:
+    def _pins_of_actor(self, act: Act, past: int) -> dict[bytes, int]:
         approval = act.approval
         if approval is None:
-            return frozenset()
+            return {}
         pins = {pin for bit, pin in self._pins.get(approval.by, ()) if bit & past}
         signature, body = approval.signature, approval.body
-        return frozenset(
-            pin for pin in pins if self._approved(approval.by, pin, signature, body)
-        )
+        found = {pin: self._approved(approval.by, pin, signature, body) for pin in pins}
+        return {pin: generation for pin, generation in found.items() if generation}
 
 
 def _settle(nodes: Sequence[_Node]) -> list[_Node]:

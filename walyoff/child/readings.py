@@ -7,7 +7,7 @@ member's own chain, so a reading stands on several chains and holds while none o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from walyoff.child.acts import MAX_CONTENT, TOPICS, chain_of
 from walyoff.child.chainfiles import content_of
@@ -16,6 +16,12 @@ from walyoff.child.reader import IdentityBlock, Reading, Verify, read_identity
 from walyoff.errors import RemoteProtocolError
 
 VerifyCompact = Callable[[str, bytes, bytes], bool]
+
+
+def signed_by(keys: Sequence[str], signed: Callable[[str], bool]) -> int:
+    """The number of the keys, from 1, that signed, the newest first; 0 if none did."""
+    numbered = reversed(list(enumerate(keys, 1)))
+    return next((number for number, key in numbered if signed(key)), 0)
 
 
 class Readings:
@@ -68,22 +74,22 @@ class Readings:
             under_way.pop()
         return lengths, reading
 
-    def _approved(self, did: str, pin: bytes, signature: bytes, body: bytes) -> bool:
-        """Whether any control keys of a member, of now or of before, signed."""
+    def _approved(self, did: str, pin: bytes, signature: bytes, body: bytes) -> int:
+        """Which control keys of a member, of now or of before, signed: `reader.Approved`."""
         under_way = self._under_way()
         try:
             chain = chain_of(did)
             held = self._chains.has(chain)
         except RemoteProtocolError:
-            return False
+            return 0
         if not held:
             under_way[-1][1][chain] = 0
-            return False
+            return 0
         # Who stands above itself has no say: nothing would be the first to be believed.
         if any(did == reading for reading, _ in under_way):
-            return False
+            return 0
         keys = self.read(did, pin or None).keys
-        return any(self._verify_compact(key, signature, body) for key in reversed(keys))
+        return signed_by(keys, lambda key: self._verify_compact(key, signature, body))
 
     def _length(self, chain: str) -> int:
         return len(self._chains.files(chain)) if self._chains.has(chain) else 0
