@@ -27,6 +27,7 @@ from walyoff import (
     discovery,
     epochs,
     frames,
+    granting,
     invitations,
     issued,
     records,
@@ -143,6 +144,11 @@ def _addresses(data: bytes) -> None:
 def _issued(data: bytes) -> None:
     found = issued.Issued.decode(data)
     assert issued.Issued.decode(found.encode()) == found
+
+
+def _family(data: bytes) -> None:
+    found = granting.decode_family(data)
+    assert granting.decode_family(granting.encode_family(found)) == found
 
 
 def _grant(data: bytes) -> None:
@@ -313,6 +319,7 @@ TARGETS: dict[str, Target] = {
     "invitation": _invitation,
     "addresses": _addresses,
     "issued": _issued,
+    "family": _family,
     "grant": _grant,
     "segments": _segments,
     "broadcast": _broadcast,
