@@ -55,7 +55,7 @@ def give(plan: Transfers, ask: Ask, now: float) -> Part:
     return verdict
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.binary(max_size=400))
 def test_any_order_of_facts_keeps_it_consistent_and_ends_well(data: bytes) -> None:
     transfers(data)
