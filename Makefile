@@ -1,6 +1,7 @@
 # Two commands do everything on a machine with Python >= 3.11 (with venv) and make:
 #
 #     make demo     make the environment if it is not there, and run the demonstration
+#                   (make demo DEMO_ARGS=--forget: three devices forget a message)
 #     make test     the same, and run the tests
 #
 # Another interpreter: make test PYTHON=python3.13. Some tests: make test TESTS=tests/test_wire.py

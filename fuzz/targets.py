@@ -34,6 +34,7 @@ from walyoff import (
     wire,
 )
 from walyoff.child import acts, blocks, guard, packs, proofs, reader, rpc, segment_tree
+from walyoff.engine.consent import parse_consent
 from walyoff.engine.removals import parse_statement
 from walyoff.errors import (
     CipherError,
@@ -80,6 +81,8 @@ def _batch(data: bytes) -> None:
     for record in batch.records:
         statement = parse_statement(record)
         assert statement is None or statement.topics() == record.topics
+        consent = parse_consent(record)
+        assert consent is None or consent.topics() == record.topics
 
 
 def _manifest(data: bytes) -> None:

@@ -29,11 +29,14 @@ from walyoff.channel_state import ChannelState
 from walyoff.child import rpc
 from walyoff.child.acts import Claim
 from walyoff.did_document import make_document
+from walyoff.engine.consent import PROPOSE, Statement
 from walyoff.epochs import Epoch, seal_anchor
 from walyoff.invitations import Invitation
 from walyoff.manifest import Manifest, chunk_id, encode_manifest
 from walyoff.records import (
     CHUNK_SIZE,
+    KIND_CONSENT,
+    KIND_MESSAGE,
     Batch,
     Record,
     Seen,
@@ -76,6 +79,24 @@ REF: Final = "bafyblock"
 #: A fenced block whose info string names a vector: ```vector wire.json batch.body
 BLOCK: Final = re.compile(r"```vector (\S+) (\S+)\n(.*?)```", re.DOTALL)
 _WIDTH: Final = 92
+
+
+def forgetting_batch() -> Batch:
+    """A record for an hour, and a proposal to forget it."""
+    start = chain_start(CHANNEL, ALICE)
+    said = Statement(PROPOSE, bytes(range(32)), 3, "because")
+    return make_batch(
+        channel=CHANNEL,
+        author=ALICE,
+        certificate_id=b"\x0c" * 32,
+        first_seq=1,
+        prev=start,
+        seen=[],
+        records=[
+            Record(NOW_MS, KIND_MESSAGE, (), 5, commit(SALT, b"hello"), 3_600_000),
+            Record(NOW_MS, KIND_CONSENT, said.topics(), 0, commit(SALT, b"")),
+        ],
+    )
 
 
 def example_batch() -> Batch:
@@ -229,6 +250,8 @@ def wire_vectors() -> dict[str, str]:
         "record.commitment_of_chunks": commit(SALT, long_content()),
         "record.ids": b"".join(batch.record_ids),
         "batch.body": batch.body,
+        "batch.forgetting": forgetting_batch().body,
+        "record.forgetting_ids": b"".join(forgetting_batch().record_ids),
         "batch.id": batch.batch_id,
         "batch.signed_message": signed_message(batch.batch_id),
         "epoch.id": EPOCH.epoch_id,

@@ -163,3 +163,21 @@ def test_a_demo_that_fails_says_so(tmp_path: Path) -> None:
     assert value["ok"] is False
     assert "alice" in value["error"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_three_devices_forget_a_message_and_no_byte_of_it_is_left(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [*WALYOFF, "demo", "--forget", "--json"],
+        capture_output=True,
+        timeout=150,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert result.returncode == 0, (result.stdout, result.stderr)
+    value = json.loads(result.stdout)
+    assert value["forgotten"] is True
+    assert value["bytes_left"] == 0
+    assert value["bytes_of_control"] > 0
+    assert value["traces"] == 3
+    assert len(value["agreed"]) == len(value["erased"]) == 3
+    assert list(tmp_path.iterdir()) == []

@@ -113,6 +113,39 @@ class StoreConformance:
             assert (stored.body, stored.signature) == (batch.body, batch.signature)
             assert (stored.batch_id, stored.anchor) == (batch.batch_id, "block-1")
 
+    async def test_what_is_forgotten_is_gone_for_good(self, tmp_path: Path) -> None:
+        small, large = make_content(b"small"), make_content(os.urandom(200_000))
+        batch = make_batch(ALICE, 1, [small, large, make_content(), None])
+        ids = batch.record_ids
+        async with self.open_store(tmp_path / "home") as store:
+            channel = store.channel(CHANNEL)
+            await channel.write(
+                batches=[batch],
+                deliver=ids[:1],
+                expiries=[(ids[2], 200), (ids[3], 100)],
+                values={"said": b"yes"},
+            )
+            assert await store.get("said") == b"yes"
+            assert await channel.next_expiry() == 100
+            assert await channel.expired(150, 10) == [ids[3]]
+            await channel.forget([ids[0], ids[1], ids[3]])
+            await channel.forget([ids[0]])
+            assert await channel.next_expiry() == 200
+            with pytest.raises(StoreError):
+                await channel.forget([os.urandom(32)])
+        async with self.open_store(tmp_path / "home") as store:
+            channel = store.channel(CHANNEL)
+            await channel.write(contents=[(ids[0], small), (ids[3], make_content())])
+            contents = await channel.contents(ids)
+            assert [content is not None for content in contents] == [False, False, True, False]
+            (entry,) = await channel.log(after=0, limit=9)
+            assert (entry.record_id, entry.content, entry.forgotten) == (ids[0], None, True)
+            assert await channel.missing(9) == []
+            # What was forgotten takes its place in the log as well.
+            assert [seq for _, seq, _ in await channel.undelivered()] == [2, 3, 4]
+            found = await channel.find([ids[1], ids[2], os.urandom(32)])
+            assert [entry and entry.forgotten for entry in found] == [True, False, None]
+
     async def test_log_entries_tell_all_about_a_record(self, tmp_path: Path) -> None:
         content = make_content()
         one = make_batch(ALICE, 1, [make_content(), content], anchor="block")
