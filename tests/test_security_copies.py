@@ -14,6 +14,9 @@ import pytest
 
 from tests.sim.virtual import in_virtual_time
 from walyoff import Channel, Device, SupersededError
+from walyoff.cli.console import Console
+from walyoff.cli.runtime import Failure
+from walyoff.cli.sending import _may_write
 from walyoff.engine.facts import FetchBatches
 from walyoff.engine.reconciler import Reconciler
 from walyoff.engine.resuming import MAX_FAILURES, Resuming
@@ -148,6 +151,7 @@ async def test_a_restored_device_learns_what_it_said_before_it_says_more() -> No
         again = await copies.start("b2")
         assert again.me == b.me
         assert again.status()["resuming"]
+        assert again.engine.reconciler.resuming
         # Its own words come back, and it goes on from there.
         assert (await again.send(b"after the restoring")).seq == 3
         assert not again.status()["resuming"]
@@ -168,6 +172,9 @@ async def test_a_restored_device_says_nothing_while_nobody_is_there() -> None:
         with anyio.move_on_after(300) as waited:
             await again.send(b"too early")
         assert waited.cancelled_caught
+        # The command line says what to do.
+        with pytest.raises(Failure, match="takeover --alone"):
+            await _may_write(Console(json=True), again)
         # That was cancelled, and yet may be sent: it is the second that it says.
         await copies.start("a")
         assert (await again.send(b"in time")).seq == 4

@@ -14,6 +14,7 @@ from walyoff.channel import Channel
 from walyoff.cli.choosing import choose, others
 from walyoff.cli.console import Console
 from walyoff.cli.reading import read_stdin
+from walyoff.cli.runtime import Failure
 from walyoff.cli.sending_files import send_file
 from walyoff.errors import PayloadTooLargeError
 from walyoff.messages import Receipt
@@ -22,6 +23,8 @@ from walyoff.records import MAX_CONTENT
 
 #: Devices of a channel that run find each other well within this.
 NOBODY_S = 3.0
+#: A moved or restored device waits so long for a member's word before it gives up.
+RESUME_S = 30.0
 
 
 async def send(
@@ -37,6 +40,7 @@ async def send(
     """Send one message."""
     lifetime = None if forget_after is None else timedelta(seconds=forget_after)
     channel, text = _sort_out(device, arguments, file)
+    await _may_write(console, channel)
     if file is not None:
         if lifetime is not None:
             raise click.UsageError("--forget-after is for messages without a file")
@@ -64,6 +68,20 @@ async def send(
         "anchored": receipt.anchored,
     }
     console.result(value, _say(receipt, len(received), len(expected), waited=bool(wait)))
+
+
+async def _may_write(console: Console, channel: Channel) -> None:
+    """Wait until a moved or restored device knows what it said. Raises Failure."""
+    with console.step("asking the members what this device wrote"):
+        with anyio.move_on_after(RESUME_S):
+            while channel.status()["resuming"]:
+                await channel.changed()
+    if channel.status()["resuming"]:
+        raise Failure(
+            "this device was moved or restored, and no member said yet what it wrote before: "
+            "try again when one is there (if nothing was written after the file was made: "
+            "walyoff takeover --alone)"
+        )
 
 
 def _sort_out(
