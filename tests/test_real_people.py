@@ -14,7 +14,7 @@ from walyoff.errors import InvitationError, LocalProtocolError, NotAMemberError
 
 pytestmark = pytest.mark.anyio
 
-SOON = 60.0
+SOON = 120.0
 
 
 @pytest.fixture
