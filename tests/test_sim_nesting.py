@@ -284,3 +284,27 @@ async def test_a_device_outside_a_group_is_given_nothing_of_it() -> None:
         server._state.send(grant)
         await anyio.sleep(30)
         assert not h.has("alice0", "trap")
+
+
+@in_virtual_time
+async def test_a_device_that_leaves_a_person_leaves_its_groups_and_a_person_a_group() -> None:
+    async with houses() as h:
+        club = await h.group("club", {"alice": 2, "bob": 2})
+        names = ["alice0", "alice1", "bob0", "bob1"]
+        await until(lambda: all(h.has(name, "club") for name in names))
+        for name in names:
+            await until(partial(complete, h.channel(name, "club"), 4))
+        gone = "did:sim:bob1"
+        await h.channel("bob1", "bob").leave()
+        assert h.devices["bob1"].channels() == []
+        await until(lambda: gone not in {m.did for m in club.members()})
+        assert gone not in club.peers()
+        # The others go on, also the person whose device it was.
+        await h.channel("bob0", "club").send(b"still here")
+        await reads(club, b"still here")
+        await h.channel("bob0", "club").leave()
+        assert h.has("bob0", "bob")
+        await until(
+            lambda: {m.did for m in club.members()} == {"did:sim:alice0", "did:sim:alice1"}
+        )
+        assert not h.has("bob0", "club")

@@ -223,6 +223,9 @@ class Channel(ForgettingApi):
         log stays in the home unless `erase` is given. By a new invitation this device can
         come back. Cancelled or killed in the middle, it can be called again.
 
+        A device that leaves a person leaves the groups that it was in through the person. One
+        that leaves such a group takes the person out of it, with all devices.
+
         Raises:
             LocalProtocolError: it is the only admin, and others are left: name another one.
             ChildError: the chain could not be written now; try again.

@@ -30,13 +30,24 @@ async def leave(device: Device, channel: Channel, *, erase: bool) -> None:
     """End this device's membership; see `Channel.leave`."""
     identity = channel.foundation.identity
     actor = identity.membership.governance.actor
+    # The groups that this device is in through the identity that it leaves.
+    above = device.kinship.above(channel)
     if actor is not None:
         await identity.remove_member(actor)
-        channel.engine.membership_changed()
         with anyio.move_on_after(TELL_S):
-            await channel.connections.announce_chains()
-            while channel.peers():
-                await channel.changed()
+            for concerned in (channel, *above):
+                await concerned.foundation.identity.refresh()
+                concerned.engine.membership_changed()
+                await concerned.connections.announce_chains()
+            for concerned in (channel, *above):
+                while not concerned.engine.trust.is_member(concerned.me) and concerned.peers():
+                    await concerned.changed()
+    for concerned in (channel, *above):
+        if concerned is channel or not concerned.engine.trust.is_member(concerned.me):
+            await _close(device, concerned, erase=erase)
+
+
+async def _close(device: Device, channel: Channel, *, erase: bool) -> None:
     # How far it wrote: when it comes back with an erased log it asks before it writes.
     written = channel.engine.durable.get(channel.me, 0)
     did = channel.did
