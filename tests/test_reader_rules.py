@@ -204,6 +204,28 @@ def test_who_is_no_member_or_signs_for_another_does_nothing(three: Group) -> Non
     assert reading.refused == {reader.NO_ACTOR: 7}
 
 
+def test_who_was_removed_undoes_nothing_by_renewing_its_own_keys() -> None:
+    """The founder has removed C, and is removed itself; then it acts under newer own keys."""
+    for rule in ("any", "admins"):
+        group = Group(rule)
+        group.do(A, "join", B)
+        if rule == "admins":
+            group.own(A, "admin", B)
+        early = [group.blocks[2].ref]
+        group.do(A, "join", C)
+        group.do(A, "leave", C)
+        group.do(B, "leave", A)
+        expected = group.read()
+        for parents in (early, [group.blocks[0].ref], None):
+            group.do(A, "join", E, signer=f"{A} 2", parents=parents)
+            group.do(A, "leave", E, signer=f"{A} 2", parents=parents)
+        # And with the rules gone the control keys alone would do.
+        group.legacy("join", C, parents=early)
+        reading = group.read()
+        assert reading.members == expected.members
+        assert (reading.rule, group.current()) == (rule, {B})
+
+
 def backdated(group: Group, by: str, parents: Sequence[str] | None) -> None:
     """All that a former member can write who has kept its keys."""
     group.do(by, "join", by, parents=parents)

@@ -155,22 +155,26 @@ def read_identity(
         except _RefusedError as refused:
             chain.refused[refused.reason] += 1
             _log.debug("%s: block %s refused: %s", group, block.ref, refused.reason)
-    nodes = _without_outdated(chain.nodes, chain.refused)
+    counting = _Pass(chain.nodes, _settle(chain.nodes), final=True).counting
+    nodes = _without_outdated(chain.nodes, counting, chain.refused)
     final = _Pass(nodes, _settle(nodes), final=True)
     final.result.refused += chain.refused
     return final.result
 
 
-def _without_outdated(nodes: Sequence[_Node], refused: Counter[str]) -> list[_Node]:
+def _without_outdated(
+    nodes: Sequence[_Node], counting: int, refused: Counter[str]
+) -> list[_Node]:
     """All acts, but those under keys that their actor has replaced since, as another act shows.
 
     A device that was removed from a person keeps the person's keys of then. What it writes in
     the person's name has no place among the ancestors of what the person writes with newer
-    keys; what the person wrote before has.
+    keys; what the person wrote before has. Only acts that count show that keys are new:
+    otherwise who was removed could renew its own, and so undo what it had done as a member.
     """
     newer: dict[tuple[str, int], list[_Node]] = {}
     for node in nodes:
-        if node.by is not None and node.generation:
+        if node.by is not None and node.generation and node.bit & counting:
             newer.setdefault((node.by, node.generation), []).append(node)
 
     def outdated(node: _Node) -> bool:
@@ -180,7 +184,8 @@ def _without_outdated(nodes: Sequence[_Node], refused: Counter[str]) -> list[_No
             for other in others
         )
 
-    found = [node for node in nodes if not (node.generation and outdated(node))]
+    # The rules stand: without them the control keys alone would be enough again.
+    found = [n for n in nodes if n.act.kind == RULES or not n.generation or not outdated(n)]
     if dropped := len(nodes) - len(found):
         refused[OUTDATED] += dropped
     return found
@@ -350,6 +355,8 @@ class _Pass:
         self, nodes: Sequence[_Node], cutters: Sequence[_Node], *, final: bool = False
     ) -> None:
         self.result = Reading()
+        #: The bits of the acts that count.
+        self.counting = 0
         #: The leavings whose authors may remove.
         self.leavings: list[_Node] = []
         self._nodes = nodes
@@ -379,6 +386,8 @@ class _Pass:
                 self._take(node)
             except _RefusedError as refused:
                 self.result.refused[refused.reason] += 1
+            else:
+                self.counting |= node.bit
         self._conclude()
 
     # ---------------------------------------------------------------------- rules
