@@ -15,7 +15,9 @@ import anyio
 import pytest
 
 from walyoff.abc import NewBatch, StoredContent
+from walyoff.chunkstore import NewAttachment
 from walyoff.errors import StoreError
+from walyoff.records import CHUNK_SIZE
 from walyoff.stores import destroying, open_store, sqlite
 from walyoff.stores.vault import FILE_NAME_SIZE
 
@@ -292,3 +294,48 @@ def test_what_is_due_is_told_in_order_and_once(tmp_path: Path) -> None:
 
 def test_file_names_are_as_long_as_the_zeros_that_take_their_place() -> None:
     assert FILE_NAME_SIZE == 32
+
+
+def test_chunks_go_with_their_message_and_shared_ones_stay(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+
+    async def main() -> None:
+        async with open_store(home) as store:
+            channel = store.channel(CHANNEL)
+            chunks = channel.chunks
+            data = [os.urandom(CHUNK_SIZE) for _ in range(2)] + [os.urandom(1000)]
+            names = [os.urandom(32) for _ in data]
+            draft = chunks.new_draft()
+            for place, (name, chunk) in enumerate(zip(names, data, strict=True)):
+                await chunks.put(name, chunk, draft=(draft, place))
+            one, two = (StoredContent(salt=bytes(32), data=os.urandom(99)) for _ in range(2))
+            batch = make_batch(1, [one, two])
+            first, second = batch.record_ids
+            size = 2 * CHUNK_SIZE + 1000
+            sent = [
+                NewAttachment(record_id=first, size=size, chunk_ids=tuple(names)),
+                NewAttachment(record_id=second, size=CHUNK_SIZE, chunk_ids=(names[0],)),
+            ]
+            await channel.write(batches=[batch], attachments=sent)
+            await chunks.end_draft(draft)
+            needles = chunk_traces(home)
+            assert left(home, needles) == 3
+            await channel.forget([first])
+            assert left(home, needles) == 1
+            assert await chunks.read(first, 0) is None
+            assert await chunks.read(second, 0) == data[0]
+            await channel.forget([second])
+            assert left(home, needles) == 0
+
+    anyio.run(main)
+
+
+def chunk_traces(home: Path) -> list[tuple[bytes, bytes]]:
+    """The wrapped key of every chunk, and parts of its file."""
+    found = []
+    with closing(sqlite3.connect(home / "store.db")) as database:
+        for key, file in database.execute("SELECT key, file FROM chunks"):
+            name = bytes(file).hex()
+            sealed = (home / "chunks" / name[:2] / name[2:]).read_bytes()
+            found.append((bytes(key), sealed[:200] + sealed[-200:]))
+    return found
