@@ -267,3 +267,16 @@ def test_any_bytes_are_a_case_or_refused(data: bytes) -> None:
     except RemoteProtocolError:
         return
     assert Case.decode(case.encode()) == case
+
+
+def test_a_person_joined_when_it_did_and_not_its_devices() -> None:
+    """Numbers of nested memberships are large, and say when a device joined its person."""
+    links = ((b"x" * 16, 1 << 50), (b"p" * 16, 1))
+    device = replace(member("p1", 1 << 61, voice="p"), path=("p1", "p"), links=links)
+    members = [member("a", 0), device, member("c", 2)]
+    assert roster(members) == 3
+    said = story(("a", PROPOSE, 3), ("p1", APPROVE, 3), ("c", APPROVE, 3), ("c", ERASED, 3))
+    late = [*members, member("d", 3)]
+    assert judge(said, late, "p1").erase
+    without = [line for line in said if line[0] != "p1"]
+    assert not judge(without, late, "a").erase, "the person was covered by c's word"

@@ -60,7 +60,7 @@ _AGREES = (PROPOSE, APPROVE)
 
 #: A reason is in topics of the record, so it is metadata, and stays for ever.
 MAX_REASON = 256
-_MAX_MEMBERS = 1 << 32
+_MAX_MEMBERS = 1 << 62
 _MAX_CASE = 8 * 2**20
 #: Devices that spoke of one message: as many as a vector of a channel names.
 _MAX_DEVICES = 4096
@@ -117,7 +117,12 @@ def parse_consent(record: Record) -> Statement | None:
 
 def roster(members: Iterable[Member]) -> int:
     """How many memberships there were, as far as a device knows: what its statements name."""
-    return max((member.joined_at + 1 for member in members), default=0)
+    return max((_joined(member) + 1 for member in members), default=0)
+
+
+def _joined(member: Member) -> int:
+    """When the direct member joined that a device speaks for: which membership it was."""
+    return member.links[-1][1] if member.links else member.joined_at
 
 
 @dataclass(slots=True, kw_only=True)
@@ -269,8 +274,8 @@ class Judge:
         self._devices: dict[str, list[str]] = {}
         for member in members:
             if member.current:
-                first = self._joined.get(member.voice, member.joined_at)
-                self._joined[member.voice] = min(first, member.joined_at)
+                first = self._joined.get(member.voice, _joined(member))
+                self._joined[member.voice] = min(first, _joined(member))
                 self._devices.setdefault(member.voice, []).append(member.did)
         self._roster = roster(members)
         self._current = any(member.did == me and member.current for member in members)
