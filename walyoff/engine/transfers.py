@@ -43,7 +43,7 @@ PART_TIMEOUT = 8.0
 #: Bytes under way to one peer, at most.
 MAX_WINDOW = 8 * 1024 * 1024
 #: What may queue on the way, in seconds.
-TARGET_DELAY = 0.1
+TARGET_DELAY = 0.05
 #: The rate of a peer is the best of its answers; each answer takes a tenth off the last best.
 RATE_DECAY = 0.9
 MIN_LATENCY = 0.0001
