@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.sim.virtual import Group, group, in_virtual_time, run
 from walyoff import Channel, LocalProtocolError, NotAMemberError
 from walyoff.engine.consent import ERASED, State, Statement
 from walyoff.engine.outbox import Outgoing
+from walyoff.errors import StoreError
 from walyoff.forgetting import ForgetRequest
 from walyoff.records import KIND_CONSENT
 from walyoff.testing.virtual import SimRuntime
@@ -313,6 +315,51 @@ def test_what_expired_while_a_device_was_off_is_gone_before_it_serves_anything()
                 assert shown.content is None
 
     run("asyncio", main)
+
+
+@in_virtual_time
+async def test_a_full_disk_delays_forgetting_and_no_more() -> None:
+    """By consent and by time, with readers that have the message in their hands."""
+    async with group(2) as g:
+        a, b = g.channels
+        expires = await told(g, forget_after=timedelta(seconds=30))
+        agreed = await told(g, b"that neither")
+        await a.forget(agreed)
+        await request(b)
+        reader = b.messages()
+        store: Any = b.engine.store
+        forget = store.forget
+        failed: list[Sequence[bytes]] = []
+
+        async def fail(record_ids: Sequence[bytes]) -> None:
+            await forget(record_ids)
+            failed.append(record_ids)
+            raise StoreError("the log could not be cut")
+
+        store.forget = fail
+        await b.approve(agreed)
+        await anyio.sleep(31)
+        # It was marked as forgotten, and not all was done: so it is done again.
+        assert {m for ids in failed for m in ids} == {agreed, expires}
+        store.forget = forget
+        await anyio.sleep(3)
+        assert not b.engine.forgetting._again
+        assert not b.engine.forgetting._blocked
+        assert [(await anext(reader)).content for _ in range(2)] == [None, None]
+        assert not in_memory(b)
+
+
+@in_virtual_time
+async def test_what_expires_on_a_full_disk_is_forgotten_when_there_is_room() -> None:
+    async with group(2) as g:
+        message = await told(g, forget_after=timedelta(seconds=30))
+        await anyio.sleep(25)
+        g.world.disk("b").full = True
+        await anyio.sleep(20)
+        assert holds(g, "b", message)
+        g.world.disk("b").full = False
+        await anyio.sleep(5)
+        assert not holds(g, "b", message)
 
 
 @in_virtual_time

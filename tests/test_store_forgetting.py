@@ -8,10 +8,12 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from walyoff.abc import NewBatch, StoredContent
@@ -19,6 +21,7 @@ from walyoff.chunkstore import NewAttachment
 from walyoff.errors import StoreError
 from walyoff.records import CHUNK_SIZE
 from walyoff.stores import destroying, open_store, sqlite
+from walyoff.stores.chunks import ChunkFiles
 from walyoff.stores.vault import FILE_NAME_SIZE
 
 CHANNEL = "did:walytis:channel"
@@ -339,3 +342,36 @@ def chunk_traces(home: Path) -> list[tuple[bytes, bytes]]:
             sealed = (home / "chunks" / name[:2] / name[2:]).read_bytes()
             found.append((bytes(key), sealed[:200] + sealed[-200:]))
     return found
+
+
+@pytest.mark.parametrize("how", ["a failing disk", "cancelled"])
+def test_what_was_begun_is_finished_by_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Also the files of a transaction that is over: no row names them any more."""
+    home = tmp_path / "home"
+    destroy = ChunkFiles.destroy
+
+    def fail_once(files: ChunkFiles, names: Sequence[bytes]) -> None:
+        monkeypatch.setattr(ChunkFiles, "destroy", destroy)
+        raise OSError(5, "the disk fails")
+
+    async def main() -> None:
+        ids = await write(home, contents(1, 6, (1000, 100_000)), shuffle=False)
+        needles = stored(home)
+        async with open_store(home) as store:
+            channel = store.channel(CHANNEL)
+            if how == "cancelled":
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(channel.forget, ids)
+                    await anyio.lowlevel.checkpoint()
+                    tasks.cancel_scope.cancel()
+            else:
+                monkeypatch.setattr(ChunkFiles, "destroy", fail_once)
+                with pytest.raises(StoreError):
+                    await channel.forget(ids)
+                assert left(home, needles) > 0
+                await channel.forget(ids)
+            assert left(home, needles) == 0
+
+    anyio.run(main)

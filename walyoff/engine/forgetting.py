@@ -103,6 +103,8 @@ class Forgetting:
         #: What was forgotten in this run.
         self._lately: OrderedDict[bytes, Forgotten] = OrderedDict()
         self._dirty: dict[bytes, None] = {}
+        #: What the store failed to destroy as a whole.
+        self._again: dict[bytes, None] = {}
         self._judge_all = False
         self._lost: list[tuple[str, int, int, Statement]] = []
         #: What this device is about to say, by message.
@@ -354,6 +356,8 @@ class Forgetting:
                 log.warning("forgetting failed, it is tried again: %s", error)
                 await anyio.sleep(RETRY_S)
                 self.membership_changed()
+                # What was due may be so still.
+                self._expect(0)
 
     def _pause(self) -> float | None:
         if self._expiry_ms is None:
@@ -384,18 +388,25 @@ class Forgetting:
             due = await engine.store.next_expiry()
             if due is not None:
                 self._expect(due)
+        if self._again:
+            await self._destroy(list(self._again))
 
     async def _hear_lost(self) -> None:
-        lost, self._lost = self._lost, []
         values: dict[str, bytes | None] = {}
-        for author, seq, time_ms, said in lost:
+        for *_, said in list(self._lost):
             await self._load(said.message)
+        lost, self._lost = self._lost, []
+        for author, seq, time_ms, said in lost:
             value = self._hear(author, seq, time_ms, said)
             if value is not None:
                 values[self._key(said.message)] = value
         if values:
             values[self._open_key] = pack(list(self.open))
-            await self._engine.trust.store.put(values)
+            try:
+                await self._engine.trust.store.put(values)
+            except StoreError:
+                self._lost += lost
+                raise
 
     async def _decide(self, messages: Sequence[bytes]) -> None:
         """Judge messages, and do what follows."""
@@ -487,15 +498,22 @@ class Forgetting:
         engine.reconciler.forget(messages, engine.runtime.now())
         # What was on its way to the store is in it after this, and nothing comes any more.
         await engine.settled()
-        await engine.store.forget(messages)
-        for message in messages:
-            await engine.attachments.forget(message)
-            subject, verdict = await self.verdict(message)
-            self._lately[message] = self._forgotten(subject.record, verdict)
-            if len(self._lately) > MAX_LATELY:
-                self._lately.popitem(last=False)
-        self._blocked.difference_update(messages)
+        self._again.update(dict.fromkeys(messages))
+        try:
+            await engine.store.forget(messages)
+            for message in messages:
+                await engine.attachments.forget(message)
+                subject, verdict = await self.verdict(message)
+                self._lately[message] = self._forgotten(subject.record, verdict)
+                if len(self._lately) > MAX_LATELY:
+                    self._lately.popitem(last=False)
+        finally:
+            # Whatever comes between, `run` does the rest.
+            self._wake()
         gone = set(messages)
+        self._blocked -= gone
+        for message in gone:
+            self._again.pop(message, None)
         engine.drop_contents(gone)
         for reader in self.readers:
             reader.drop_contents(gone)

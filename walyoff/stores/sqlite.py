@@ -63,6 +63,8 @@ class SqliteStore:
         #: How many files of attachments are written or read at a time.
         self.file_limiter = anyio.CapacityLimiter(FILES_AT_ONCE)
         self._drafts = itertools.count(1)
+        #: Files that no row names any more, and that are to be overwritten.
+        self._doomed: list[bytes] = []
         committer = Committer()
         waker = Waker()
         self._writer = Worker(
@@ -229,11 +231,14 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> list[bytes]:
             return destroy(connection, vault, channel_id, record_ids)
 
-        names = await self.write(Job(work))
-        if names:
-            # In the reader's thread: what it began before still saw them, and is done.
-            await self.read(lambda _: files.destroy(names))
-        await self.write(Job(truncate_log, outside=True))
+        # Once begun it is not left half done; what fails is done by the next call.
+        with anyio.CancelScope(shield=True):
+            self._doomed += await self.write(Job(work))
+            if names := tuple(self._doomed):
+                # In the reader's thread: what it began before still saw them, and is done.
+                await self.read(lambda _: files.destroy(names))
+                del self._doomed[: len(names)]
+            await self.write(Job(truncate_log, outside=True))
 
     def cursor_ref(self, channel_id: str, name: str) -> bytes:
         """The keyed name of a channel's cursor."""
