@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from walyoff.child import family
-from walyoff.child.family import Family, Kin, State, flatten
+from walyoff.child.family import Family, Kin, Path, State, flatten
 from walyoff.records import device_id
 
 
@@ -143,6 +144,28 @@ def test_many_devices_of_one_member_leave_room_for_the_others() -> None:
     found = shared.family()
     assert found.refused[family.TOO_MANY] > 0
     assert len(current(found)) == 70
+
+
+def test_chains_that_name_one_another_cost_no_more_than_the_paths_that_count() -> None:
+    # Four thousand ways to each of these, for the price of some thousand joinings.
+    chains = Chains().join("G", "x", *(f"0.{n}" for n in range(4)))
+    for level in range(5):
+        for n in range(4):
+            chains.join(f"{level}.{n}", *(f"{level + 1}.{m}" for m in range(4)))
+    for n in range(4):
+        chains.join(f"5.{n}", *(f"d{m}" for m in range(family.MAX_CHILDREN)))
+    looked = 0
+    down = Path.down
+
+    def counting(path: Path, member: State, place: int) -> Path:
+        nonlocal looked
+        looked += 1
+        return down(path, member, place)
+
+    with mock.patch.object(Path, "down", counting):
+        found = chains.family()
+    assert "x" in current(found)
+    assert looked <= family.MAX_PATHS + family.MAX_CHILDREN
 
 
 def test_another_pin_for_a_device_counts_only_where_nobody_nearer_names_one() -> None:

@@ -301,3 +301,25 @@ async def test_a_joiner_that_says_more_than_it_should_gets_nothing() -> None:
             await b.join(invitation, on_words=chatter)
         await anyio.sleep(5)
         assert len(channel.members()) == 1
+
+
+@in_virtual_time
+async def test_nobody_makes_another_a_member_by_showing_its_chain() -> None:
+    """Whoever has an invitation knows what anybody's chain says, and not how it signs."""
+    world = SimWorld(1)
+    async with world.device("a") as a, world.device("b") as b:
+        channel = await a.create_channel("family")
+        victim = "did:sim:victim"
+        certify = b.platform.certify
+
+        async def as_victim(did: str, body: bytes) -> bytes:
+            return await certify("did:sim:b", body)
+
+        with (
+            mock.patch.object(b, "did", mock.AsyncMock(return_value=victim)),
+            mock.patch.object(b.platform, "certify", as_victim),
+        ):
+            assert "does not hold" in await refused(b, await channel.invite())
+        await anyio.sleep(5)
+        assert [member.did for member in channel.members()] == [channel.me]
+        assert channel.foundation.identity.membership.direct == (channel.me,)

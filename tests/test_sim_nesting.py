@@ -12,6 +12,7 @@ import pytest
 from tests.sim.virtual import in_virtual_time
 from walyoff import Channel, Device, frames
 from walyoff.errors import InvitationError, LocalProtocolError, NotAMemberError
+from walyoff.kinship import MAX_ASKED
 from walyoff.testing.network import LAN, Link
 from walyoff.testing.world import SimWorld
 
@@ -284,6 +285,12 @@ async def test_a_device_outside_a_group_is_given_nothing_of_it() -> None:
         server._state.send(grant)
         await anyio.sleep(30)
         assert not h.has("alice0", "trap")
+        # Nor does it hold what it sends ahead of nothing.
+        await until(guest.peers)
+        session = guest.connections.session(other.me)
+        assert session is not None
+        session.send_frame(frames.Part(bytes(1000)))
+        await until(lambda: guest.connections.session(other.me) is not session)
 
 
 @in_virtual_time
@@ -308,3 +315,22 @@ async def test_a_device_that_leaves_a_person_leaves_its_groups_and_a_person_a_gr
             lambda: {m.did for m in club.members()} == {"did:sim:alice0", "did:sim:alice1"}
         )
         assert not h.has("bob0", "club")
+
+
+@in_virtual_time
+async def test_a_device_that_names_groups_without_end_is_asked_for_a_few() -> None:
+    async with houses() as h:
+        alice = await h.person("alice", 2)
+        other = h.channel("alice1", "alice")
+        await until(other.peers)
+        server = other.connections.servers()[0]
+        kinship = h.devices["alice0"].kinship
+        for n in range(50):
+            named = tuple(f"did:sim:group-{n}-{m}" for m in range(100))
+            server._state.send(frames.GroupsHeld(named))
+            await anyio.sleep(1)
+        assert 0 < len(kinship._asked) <= MAX_ASKED
+        # Others are asked at once, and what it made up is forgotten with it.
+        assert kinship.wanted(["did:sim:group-real"]) == ["did:sim:group-real"]
+        await alice.remove(other.me)
+        await until(lambda: not kinship._asked)

@@ -368,14 +368,17 @@ class Identity(Protocol):
         *,
         family: Mapping[str, Sequence[bytes]] | None = None,
         purpose: str = "any",
+        proof: tuple[bytes, bytes] | None = None,
     ) -> None:
         """Make a DID a member, given the block files of its own chain. Idempotent.
 
         An identity becomes one with the chains of those below it, by DID. With a purpose only
-        a "device" or only an "identity" does.
+        a "device" or only an "identity" does. A proof is a text and the signature of the DID's
+        control keys over it, which is checked before anything is written.
 
         Raises:
-            RemoteProtocolError: the chain is another's, or its keys are in doubt.
+            RemoteProtocolError: the chain is another's, its keys are in doubt, or the proof
+                does not hold.
             LocalProtocolError: it would stand under itself, or too deep, or is of the other
                 kind.
         """

@@ -319,12 +319,16 @@ async def _decide(
         log.info("a join was refused: %s", problem)
         return frames.JoinRefused(problem)
     identity = channel.foundation.identity
+    certificate = session.peer.certificate
     try:
         await identity.add_member(
-            request.did, request.files, family=family, purpose=issued.purpose
+            request.did,
+            request.files,
+            family=family,
+            purpose=issued.purpose,
+            # Anybody can show another one's chain: only its keys make it a member.
+            proof=(certificate.body(), session.peer.signature),
         )
-        certificate = session.peer.certificate
-        await identity.verify(request.did, certificate.body(), session.peer.signature)
     except RemoteProtocolError as error:
         log.warning("a join was refused: %s", error)
         return frames.JoinRefused("your device's chain or signature does not hold")

@@ -32,6 +32,8 @@ log = logging.getLogger("walyoff.device")
 
 #: What was asked for and did not come is asked for again, in seconds.
 ASK_AGAIN_S = 10.0
+#: Groups that one device is asked for at a time: it can name any number, and give none.
+MAX_ASKED = 16
 #: A grant waits while a session has more than this unsent.
 BACKLOG = 8 << 20
 
@@ -76,22 +78,28 @@ class Kinship:
         found = []
         for did in groups:
             if self._device.find_channel(did) is None and self._asked.get(did, now) <= now:
-                self._asked[did] = now + ASK_AGAIN_S
                 found.append(did)
         return found
+
+    def asks(self, did: str) -> None:
+        """Somebody is asked for a group."""
+        self._asked[did] = self._device.runtime.now() + ASK_AGAIN_S
+
+    def give_up(self, groups: Iterable[str]) -> None:
+        """Who was asked for these groups will not give them."""
+        for did in groups:
+            self._asked.pop(did, None)
 
     async def take_up(self, channel: Channel, granted: Granted) -> None:
         """Open a group that another device of a channel has handed over."""
         if self._device.find_channel(granted.channel) is not None:
             return
-        if granted.channel not in self._asked:
-            raise RemoteProtocolError("a group that nobody asked for")
         try:
             await self._device.take_group(granted, through=channel.did)
         except WalyoffError as error:
             log.warning("a group of %s was not taken up: %s", channel.name, error)
         else:
-            del self._asked[granted.channel]
+            self.give_up([granted.channel])
 
     # ------------------------------------------------------------------ leaving
 
@@ -135,12 +143,20 @@ class GroupDesk:
         self._channel = channel
         self._session = session
         self._parts = Parts()
+        #: What the other side was asked for and has not given.
+        self._wanted: set[str] = set()
         #: What the other side said it is in, and what was told to it.
         self._theirs: tuple[str, ...] = ()
         self._told: tuple[str, ...] = ()
 
     async def run(self) -> None:
         """Tell the other side what this device is in, and ask for what it is not in."""
+        try:
+            await self._run()
+        finally:
+            self._device.kinship.give_up(self._wanted)
+
+    async def _run(self) -> None:
         kinship = self._device.kinship
         while True:
             if self._channel.engine.trust.admits(self._session.did):
@@ -149,6 +165,10 @@ class GroupDesk:
                     self._told = groups
                     self._session.send_frame(frames.GroupsHeld(groups))
                 for did in kinship.wanted(self._theirs):
+                    if did not in self._wanted and len(self._wanted) >= MAX_ASKED:
+                        continue
+                    self._wanted.add(did)
+                    kinship.asks(did)
                     self._session.send_frame(frames.WantGroup(did))
             await kinship.news(ASK_AGAIN_S)
 
@@ -157,12 +177,20 @@ class GroupDesk:
         match frame:
             case frames.GroupsHeld(groups):
                 self._theirs = groups
+                gone = self._wanted.difference(groups)
+                self._wanted -= gone
+                self._device.kinship.give_up(gone)
                 self._device.kinship.wake()
             case frames.WantGroup(did):
                 await self._give(did)
             case frames.Part():
+                if not self._wanted:
+                    raise RemoteProtocolError("parts of what nobody asked for")
                 self._parts.add(frame)
             case frames.GroupGrant(did, grant):
+                if did not in self._wanted:
+                    raise RemoteProtocolError("a group that nobody asked for")
+                self._wanted.discard(did)
                 granted = Granted(
                     channel=did,
                     grant=self._parts.take(grant),
@@ -193,6 +221,10 @@ class GroupDesk:
         )
         for frame in grant_frames(grant):
             await self._session.drained(BACKLOG)
+            if did not in self._device.kinship.groups_of(self._channel, self._session.did):
+                # It left while it read: the end, which has the secrets, is not sent.
+                self._session.close()
+                return
             self._session.send_frame(frame)
 
 

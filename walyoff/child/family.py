@@ -175,9 +175,15 @@ class _Flattener:
         former: list[Path] = []
         level = [Path()]
         while level:
-            below = [child for path in level for child in self._below(path)]
-            former += [child for child in below if not child.current]
-            level = [child for child in below if child.current and self._take(child)]
+            below: list[Path] = []
+            # One by one: chains that name one another have far more paths than are looked at.
+            for child in (c for path in level for c in self._below(path)):
+                if not child.current:
+                    if len(former) < MAX_PATHS:
+                        former.append(child)
+                elif self._take(child):
+                    below.append(child)
+            level = below
         level = former
         while level:
             level = [c for p in level if self._take(p) for c in self._below(p)]
@@ -191,6 +197,9 @@ class _Flattener:
     def _below(self, path: Path) -> Iterator[Path]:
         """The members of what a path leads to."""
         parent = path.dids[-1] if path.dids else self._root
+        if self._paths == MAX_PATHS:
+            self._refuse(TOO_MANY, parent, "")
+            return
         members = self._read(parent, path.pin) or {}
         for place, member in enumerate(members.values()):
             if path.dids and place >= MAX_CHILDREN:

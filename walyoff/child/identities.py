@@ -158,13 +158,16 @@ class Identities:
         pin: bytes | None = None,
         family: dict[str, Sequence[bytes]] | None = None,
         purpose: str = "any",
+        proof: Sequence[bytes] | None = None,
     ) -> None:
         """Make a DID a member, given its chain; nothing happens if it is one.
 
-        An identity's chain comes with those below it.
+        An identity's chain comes with those below it. A proof is a text and the DID's
+        signature over it.
 
         Raises:
-            RemoteProtocolError: the chain is not that DID's, or its first keys are in doubt.
+            RemoteProtocolError: the chain is not that DID's, its first keys are in doubt, or
+                the proof does not hold.
             LocalProtocolError: only admins may invite, the newest keys are not here, or it
                 would stand under itself, or too deep, or is not what it was invited as.
             NotAMemberError: this device is none.
@@ -178,6 +181,8 @@ class Identities:
                 raise RemoteProtocolError(
                     "the DID's chain has several first keys", reason="ambiguous-keys"
                 )
+            if proof is not None and not self._signed(reading, *proof):
+                raise RemoteProtocolError("the DID did not sign", reason="bad_signature")
             kind = "identity" if reading.members else "device"
             if purpose not in ("any", kind):
                 raise LocalProtocolError(f"what joins is a {kind}: invite it as one")
@@ -276,13 +281,13 @@ class Identities:
             return "not_member"
         if not pin or not self._households.holds(did):
             return "not_pinned"
-        keys = self._read(did, pin).keys
-        if not keys:
+        if not self._read(did, pin).keys:
             return "not_pinned"
-        for key in reversed(keys):
-            if self._keyring.verify_compact(key, signature, data):
-                return None
-        return "bad_signature"
+        return None if self._signed(self._read(did, pin), data, signature) else "bad_signature"
+
+    def _signed(self, reading: Reading, data: bytes, signature: bytes) -> bool:
+        verify = self._keyring.verify_compact
+        return any(verify(key, signature, data) for key in reversed(reading.keys))
 
     def _own_pin(self, did: str) -> bytes:
         return pin_of(self._keyring.groups(did)[0].get_id())

@@ -264,9 +264,12 @@ class SimIdentity(SimGovernance):
         *,
         family: Mapping[str, Sequence[bytes]] | None = None,
         purpose: str = "any",
+        proof: tuple[bytes, bytes] | None = None,
     ) -> None:
         """See `walyoff.abc.Identity`."""
         await anyio.lowlevel.checkpoint()
+        if proof is not None and self._world.sign(did, proof[0]) != proof[1]:
+            raise RemoteProtocolError("the signature does not hold", reason="wrong-signature")
         if did.startswith(GROUP):
             await self._world.chain(self._device, f"{did}/identity").take(chain)
             await SimFamily(self._world, self._device, did).take_all(family or {})

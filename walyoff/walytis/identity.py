@@ -304,15 +304,18 @@ class WalytisIdentity(AsyncContextManagerMixin):
         *,
         family: Mapping[str, Sequence[bytes]] | None = None,
         purpose: str = "any",
+        proof: tuple[bytes, bytes] | None = None,
         pin: bytes | None = None,
     ) -> None:
         """Make a DID a member, given the block files of its own chain. Idempotent.
 
         With a pin the DID's first keys must be those; without, the chain must leave no
-        doubt about them. `family` are the chains below an identity, by DID.
+        doubt about them. `family` are the chains below an identity, by DID; `proof` is a text
+        and the DID's signature over it.
 
         Raises:
-            RemoteProtocolError: the chain is malformed, another's, or its keys are in doubt.
+            RemoteProtocolError: the chain is malformed, another's, its keys are in doubt, or
+                the proof does not hold.
             LocalProtocolError: it would stand under itself, or too deep.
         """
         args = {
@@ -322,6 +325,7 @@ class WalytisIdentity(AsyncContextManagerMixin):
             "pin": pin,
             "family": {kin: list(files) for kin, files in (family or {}).items()},
             "purpose": purpose,
+            "proof": None if proof is None else list(proof),
         }
         await self._child.call("group.add_member", args, timeout=SLOW_CALL)
         await self.refresh()
