@@ -605,3 +605,23 @@ def test_one_who_is_out_gets_nobody_in_and_no_keys(
         assert after.keys == before.keys
     assert C not in now
     assert now <= {m.did for m in before.members.values() if m.current}
+
+
+def test_a_renewal_by_replaced_keys_that_comes_first_does_not_hide_the_newer_ones(
+    three: Group,
+) -> None:
+    """A removed device writes its own renewal beside the person's; its name it can choose."""
+    before = three.tips()
+    for old, new, signer in ((K0, K1, f"{B} 2"), (K0, EVIL, B)):
+        claim = three.claim(B, "renew", pin=pin_of(new), parents=before)
+        value = {
+            "old_keys": old,
+            "new_keys": new,
+            "signature": base64.urlsafe_b64encode(sign(old, f"{old}--{new}".encode())).decode(),
+            "walyoff": claim.as_field(sign(own_key(signer), claim.body())),
+        }
+        three.put(["DidManager", "control_key"], json.dumps(value).encode(), before)
+    three.do(B, "join", D, signer=B, parents=before)
+    three.do(B, "leave", A, signer=B, parents=before)
+    assert three.read().keys == [K0, K1]
+    assert three.current() == {A, B, C}

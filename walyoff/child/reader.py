@@ -155,40 +155,44 @@ def read_identity(
         except _RefusedError as refused:
             chain.refused[refused.reason] += 1
             _log.debug("%s: block %s refused: %s", group, block.ref, refused.reason)
-    counting = _Pass(chain.nodes, _settle(chain.nodes), final=True).counting
-    nodes = _without_outdated(chain.nodes, counting, chain.refused)
+    nodes = _without_outdated(chain.nodes, chain.refused)
     final = _Pass(nodes, _settle(nodes), final=True)
     final.result.refused += chain.refused
     return final.result
 
 
-def _without_outdated(
-    nodes: Sequence[_Node], counting: int, refused: Counter[str]
-) -> list[_Node]:
+def _without_outdated(nodes: Sequence[_Node], refused: Counter[str]) -> Sequence[_Node]:
     """All acts, but those under keys that their actor has replaced since, as another act shows.
 
     A device that was removed from a person keeps the person's keys of then. What it writes in
     the person's name has no place among the ancestors of what the person writes with newer
-    keys; what the person wrote before has. Only acts that count show that keys are new:
+    keys; what the person wrote before has. Only what a member writes shows that keys are new:
     otherwise who was removed could renew its own, and so undo what it had done as a member.
+    It need not count: the removed device can write a renewal that comes before the person's.
     """
-    newer: dict[tuple[str, int], list[_Node]] = {}
+    acts: dict[str, list[_Node]] = {}
     for node in nodes:
-        if node.by is not None and node.generation and node.bit & counting:
-            newer.setdefault((node.by, node.generation), []).append(node)
-
-    def outdated(node: _Node) -> bool:
-        return any(
-            by == node.by and generation > node.generation and not node.bit & other.past
-            for (by, generation), others in newer.items()
-            for other in others
-        )
-
-    # The rules stand: without them the control keys alone would be enough again.
-    found = [n for n in nodes if n.act.kind == RULES or not n.generation or not outdated(n)]
-    if dropped := len(nodes) - len(found):
-        refused[OUTDATED] += dropped
-    return found
+        if node.by is not None and node.generation:
+            acts.setdefault(node.by, []).append(node)
+    renewed = [own for own in acts.values() if len({n.generation for n in own}) > 1]
+    if not renewed:
+        return nodes
+    everything = _Pass(nodes, _settle(nodes), final=True)
+    outdated = 0
+    for own in renewed:
+        # What is an ancestor of all acts with newer keys, and of those with these keys too.
+        common, following, generation = -1, -1, 0
+        for node in sorted(own, key=lambda n: -n.generation):
+            if node.generation != generation:
+                common, generation = following, node.generation
+            # The rules stand: without them the control keys alone would be enough again.
+            if not node.bit & common and node.act.kind != RULES:
+                outdated |= node.bit
+            if everything.is_by_member(node):
+                following &= node.past
+    if outdated:
+        refused[OUTDATED] += outdated.bit_count()
+    return [node for node in nodes if not node.bit & outdated]
 
 
 class _RefusedError(Exception):
@@ -355,8 +359,6 @@ class _Pass:
         self, nodes: Sequence[_Node], cutters: Sequence[_Node], *, final: bool = False
     ) -> None:
         self.result = Reading()
-        #: The bits of the acts that count.
-        self.counting = 0
         #: The leavings whose authors may remove.
         self.leavings: list[_Node] = []
         self._nodes = nodes
@@ -386,8 +388,6 @@ class _Pass:
                 self._take(node)
             except _RefusedError as refused:
                 self.result.refused[refused.reason] += 1
-            else:
-                self.counting |= node.bit
         self._conclude()
 
     # ---------------------------------------------------------------------- rules
@@ -441,6 +441,10 @@ class _Pass:
             and self._fits(joining, node)
             and not self._is_cut(joining, node)
         ]
+
+    def is_by_member(self, node: _Node) -> bool:
+        """True if the actor is a member in the view of its act, as the whole reading says."""
+        return bool(self._supports(node))
 
     def _check_right(self, node: _Node, *, managing: bool) -> bool:
         """Raise unless the act may be done; True if it needed an actor."""

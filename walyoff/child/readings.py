@@ -12,8 +12,13 @@ from collections.abc import Callable, Sequence
 from walyoff.child.acts import MAX_CONTENT, TOPICS, chain_of
 from walyoff.child.chainfiles import content_of
 from walyoff.child.chains import Chains
+from walyoff.child.family import MAX_DEPTH
 from walyoff.child.reader import IdentityBlock, Reading, Verify, read_identity
 from walyoff.errors import RemoteProtocolError
+
+#: Identities that act for one another in a row: each is a reading within a reading, and one who
+#: is a member in several families could make as many as Python's stack does not hold.
+MAX_ROW = 2 * MAX_DEPTH
 
 VerifyCompact = Callable[[str, bytes, bytes], bool]
 
@@ -86,7 +91,8 @@ class Readings:
             under_way[-1][1][chain] = 0
             return 0
         # Who stands above itself has no say: nothing would be the first to be believed.
-        if any(did == reading for reading, _ in under_way):
+        # Nor who stands under more than any family has.
+        if len(under_way) > MAX_ROW or any(did == reading for reading, _ in under_way):
             return 0
         keys = self.read(did, pin or None).keys
         return signed_by(keys, lambda key: self._verify_compact(key, signature, body))
