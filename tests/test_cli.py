@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from walyoff.cli import run
+from walyoff.cli import attachments, run
 from walyoff.cli.output import dump, encode_content, escape_line, escape_text
 
 WALYOFF = [sys.executable, "-m", "walyoff.cli"]
@@ -169,3 +169,9 @@ def test_since_is_a_position_an_age_or_a_time() -> None:
     for wrong in ("", "yesterday", "-5", "999999999d", "9" * 30, "2026-99-01", "١٧"):
         with pytest.raises(click.UsageError):
             parse_since(wrong, now)
+
+
+def test_how_far_a_file_is_can_be_read_on_a_terminal_and_in_a_line() -> None:
+    assert attachments.bar(0, 0) == f"[{'#' * 24}] 100% of 0 B"
+    assert attachments.bar(1500, 3000) == f"[{'#' * 12}{'.' * 12}]  50% of 3.0 kB"
+    assert "##" not in attachments.bar(1, 3000)

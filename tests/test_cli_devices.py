@@ -451,3 +451,35 @@ def test_an_identity_is_a_member_of_another_one(tmp_path: Path) -> None:
     assert message["path"] == [me["me"], me["channel"], team["channel"]]
     shown = walyoff("log", "team", *home(tmp_path)).stdout.decode()
     assert f"you     of …{me['channel'][-6:]}  hello" in shown
+
+
+def test_a_message_is_forgotten_when_all_agree_and_not_before(pair: Pair) -> None:
+    (sent,) = objects("send", "family", "a secret to forget", "--no-wait", *home(pair.alice))
+    with running("listen", "family", "--timeout", "100", *home(pair.alice)):
+        with running(
+            "listen", "family", "--cursor", "forget", "--json", *home(pair.bob)
+        ) as bob:
+            while bob.json().get("content") != "a secret to forget":
+                pass
+            bob.end(signal.SIGINT)
+    asked = ("forget", "family", sent["id"][:16], "--reason", "too much", "--timeout", "0")
+    (status,) = objects(*asked, *home(pair.alice))
+    assert (status["state"], status["erased_here"]) == ("open", False)
+    assert [word["member"] for word in status["agreed"]] == [pair.alice_did]
+    assert status["waiting"] == [pair.bob_did]
+    with running("listen", "family", "--timeout", "100", *home(pair.alice)):
+        (request,) = objects("forget", "family", *home(pair.bob))
+        assert (request["id"], request["reason"]) == (sent["id"], "too much")
+        answer = ("forget", "family", sent["id"], "--timeout", "20")
+        (refused,) = objects(*answer, "--refuse", *home(pair.bob))
+        assert [word["member"] for word in refused["refused"]] == [pair.bob_did]
+        (agreed,) = objects(*answer, "--approve", *home(pair.bob))
+    assert (agreed["state"], agreed["erased_here"], agreed["not_yet"]) == (
+        "forgotten",
+        True,
+        [],
+    )
+    for path in (pair.alice, pair.bob):
+        (shown,) = [m for m in objects("log", "family", *home(path)) if m["id"] == sent["id"]]
+        assert shown["content"] is None
+    assert "give at least 8" in failure(walyoff("forget", "family", "1234", *home(pair.bob)))

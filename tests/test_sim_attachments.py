@@ -236,6 +236,17 @@ async def test_the_policy_decides_what_is_fetched() -> None:
 
 
 @in_virtual_time
+async def test_the_policy_is_the_same_after_a_restart() -> None:
+    world = SimWorld(1)
+    policy = AttachmentPolicy(fetch=Fetching.SMALL, small=MIB, quota=5 * MIB)
+    async with world.device("a") as device:
+        channel = await device.create_channel("family")
+        await channel.set_attachment_policy(policy)
+    async with world.device("a") as device:
+        assert device.channel("family").attachment_policy == policy
+
+
+@in_virtual_time
 async def test_the_quota_is_kept_and_told() -> None:
     async with group(2) as g:
         a, b = g.channels
