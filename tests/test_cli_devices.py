@@ -455,13 +455,13 @@ def test_an_identity_is_a_member_of_another_one(tmp_path: Path) -> None:
 
 def test_a_message_is_forgotten_when_all_agree_and_not_before(pair: Pair) -> None:
     (sent,) = objects("send", "family", "a secret to forget", "--no-wait", *home(pair.alice))
-    with running("listen", "family", "--timeout", "100", *home(pair.alice)):
-        with running(
-            "listen", "family", "--cursor", "forget", "--json", *home(pair.bob)
-        ) as bob:
-            while bob.json().get("content") != "a secret to forget":
-                pass
-            bob.end(signal.SIGINT)
+    with (
+        running("listen", "family", "--timeout", "100", *home(pair.alice)),
+        running("listen", "family", "--cursor", "f", "--json", *home(pair.bob)) as bob,
+    ):
+        while bob.json().get("content") != "a secret to forget":
+            pass
+        bob.end(signal.SIGINT)
     asked = ("forget", "family", sent["id"][:16], "--reason", "too much", "--timeout", "0")
     (status,) = objects(*asked, *home(pair.alice))
     assert (status["state"], status["erased_here"]) == ("open", False)
