@@ -10,8 +10,10 @@ import pytest
 from tests.sim.virtual import in_virtual_time, read
 from walyoff import Channel, Device, frames
 from walyoff.errors import InvitationError, TransportError
+from walyoff.granting import Parts
 from walyoff.invitations import grouped
 from walyoff.inviting import Joiner
+from walyoff.issued import MAX_JOIN_SESSIONS
 from walyoff.joining import CONFIRM_TIMEOUT, MAX_ASKED
 from walyoff.session import peer
 from walyoff.testing.world import SimWorld
@@ -323,3 +325,54 @@ async def test_nobody_makes_another_a_member_by_showing_its_chain() -> None:
         await anyio.sleep(5)
         assert [member.did for member in channel.members()] == [channel.me]
         assert channel.foundation.identity.membership.direct == (channel.me,)
+
+
+@in_virtual_time
+async def test_who_holds_an_invitation_makes_the_inviter_hold_little() -> None:
+    """Also a spent one: it is found for a month, to give a clear answer."""
+    world = SimWorld(1)
+    async with world.device("a") as a, world.device("b") as b, world.device("c") as c:
+        channel = await a.create_channel("family")
+        good, spent = await channel.invite(uses=None), await channel.invite()
+        await channel.revoke(spent)
+        held: list[int] = []
+        taking = Parts.add
+
+        def add(parts: Parts, part: frames.Part) -> None:
+            taking(parts, part)
+            held.append(a.invitations._held.total())
+
+        sessions: list[peer.Session] = []
+
+        async def silent(*args: object, **kwargs: object) -> peer.Session:
+            """Sends parts, and then nothing for a while."""
+            session = await peer.dial(*args, **kwargs)  # type: ignore[arg-type]
+            sessions.append(session)
+            async with session.run():
+                for _ in range(3):
+                    session.send_frame(frames.Part(bytes(1 << 20)))
+                await anyio.sleep(10)
+            raise TransportError("enough")
+
+        async def attack(invitation: str) -> None:
+            with pytest.raises((TransportError, InvitationError)):
+                await b.join(invitation)
+
+        with (
+            mock.patch.object(Parts, "add", add),
+            mock.patch("walyoff.joining.dial", silent),
+            mock.patch("walyoff.issued.MAX_JOIN_BYTES", 8 << 20),
+        ):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(attack, spent)
+            assert not held
+            async with anyio.create_task_group() as tasks:
+                for _ in range(MAX_JOIN_SESSIONS + 5):
+                    tasks.start_soon(attack, good)
+            assert 6 << 20 < max(held) <= 8 << 20
+        await anyio.sleep(70)
+        # All of it is given back.
+        await c.join(good)
+        assert not +a.invitations._held
+        assert not +a.invitations._sessions

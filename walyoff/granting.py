@@ -6,7 +6,7 @@ long value goes ahead in `Part` frames, and the frame that it belongs to has the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,14 +37,16 @@ Grant = TypeVar("Grant", frames.JoinGrant, frames.GroupGrant)
 class Parts:
     """Collects the parts of one value. What they are is not printed: they hold secrets."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_room: Callable[[int], bool] = lambda size: True) -> None:
+        """`has_room` is asked for the bytes of each part."""
+        self._has_room = has_room
         self._parts: list[bytes] = []
         self._size = 0
 
     def add(self, part: frames.Part) -> None:
         """One more part. Raises RemoteProtocolError when there are too many."""
         self._size += len(part.data)
-        if self._size > MAX_WHOLE:
+        if self._size > MAX_WHOLE or not self._has_room(len(part.data)):
             raise RemoteProtocolError(f"parts of more than {MAX_WHOLE} bytes", reason="size")
         self._parts.append(part.data)
 

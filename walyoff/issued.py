@@ -9,7 +9,9 @@ removed since is good for nothing any more: whoever was removed still knows the 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +35,9 @@ MAX_USES = 1024
 MAX_DID = 256
 #: A thousand DIDs, and the rest.
 MAX_SIZE = 512 * 1024
+#: Join sessions of one invitation at a time, and what they may hold together: one large family.
+MAX_JOIN_SESSIONS = 16
+MAX_JOIN_BYTES = 56 << 20
 _PREFIX = "invitation/"
 
 State = Literal["open", "used", "expired", "revoked"]
@@ -200,6 +205,35 @@ class InvitationBook:
         self.confirms: dict[str, Confirm] = {}
         #: Questions that wait for a person.
         self.asked = 0
+        #: Join sessions of now, and what they hold in bytes, by invitation.
+        self._sessions: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def room(self, invitation_id: str) -> Iterator[Callable[[int], bool] | None]:
+        """Room for one join session: takes bytes, if there are any left; None if there is none.
+
+        Whoever has an invitation, also a spent one, is in the way of that invitation alone.
+        """
+        taken = 0
+
+        def take(size: int) -> bool:
+            nonlocal taken
+            if self._held[invitation_id] + size > MAX_JOIN_BYTES:
+                return False
+            self._held[invitation_id] += size
+            taken += size
+            return True
+
+        if self._sessions[invitation_id] >= MAX_JOIN_SESSIONS:
+            yield None
+            return
+        self._sessions[invitation_id] += 1
+        try:
+            yield take
+        finally:
+            self._sessions[invitation_id] -= 1
+            self._held[invitation_id] -= taken
 
     def now(self) -> float:
         """Seconds since 1970."""

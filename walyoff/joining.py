@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ from walyoff.granting import (
     in_parts,
     make_grant,
 )
-from walyoff.invitations import EXPIRED, Invitation, parse
+from walyoff.invitations import EXPIRED, Invitation, Purpose, parse
 from walyoff.inviting import Joiner
 from walyoff.issued import Issued
 from walyoff.records import device_id
@@ -58,6 +58,8 @@ JOIN_TIMEOUT = 60.0
 CONFIRM_TIMEOUT = 300.0
 #: Questions that wait at a time: a thief of an invitation could ask without end.
 MAX_ASKED = 8
+#: Seconds for one who is sent away to hear why.
+TELL_S = 3.0
 #: The joiner's own certificate lives for this session only.
 CERTIFICATE_MS = 3600 * 1000
 
@@ -115,7 +117,7 @@ async def request_join(
             if on_words is not None:
                 await on_words(await _words(device, session))
             try:
-                answer, ahead = await _next(session)
+                answer, ahead = await _next(session, Parts())
             except anyio.BrokenResourceError:
                 answer = None
     if answer is None:
@@ -201,10 +203,29 @@ async def grant_join(
     device: Device, channel: Channel, issued: Issued, session: Session
 ) -> None:
     """The inviter's side: serve one join session."""
+    with device.invitations.room(issued.invitation_id) as has_room:
+        if has_room is not None:
+            await _serve_join(device, channel, issued, session, has_room)
+            return
+    async with session.run():
+        session.dismiss(frames.JoinRefused("many join at this moment: try again in a minute"))
+        with anyio.move_on_after(TELL_S), suppress(anyio.BrokenResourceError):
+            await _next(session)
+
+
+async def _serve_join(
+    device: Device,
+    channel: Channel,
+    issued: Issued,
+    session: Session,
+    has_room: Callable[[int], bool],
+) -> None:
     limit = JOIN_TIMEOUT + (CONFIRM_TIMEOUT if issued.confirm else 0.0)
+    # Of those who are refused in any case nothing is kept.
+    hopeless = _problem(device, channel, issued, session.did) is not None
     async with session.run():
         with anyio.move_on_after(limit):
-            request, ahead = await _next(session)
+            request, ahead = await _next(session, None if hopeless else Parts(has_room))
             if not isinstance(request, frames.JoinRequest) or request.did != session.did:
                 raise RemoteProtocolError("a join session begins with a join request")
             told = ahead.take()
@@ -276,13 +297,16 @@ async def _confirmed(device: Device, issued: Issued, joiner: Joiner, left: anyio
     return "" if yes else "the inviting side did not confirm it"
 
 
-def _problem(device: Device, channel: Channel, issued: Issued, joiner: Joiner) -> str | None:
+def _problem(
+    device: Device, channel: Channel, issued: Issued, did: str, kind: Purpose | None = None
+) -> str | None:
+    """Why a DID may not use an invitation now; without a kind, whatever it is."""
     membership = channel.foundation.identity.membership
     left = {ended.link for ended in membership.ended}
     return issued.problem(
-        joiner.did,
+        did,
         device.invitations.now(),
-        kind=joiner.kind,
+        kind=issued.purpose if kind is None else kind,
         removed={
             user
             for user in issued.used_by
@@ -304,7 +328,7 @@ async def _decide(
     book = device.invitations
     issued = book.get(joiner.invitation_id)
     assert issued is not None, "the handshake found it, and none is forgotten while we run"
-    problem = _problem(device, channel, issued, joiner)
+    problem = _problem(device, channel, issued, joiner.did, joiner.kind)
     if problem is None and issued.confirm:
         problem = await _confirmed(device, issued, joiner, left)
     if not problem:
@@ -312,7 +336,7 @@ async def _decide(
             # Bound to this DID before anything else: of two that come at once, one gets it.
             # And somebody may have revoked it meanwhile.
             issued = book.get(joiner.invitation_id) or issued
-            problem = _problem(device, channel, issued, joiner)
+            problem = _problem(device, channel, issued, joiner.did, joiner.kind)
             if problem is None:
                 await book.keep(issued.used(request.did))
     if problem:
@@ -342,10 +366,16 @@ async def _decide(
     return grant
 
 
-async def _next(session: Session) -> tuple[frames.Frame | None, Parts]:
-    """The next frame, or None if the other side ended the session; and its parts."""
-    ahead = Parts()
+async def _next(
+    session: Session, parts: Parts | None = None
+) -> tuple[frames.Frame | None, Parts]:
+    """The next frame, or None if the other side ended the session; and its parts.
+
+    They are dropped if there is nothing to keep them in.
+    """
+    ahead = Parts() if parts is None else parts
     async with aclosing(session.frames()) as incoming:
         while isinstance(frame := await anext(incoming, None), frames.Part):
-            ahead.add(frame)
+            if parts is not None:
+                ahead.add(frame)
     return frame, ahead
