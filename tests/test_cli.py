@@ -10,12 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
 
 from walyoff.cli import attachments, run
 from walyoff.cli.output import dump, encode_content, escape_line, escape_text
+from walyoff.engine.attachments import AttachmentState
 
 WALYOFF = [sys.executable, "-m", "walyoff.cli"]
 BOUND_S = 60
@@ -175,3 +178,13 @@ def test_how_far_a_file_is_can_be_read_on_a_terminal_and_in_a_line() -> None:
     assert attachments.bar(0, 0) == f"[{'#' * 24}] 100% of 0 B"
     assert attachments.bar(1500, 3000) == f"[{'#' * 12}{'.' * 12}]  50% of 3.0 kB"
     assert "##" not in attachments.bar(1, 3000)
+
+
+def test_a_line_of_the_attachments_names_the_device_and_the_people_above_it() -> None:
+    device, person, channel = (f"did:walytisidentities:{name * 6}" for name in "abc")
+    message: Any = SimpleNamespace(
+        id=bytes(32), author=device, path=(device, person, channel), time=datetime.now(UTC)
+    )
+    file: Any = SimpleNamespace(state=AttachmentState.HELD, held=3, size=3, name="photo.jpg")
+    assert "  …aaaaaa of …bbbbbb  " in attachments._line(message, file, channel)
+    assert "  you     of …bbbbbb  " in attachments._line(message, file, device)

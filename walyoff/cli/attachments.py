@@ -74,7 +74,7 @@ def _line(message: Message, attachment: Attachment, me: str) -> str:
         state += f" {100 * attachment.held // attachment.size}%"
     return (
         f"{message.id.hex()[:SHOWN_ID]}  {clock(message.time)}  "
-        f"{name_of(message.author, me)}  {size_text(attachment.size):>9}  {state:<13}  "
+        f"{name_of(message.path, me)}  {size_text(attachment.size):>9}  {state:<13}  "
         f"{escape_line(attachment.name)}"
     )
 
