@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from nacl import pwhash
 import walyoff
 from walyoff.abc import NewBatch, StoredContent
 from walyoff.errors import RemoteProtocolError, StoreError, WalyoffError
-from walyoff.incarnations import note_written
+from walyoff.incarnations import check_current, note_exported, note_written
 from walyoff.moving import archive, homes, parts
 from walyoff.moving.archive import BACKUP, EXPORT, ArchiveReader, ArchiveWriter, check_path
 from walyoff.stores import SqliteStore, keyfile, open_store
@@ -162,6 +163,55 @@ async def test_an_export_with_its_log_has_everything(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="passphrase"):
             async with open_store(new, passphrase=wrong):
                 pass
+
+
+@pytest.mark.anyio
+async def test_an_export_goes_to_a_file_system_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As FAT, which the stick that carries it has mostly."""
+    async with store_with_log(tmp_path / "old"):
+        pass
+
+    def no_links(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    file = tmp_path / "file"
+    await walyoff.export_device(tmp_path / "old", file, file_passphrase=SECRET, with_log=True)
+    await walyoff.import_device(file, tmp_path / "new", file_passphrase=SECRET)
+    assert set(os.listdir(tmp_path)) == {"old", "new", "file"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["no space", "cancelled"])
+async def test_an_export_that_gets_no_file_leaves_the_device_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    async with store_with_log(tmp_path / "old"):
+        pass
+    file = tmp_path / "file"
+    async with anyio.create_task_group() as tasks:
+
+        def no_space(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        async def note_and_be_cancelled(store: SqliteStore, now_ms: int) -> None:
+            await note_exported(store, now_ms)
+            tasks.cancel_scope.cancel()
+            await anyio.lowlevel.checkpoint()
+
+        if how == "no space":
+            monkeypatch.setattr(homes, "give_name", no_space)
+        else:
+            monkeypatch.setattr(homes, "note_exported", note_and_be_cancelled)
+        with pytest.raises(StoreError, match="No space"):
+            await walyoff.export_device(
+                tmp_path / "old", file, file_passphrase=SECRET, with_log=True
+            )
+    assert os.listdir(tmp_path) == ["old"]
+    async with open_store(tmp_path / "old") as store:
+        await check_current(store)
 
 
 @pytest.mark.anyio

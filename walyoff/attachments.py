@@ -22,7 +22,7 @@ from walyoff.chunkstore import WISH_FETCH
 from walyoff.engine.attachments import AttachmentState
 from walyoff.errors import LocalProtocolError, StoreError
 from walyoff.manifest import Manifest
-from walyoff.stores.home import sync_folder, write_all
+from walyoff.stores.home import give_name, sync_folder, write_all
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
@@ -249,18 +249,10 @@ def _target(path: Path, name: str, *, overwrite: bool) -> Path:
 
 def _give_name(temporary: Path, target: Path, *, overwrite: bool) -> None:
     """Give a complete file its name; without `overwrite` only if nobody has it."""
-    if overwrite:
-        temporary.replace(target)
-    else:
-        try:
-            target.hardlink_to(temporary)
-        except FileExistsError:
-            raise
-        except OSError:
-            # File systems without links, such as FAT.
-            if os.path.lexists(target):
-                raise FileExistsError(17, os.strerror(17), str(target)) from None
-            temporary.rename(target)
+    if not overwrite:
+        give_name(temporary, target)
+        return
+    temporary.replace(target)
     sync_folder(target.parent)
 
 

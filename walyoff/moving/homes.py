@@ -12,7 +12,7 @@ import secrets
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,13 @@ from walyoff.moving import parts
 from walyoff.moving.archive import BACKUP, EXPORT, ArchiveReader, ArchiveWriter
 from walyoff.runtime import REAL, Runtime
 from walyoff.stores import keyfile, open_store
-from walyoff.stores.home import HomeLock, make_private_folder, open_private, sync_folder
+from walyoff.stores.home import (
+    HomeLock,
+    give_name,
+    make_private_folder,
+    open_private,
+    sync_folder,
+)
 from walyoff.stores.vault import Vault
 
 if TYPE_CHECKING:
@@ -114,6 +120,9 @@ async def export_device(
             _publish(temporary, file)
         except BaseException:
             temporary.unlink(missing_ok=True)
+            # There is no file for it to live in: it stays the device.
+            with anyio.CancelScope(shield=True), suppress(StoreError):
+                await incarnations.undo_export(store)
             raise
 
 
@@ -286,10 +295,7 @@ def _write(
 
 def _publish(temporary: Path, file: Path) -> None:
     with _errors(file):
-        # A link fails if somebody made the file meanwhile; a rename would replace it.
-        os.link(temporary, file)
-        temporary.unlink()
-        sync_folder(file.parent)
+        give_name(temporary, file)
 
 
 async def _unpack(

@@ -62,6 +62,26 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def give_name(temporary: Path, target: Path) -> None:
+    """Give a complete file the name that it is to have, if nobody has it; durable then.
+
+    Raises:
+        FileExistsError: somebody has the name; nothing was changed.
+        OSError: it may not be done.
+    """
+    try:
+        target.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:
+        # File systems without links, such as FAT.
+        if os.path.lexists(target):
+            raise FileExistsError(17, os.strerror(17), str(target)) from None
+        temporary.rename(target)
+    temporary.unlink(missing_ok=True)
+    sync_folder(target.parent)
+
+
 class HomeLock:
     """The ownership of a home, from its making to `release`."""
 
