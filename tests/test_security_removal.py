@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import anyio
 import pytest
@@ -20,6 +21,7 @@ from walyoff.engine.removals import BAR_S, Statement, parse_statement
 from walyoff.epochs import Epoch, open_anchor
 from walyoff.errors import CipherError, LocalProtocolError, NotAMemberError
 from walyoff.records import KIND_MESSAGE, KIND_REMOVAL, MAX_TIME_MS, Record, device_id
+from walyoff.session import peer
 from walyoff.testing.network import Link
 
 SOON = 30.0
@@ -412,3 +414,34 @@ def make_world(loss: float) -> Callable[[], Awaitable[None]]:
 @pytest.mark.parametrize("loss", [0.0, 0.3, 0.6])
 def test_two_who_remove_the_same_one_at_once_converge(loss: float) -> None:
     run("asyncio", make_world(loss))
+
+
+@in_virtual_time
+async def test_who_leaves_in_the_middle_of_a_handshake_gets_no_session() -> None:
+    async with group(3) as g:
+        a, _, c = g.channels
+        await until(lambda: a.connections.session(c.me) is not None)
+        held = a.connections.session(c.me)
+        assert held is not None
+        served: list[str] = []
+
+        def gone(step: Callable[..., Awaitable[peer.Session]]) -> Any:
+            async def shake(*args: Any, **kwargs: Any) -> peer.Session:
+                session = await step(*args, **kwargs)
+                if kwargs["runtime"] is a.engine.runtime and session.did == c.me:
+                    # The certificate was judged before.
+                    a.engine.trust.barred.add(c.me)
+                    served.append(session.name)
+                return session
+
+            return shake
+
+        with (
+            mock.patch("walyoff.accepting.answer", gone(peer.answer)),
+            mock.patch("walyoff.node.dial", gone(peer.dial)),
+        ):
+            held.close()
+            await until(lambda: bool(served))
+            for _ in range(100):
+                await anyio.sleep(0.05)
+                assert a.connections.session(c.me) in {None, held}

@@ -124,6 +124,10 @@ class Connections:
         if self._engine.trust.superseded(session.peer.certificate):
             await self._tell(session)
             return
+        if not self._engine.trust.admits(session.did):
+            # It left in the middle of the handshake: nobody would look again.
+            async with session.run():
+                return
         if session.did == self._engine.me:
             # Another copy of this device; whoever of them counts has told the other one.
             async with session.run():
