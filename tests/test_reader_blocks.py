@@ -332,3 +332,28 @@ def test_three_thousand_blocks_in_a_row_need_no_recursion() -> None:
         blocks[last.cid] = last
     assert len(causal_order(blocks)) == 3_005
     assert causal_order(blocks)[-1].cid == last.cid
+
+
+def test_a_disk_that_was_full_costs_no_position(
+    chain: tuple[Birth, ChainFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    born, files = chain
+    one = add(files, born.child(b"one"))
+    data = born.child(b"two", one)
+    two = decode_block(data)
+    files.write_block(two, data)
+
+    def full(descriptor: int) -> None:
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - 20)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", full)
+        with pytest.raises(OSError, match="No space"):
+            files.admit(two)
+    three = add(files, born.child(b"three", two))
+    placed = [(position, entry.cid) for position, entry in files.after(0, 100)]
+    assert [cid for _, cid in placed] == [one.cid, two.cid, three.cid]
+    again = ChainFiles(born.chain, tmp_path / "chain", tmp_path / "positions")
+    again.load()
+    assert [(position, entry.cid) for position, entry in again.after(0, 100)] == placed

@@ -162,7 +162,8 @@ class ChainFiles(ChainDag):
             if block.cid in self._entries:
                 return None
             self._remember(block)
-            self._append_positions([block.cid])
+            self._unplaced.append(block.cid)
+            self._place()
             return self._position[block.cid]
 
     def add_closed(
@@ -212,8 +213,7 @@ class ChainFiles(ChainDag):
                     append_index(self.folder, born, sync=False)
                 if self._unplaced:
                     self._pack.flush()
-                    self._append_positions(self._unplaced)
-                    self._unplaced.clear()
+                    self._place()
         return added
 
     def move(self, folder: Path) -> None:
@@ -310,10 +310,20 @@ class ChainFiles(ChainDag):
 
     # ---------------------------------------------------------------- positions
 
+    def _place(self) -> None:
+        """Give positions to what was added; what fails is done by the next call."""
+        self._append_positions(self._unplaced)
+        self._unplaced.clear()
+
     def _append_positions(self, cids: Sequence[str]) -> None:
-        fd = os.open(self._positions_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        fd = os.open(self._positions_path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.write(fd, "".join(f"{cid}\n" for cid in cids).encode())
+            # Over a torn end, if an earlier write failed half way.
+            end = len(self._order) * POSITION_LINE
+            os.ftruncate(fd, end)
+            with open(fd, "wb", closefd=False) as file:
+                file.seek(end)
+                file.write("".join(f"{cid}\n" for cid in cids).encode())
             os.fdatasync(fd)
         finally:
             os.close(fd)
