@@ -363,6 +363,19 @@ async def test_what_expires_on_a_full_disk_is_forgotten_when_there_is_room() -> 
 
 
 @in_virtual_time
+async def test_who_leaves_and_erases_keeps_no_word_of_what_was_asked() -> None:
+    async with group(2) as g:
+        a, b = g.channels
+        message = await told(g)
+        await a.forget(message, reason="a mistake")
+        await request(b)
+        values = g.world.disk("b").values
+        assert [key for key in values if key.startswith("consent")]
+        await b.leave(erase=True)
+        assert not [key for key in values if key.startswith("consent")]
+
+
+@in_virtual_time
 async def test_clocks_that_differ_make_it_sooner_never_later() -> None:
     """A device whose clock is behind sends for an hour: the others count from now at most."""
     async with group(2) as g:

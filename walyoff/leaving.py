@@ -77,6 +77,9 @@ async def _forget(device: Device, did: str, *, erase: bool, written: int) -> Non
     await device.invitations.forget(did)
     if erase:
         await store.erase(did)
+        # What was said about forgetting names members and messages.
+        gone[f"consents/{did}"] = None
+        gone.update(dict.fromkeys(await store.keys(f"consent/{did}/")))
         if written:
             gone[resume_key(did)] = written.to_bytes(8, "big")
     gone[f"{_PREFIX}{did}"] = None
