@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
+from unittest import mock
 
 import anyio
 import pytest
 
 from tests.sim.virtual import in_virtual_time
-from walyoff import Channel, Device, frames
+from walyoff import Channel, Device, frames, granting
 from walyoff.errors import InvitationError, LocalProtocolError, NotAMemberError
 from walyoff.kinship import MAX_ASKED
 from walyoff.testing.network import LAN, Link
@@ -324,13 +326,33 @@ async def test_a_device_that_names_groups_without_end_is_asked_for_a_few() -> No
         other = h.channel("alice1", "alice")
         await until(other.peers)
         server = other.connections.servers()[0]
-        kinship = h.devices["alice0"].kinship
+        asking = h.devices["alice0"].kinship
         for n in range(50):
             named = tuple(f"did:sim:group-{n}-{m}" for m in range(100))
             server._state.send(frames.GroupsHeld(named))
             await anyio.sleep(1)
-        assert 0 < len(kinship._asked) <= MAX_ASKED
+        assert 0 < len(asking._asked) <= MAX_ASKED
         # Others are asked at once, and what it made up is forgotten with it.
-        assert kinship.wanted(["did:sim:group-real"]) == ["did:sim:group-real"]
+        assert asking.wanted(["did:sim:group-real"]) == ["did:sim:group-real"]
         await alice.remove(other.me)
-        await until(lambda: not kinship._asked)
+        await until(lambda: not asking._asked)
+
+
+@in_virtual_time
+async def test_a_slow_device_that_is_asked_twice_keeps_its_session() -> None:
+    make = granting.make_grant
+
+    async def slowly(*args: Any) -> frames.JoinGrant:
+        await anyio.sleep(25)
+        return await make(*args)
+
+    async with houses() as h:
+        await h.group("club", {"alice": 1, "bob": 1})
+        new = await h.device("bob1")
+        with mock.patch("walyoff.kinship.make_grant", slowly):
+            own = await new.join(await h.channel("bob0", "bob").invite())
+            await until(own.peers)
+            session = own.connections.session("did:sim:bob0")
+            await until(lambda: h.has("bob1", "club"))
+            await anyio.sleep(90)
+            assert own.connections.session("did:sim:bob0") is session is not None

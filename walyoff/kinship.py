@@ -143,8 +143,9 @@ class GroupDesk:
         self._channel = channel
         self._session = session
         self._parts = Parts()
-        #: What the other side was asked for and has not given.
-        self._wanted: set[str] = set()
+        #: What the other side was asked for and has not given, and how often: a slow one is
+        #: asked again, and answers each time.
+        self._wanted: dict[str, int] = {}
         #: What the other side said it is in, and what was told to it.
         self._theirs: tuple[str, ...] = ()
         self._told: tuple[str, ...] = ()
@@ -167,7 +168,7 @@ class GroupDesk:
                 for did in kinship.wanted(self._theirs):
                     if did not in self._wanted and len(self._wanted) >= MAX_ASKED:
                         continue
-                    self._wanted.add(did)
+                    self._wanted[did] = self._wanted.get(did, 0) + 1
                     kinship.asks(did)
                     self._session.send_frame(frames.WantGroup(did))
             await kinship.news(ASK_AGAIN_S)
@@ -177,8 +178,9 @@ class GroupDesk:
         match frame:
             case frames.GroupsHeld(groups):
                 self._theirs = groups
-                gone = self._wanted.difference(groups)
-                self._wanted -= gone
+                gone = self._wanted.keys() - set(groups)
+                for did in gone:
+                    del self._wanted[did]
                 self._device.kinship.give_up(gone)
                 self._device.kinship.wake()
             case frames.WantGroup(did):
@@ -190,7 +192,9 @@ class GroupDesk:
             case frames.GroupGrant(did, grant):
                 if did not in self._wanted:
                     raise RemoteProtocolError("a group that nobody asked for")
-                self._wanted.discard(did)
+                self._wanted[did] -= 1
+                if not self._wanted[did]:
+                    del self._wanted[did]
                 granted = Granted(
                     channel=did,
                     grant=self._parts.take(grant),
