@@ -13,8 +13,9 @@ EXTRAS ?= dev
 TESTS ?= tests
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
-# Tests wait for other processes most of the time: files of them run side by side.
-WORKERS ?= auto
+# Tests wait for other processes most of the time: files of them run side by side, three on two
+# processors.
+WORKERS ?= 3
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.walyoff-installed
@@ -31,7 +32,7 @@ demo: $(STAMP)
 # any size, which takes minutes for a megabyte.
 test: $(STAMP)
 	env -u CI -u BUILD_NUMBER PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest \
-		-p xdist.plugin -n $(WORKERS) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS) $(TESTS)
+		-p xdist.plugin -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

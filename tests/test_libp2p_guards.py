@@ -42,7 +42,7 @@ class Echo:
         self.accepted: list[socket.socket] = []
         self.node: Any = None
 
-    def accept(self, sock: socket.socket) -> None:
+    def accept(self, sock: socket.socket, _source: str) -> None:
         self.accepted.append(sock)
 
     async def stream(self, other: Echo) -> Any:
@@ -336,7 +336,7 @@ from pathlib import Path
 from walyoff_transports import libp2p_node as n
 async def main():
     settings = n.Settings(state_dir=Path(sys.argv[1]))
-    async with n.run_node(settings, lambda sock: kept.append(sock)) as node:
+    async with n.run_node(settings, lambda sock, source: kept.append(sock)) as node:
         await node.listen(True)
         print(node.addresses[0], node.peer_id, flush=True)
         await trio.sleep(60)

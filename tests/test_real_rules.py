@@ -60,7 +60,8 @@ def test_rules_roles_renewal_and_leaving_on_every_device(world: World) -> None:
 
     # An admin names another one.
     a.call("make_admin", did=two)
-    eventually(lambda: governance(c)["members"][two] == "admin", 30)
+    for device in (b, c):
+        eventually(lambda d=device: governance(d)["members"][two] == "admin", 30)  # type: ignore[misc]
     b.call("invite")
 
     # Control keys are renewed while messages flow and one device is away.

@@ -25,7 +25,7 @@ def forged(device: Device, channel: Channel, member: str, addresses: list[str]) 
 
 
 @in_virtual_time
-async def test_a_newcomer_is_let_in_soon_after_the_others_hear_of_it() -> None:
+async def test_a_newcomer_is_let_in_also_while_its_inviter_reaches_nobody() -> None:
     world = SimWorld(3)
     async with world.device("a") as a, world.device("b") as b, world.device("c") as c:
         inviting = await a.create_channel("family")
@@ -44,14 +44,10 @@ async def test_a_newcomer_is_let_in_soon_after_the_others_hear_of_it() -> None:
         c.connect_stream = counted  # type: ignore[method-assign]
         # Long enough that every back-off has grown.
         await anyio.sleep(200)
-        assert newer.me not in {member.did for member in older.members()}
-        assert older.peers() == []
-        assert 5 < dialled < 40, "refused, and not asking all the time"
-        world.network.repair()
-        while newer.me not in {member.did for member in older.members()}:
-            await older.changed()
-        with anyio.fail_after(3):
-            await older.wait_peer(newer.me)
+        # It introduced itself, by the block that made it a member.
+        assert newer.me in {member.did for member in older.members()}
+        assert newer.me in older.peers()
+        assert dialled < 40, "not asking all the time"
 
 
 @pytest.mark.parametrize("lie", ["nowhere", "at the liar"])

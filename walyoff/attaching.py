@@ -11,7 +11,7 @@ import mimetypes
 import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,27 +150,33 @@ def _check_quota(engine: Engine, size: int) -> None:
 
 
 async def _chunks(source: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-    """The bytes of a source in chunks: all are full but the last."""
+    """The bytes of a source in chunks: all are full but the last.
+
+    A source that is a generator ends with it, also early.
+    """
     parts: list[bytes | memoryview] = []
     size = 0
-    async for piece in source:
-        if not isinstance(piece, bytes | bytearray | memoryview):
-            raise LocalProtocolError(f"a stream gives bytes, not {type(piece).__name__}")
-        if not parts and isinstance(piece, bytes) and len(piece) == CHUNK_SIZE:
-            yield piece
-            continue
-        view = memoryview(piece).cast("B")
-        while size + len(view) >= CHUNK_SIZE:
-            parts.append(view[: CHUNK_SIZE - size])
-            view = view[CHUNK_SIZE - size :]
+    async with AsyncExitStack() as stack:
+        if isinstance(source, AsyncGenerator):
+            await stack.enter_async_context(aclosing(source))
+        async for piece in source:
+            if not isinstance(piece, bytes | bytearray | memoryview):
+                raise LocalProtocolError(f"a stream gives bytes, not {type(piece).__name__}")
+            if not parts and isinstance(piece, bytes) and len(piece) == CHUNK_SIZE:
+                yield piece
+                continue
+            view = memoryview(piece).cast("B")
+            while size + len(view) >= CHUNK_SIZE:
+                parts.append(view[: CHUNK_SIZE - size])
+                view = view[CHUNK_SIZE - size :]
+                yield b"".join(parts)
+                parts, size = [], 0
+            if view:
+                # A copy: the source may use its buffer again.
+                parts.append(bytes(view))
+                size += len(view)
+        if parts:
             yield b"".join(parts)
-            parts, size = [], 0
-        if view:
-            # A copy: the source may use its buffer again.
-            parts.append(bytes(view))
-            size += len(view)
-    if parts:
-        yield b"".join(parts)
 
 
 def guess_media_type(name: str) -> str:

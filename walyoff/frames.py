@@ -441,7 +441,7 @@ def _grant(grant: Any, epochs: Any, certificates: Any, name: Any, secret: Any) -
 
 
 def _join_grant(*fields: Any) -> JoinGrant:
-    *given, addresses = fields
+    *given, addresses = expect_array(list(fields), 6, "grant")
     pairs = (
         expect_array(pair, 2, "address") for pair in _list(addresses, "addresses", MAX_MET)
     )
