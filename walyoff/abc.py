@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from anyio import TypedAttributeSet, typed_attribute
 from anyio.abc import ByteStream, ObjectReceiveStream
@@ -504,9 +504,11 @@ class Cipher(Protocol):
 # ------------------------------------------------------------------------------ store
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredContent:
-    """A content to be held: the salt of its commitment and the bytes."""
+class StoredContent(NamedTuple):
+    """A content to be held: the salt of its commitment and the bytes.
+
+    A tuple, because there is one for each message; name its fields all the same.
+    """
 
     salt: bytes
     data: bytes

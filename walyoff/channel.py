@@ -324,7 +324,12 @@ class Channel(ForgettingApi):
             NotAMemberError: this device was removed from the identity.
             StoreError: it could not be stored; nothing was sent.
         """
-        return (await self.send_many([content], topics=topics, forget_after=forget_after))[0]
+        item = Outgoing(
+            _message(content), check_topics(topics), KIND_MESSAGE, lifetime_ms(forget_after)
+        )
+        self._check_member()
+        await self._engine.outbox.send((item,))
+        return make_receipt(self._engine, item)
 
     async def resume_alone(self) -> None:
         """Write without having asked the others what this device wrote before it was restored.
@@ -345,15 +350,9 @@ class Channel(ForgettingApi):
         """Send several messages in order, sharing signatures and commits. Raises as `send`."""
         checked, lifetime = check_topics(topics), lifetime_ms(forget_after)
         self._check_member()
-        items = []
-        for content in contents:
-            if not isinstance(content, bytes | bytearray | memoryview):
-                raise LocalProtocolError(
-                    f"a message is bytes, not {type(content).__name__}: encode it first"
-                )
-            data = bytes(content)
-            check_content(data)
-            items.append(Outgoing(data, checked, KIND_MESSAGE, lifetime))
+        items = [
+            Outgoing(_message(content), checked, KIND_MESSAGE, lifetime) for content in contents
+        ]
         if items:
             await self._engine.outbox.send(items)
         return [make_receipt(self._engine, item) for item in items]
@@ -628,6 +627,18 @@ class Channel(ForgettingApi):
         """Keep a fault for `reports`, and tell those who listen to `faults`."""
         self._reports.append(report)
         self._faults.publish("faults", report)
+
+
+def _message(content: bytes) -> bytes:
+    """What the application gave, if it can be a message. Raises LocalProtocolError."""
+    if not isinstance(content, bytes):
+        if not isinstance(content, bytearray | memoryview):
+            raise LocalProtocolError(
+                f"a message is bytes, not {type(content).__name__}: encode it first"
+            )
+        content = bytes(content)
+    check_content(content)
+    return content
 
 
 __all__ = ["Channel"]

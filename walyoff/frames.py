@@ -468,7 +468,7 @@ _TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Fra
     2: (WantBatches, lambda f: [f.author, f.first_seq, f.max_bytes], _want_batches),
     3: (
         BatchFrame,
-        lambda f: [f.body, f.signature, [c and list(c) for c in f.contents]],
+        lambda f: [f.body, f.signature, f.contents],
         _batch,
     ),
     4: (

@@ -26,7 +26,6 @@ from walyoff.engine.transfer_facts import Ask, Discard, Key, Part, Watch, Whole
 from walyoff.engine.transfers import Transfers
 from walyoff.errors import RemoteProtocolError, StoreError
 from walyoff.manifest import Manifest, chunk_id, decode_manifest
-from walyoff.records import KIND_ATTACHMENT
 from walyoff.tasks import background_tasks
 
 if TYPE_CHECKING:
@@ -119,13 +118,11 @@ class Attachments:
                 self.transfers.tick(self._engine.runtime.now())
 
     def decode(
-        self, records: Iterable[tuple[bytes, int, bytes]], author: str | None
+        self, contents: Iterable[tuple[bytes, bytes]], author: str | None
     ) -> list[NewAttachment]:
-        """The attachments among contents (record, kind, content) that are to be stored."""
+        """The attachments of these manifests, (record, content), that are to be stored."""
         found = []
-        for record_id, kind, content in records:
-            if kind != KIND_ATTACHMENT:
-                continue
+        for record_id, content in contents:
             try:
                 manifest = decode_manifest(content)
             except RemoteProtocolError as error:

@@ -375,14 +375,14 @@ class Engine:
 
     def _stage(self, write: Write) -> None:
         commit = self._commit
-        held = dict(write.contents)
-        size = sum(len(content.data) for content in held.values())
-        commit.size += size
-        self._uncommitted += size
+        size = 0
+        manifests: list[tuple[bytes, bytes]] = []
         if (batch := write.batch) is not None:
+            held = dict(write.contents)
             self._accepted[batch.batch_id] = None
             if len(self._accepted) > MAX_ACCEPTED:
                 self._accepted.popitem(last=False)
+            contents = tuple(map(held.get, batch.record_ids))
             commit.batches.append(
                 NewBatch(
                     author=batch.author,
@@ -391,26 +391,29 @@ class Engine:
                     body=batch.body,
                     signature=write.signature,
                     record_ids=batch.record_ids,
-                    contents=tuple(held.get(r) for r in batch.record_ids),
+                    contents=contents,
                 )
             )
             values, expiries = self.forgetting.stage(batch)
             commit.values.update(values)
             commit.expiries.extend(expiries)
-            for i, record_id in enumerate(batch.record_ids):
-                content = held.get(record_id)
+            staged = self._staged
+            for i, content in enumerate(contents):
                 if content is not None:
-                    self._staged[record_id] = Delivered(
+                    size += len(content.data)
+                    record_id = batch.record_ids[i]
+                    staged[record_id] = Delivered(
                         position=0, batch=batch, index=i, content=content.data
                     )
-            manifests = [
-                (record_id, batch.records[i].kind, held[record_id].data)
-                for i, record_id in enumerate(batch.record_ids)
-                if record_id in held
-            ]
+                    if batch.records[i].kind == KIND_ATTACHMENT:
+                        manifests.append((record_id, content.data))
         else:
             commit.contents.extend(write.contents)
-            manifests = [(r, write.kind, content.data) for r, content in write.contents]
+            size = sum(len(content.data) for _, content in write.contents)
+            if write.kind == KIND_ATTACHMENT:
+                manifests = [(r, content.data) for r, content in write.contents]
+        commit.size += size
+        self._uncommitted += size
         commit.attachments += self.attachments.decode(manifests, write.author)
         if write.author is not None:
             commit.changed[write.author] = None
@@ -504,12 +507,7 @@ class Engine:
     def _committed(self, commit: _Commit, top: int) -> None:
         self._uncommitted -= commit.size
         self._make_room()
-        position = top - len(commit.deliver)
-        for record_id in commit.deliver:
-            position += 1
-            message = self._staged.pop(record_id, None)
-            if message is not None:
-                self._remember(position, message)
+        self._remember(commit.deliver, top)
         self.top = top
         for batch in commit.batches:
             if batch.author != self.me or batch.signature is not None:
@@ -532,12 +530,18 @@ class Engine:
                 if link.pushed < self.durable[self.me]:
                     link.send(frames.HaveVector((self.have(self.me),)))
 
-    def _remember(self, position: int, message: Delivered) -> None:
-        message.position = position
-        self._recent[position] = message
-        self._recent_bytes += message.size
-        while len(self._recent) > RECENT_MESSAGES or self._recent_bytes > RECENT_BYTES:
-            _, old = self._recent.popitem(last=False)
+    def _remember(self, delivered: Sequence[bytes], top: int) -> None:
+        """Records have their positions, up to the top: keep them for the log's readers."""
+        recent, size = self._recent, 0
+        for position, record_id in enumerate(delivered, top - len(delivered) + 1):
+            message = self._staged.pop(record_id, None)
+            if message is not None:
+                message.position = position
+                recent[position] = message
+                size += message.size
+        self._recent_bytes += size
+        while len(recent) > RECENT_MESSAGES or self._recent_bytes > RECENT_BYTES:
+            _, old = recent.popitem(last=False)
             self._recent_bytes -= old.size
 
     async def contents(self, record_ids: Sequence[bytes]) -> list[StoredContent | None]:

@@ -173,6 +173,8 @@ class Forgetting:
             if record_id in self.open:
                 # It was talked about before it came.
                 self._touch(record_id)
+            if record.kind != KIND_CONSENT:
+                continue
             said = parse_consent(record)
             if said is not None:
                 seq = batch.first_seq + i

@@ -70,5 +70,5 @@ def batch_frame(
             inline.append(None)
             continue
         room -= len(content.data)
-        inline.append((content.salt, content.data))
+        inline.append(content)
     return frames.BatchFrame(body, signature, tuple(inline))

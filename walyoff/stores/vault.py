@@ -70,8 +70,14 @@ class Vault:
 
     def refs(self, kind: bytes, place: bytes, names: Iterable[bytes]) -> list[bytes]:
         """`ref` of many names."""
-        key, prefix, hasher = self._ref_key, kind + place, blake3.blake3
-        return [hasher(prefix + name, key=key).digest(REF_SIZE) for name in names]
+        begun = blake3.blake3(kind + place, key=self._ref_key)
+        refs = []
+        for name in names:
+            # Taking the key in again took longer than hashing.
+            hasher = begun.copy()
+            hasher.update(name)
+            refs.append(hasher.digest(REF_SIZE))
+        return refs
 
     def seal(self, value: bytes, place: bytes) -> bytes:
         """Encrypt a value that can be read back at this place only."""
@@ -111,7 +117,8 @@ class Vault:
     ) -> tuple[bytes, bytes]:
         """A small content as (wrapped key, ciphertext); `random` as in `new_key`."""
         key, wrapped = self.new_key(place, random)
-        plain = bytes((len(content.salt),)) + content.salt + content.data
+        salt, data = content
+        plain = b"".join((bytes((len(salt),)), salt, data))
         return wrapped, AESGCM(key).encrypt(_ONLY_SEGMENT, plain, place)
 
     def decrypt_content(

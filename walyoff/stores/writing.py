@@ -18,6 +18,12 @@ from walyoff.errors import StoreError
 from walyoff.stores import places
 from walyoff.stores.attachments import register
 from walyoff.stores.chunks import MAX_INLINE, Staged
+from walyoff.stores.inserting import (
+    ContentRow,
+    RecordRow,
+    insert_contents,
+    insert_records,
+)
 from walyoff.stores.packing import chunks, insert_rows, marks
 from walyoff.stores.schema import FORGOTTEN, HELD, MISSING
 from walyoff.stores.settings import put_settings
@@ -42,22 +48,6 @@ class Write:
     used: list[Staged] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Record:
-    """A record that this write touches, as it will be."""
-
-    number: int
-    #: Its row in `batches`.
-    batch: int
-    held: int
-    position: int | None
-    #: Not in the table yet.
-    new: bool
-    changed: bool = False
-    #: Where its content is, if not at its own number.
-    place: int | None = None
-
-
 class Writing:
     """Applies one write. Made for each, in the writer's thread."""
 
@@ -67,10 +57,10 @@ class Writing:
         self._write = write
         self._channel_ref = vault.ref(places.CHANNEL, b"", write.channel_id.encode())
         self._prefix = places.content_prefix(self._channel_ref)
-        self._records: dict[bytes, _Record] = {}
+        self._records: dict[bytes, RecordRow] = {}
         self._batch_rows: list[tuple[object, ...]] = []
         self._new_batches: dict[bytes, int] = {}
-        self._content_rows: list[tuple[object, ...]] = []
+        self._content_rows: list[ContentRow] = []
         #: Per author's ref: its number, and its newest sequence number after this write.
         self._heads: dict[bytes, tuple[int, int]] = {}
 
@@ -194,7 +184,7 @@ class Writing:
         for record_id in batch.record_ids:
             if record_id in self._records:
                 raise StoreError(f"record {record_id[:8].hex()} appears twice")
-            self._records[record_id] = _Record(record, number, MISSING, None, True)
+            self._records[record_id] = RecordRow(record, number, MISSING, None, True)
             record += 1
         return True
 
@@ -210,7 +200,7 @@ class Writing:
                 refs[start : start + size],
             )
             for ref, number, batch, held, position, place in rows.fetchall():
-                record = _Record(number, batch, held, position, False, place=place)
+                record = RecordRow(number, batch, held, position, False, place=place)
                 self._records[by_ref.pop(ref)] = record
         for record_id in by_ref.values():
             raise StoreError(f"record {record_id[:8].hex()} is unknown")
@@ -225,16 +215,16 @@ class Writing:
         if at_end != record.number:
             record.place = at_end
         self._last_place = at_end
-        place = self._prefix + record_id
         if len(content.data) <= MAX_INLINE:
             at = len(self._content_rows) * KEY_RANDOM_SIZE
-            random = self._random[at : at + KEY_RANDOM_SIZE]
-            wrapped, sealed = self._vault.encrypt_content(content, place, random)
-            self._content_rows.append((at_end, wrapped, sealed, None))
+            wrapped, sealed = self._vault.encrypt_content(
+                content, self._prefix + record_id, self._random[at : at + KEY_RANDOM_SIZE]
+            )
+            self._content_rows.append(ContentRow(at_end, wrapped, sealed))
         else:
             staged = self._write.staged[record_id].result()
             self._write.used.append(staged)
-            self._content_rows.append((at_end, staged.wrapped, None, staged.name))
+            self._content_rows.append(ContentRow(at_end, staged.wrapped, None, staged.name))
 
     def _deliver(self) -> None:
         for record_id in self._write.deliver:
@@ -255,17 +245,10 @@ class Writing:
         refs = self._vault.refs(places.RECORD, self._channel_ref, new)
         channel = self._channel
         try:
-            insert_rows(
-                connection,
-                "records(record,ref,channel,batch,held,position,place)",
-                [
-                    (r.number, ref, channel, r.batch, r.held, r.position, r.place)
-                    for ref, r in zip(refs, new.values(), strict=True)
-                ],
-            )
+            insert_records(connection, channel, zip(new.values(), refs, strict=True))
         except sqlite3.IntegrityError:
             raise StoreError("a record of the batch belongs to another batch") from None
-        insert_rows(connection, "contents(record,key,data,file)", self._content_rows)
+        insert_contents(connection, self._content_rows)
         changed = [r for r in self._records.values() if r.changed and not r.new]
         if changed:
             connection.executemany(
