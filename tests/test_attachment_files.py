@@ -14,6 +14,7 @@ import pytest
 
 from walyoff import Channel, open_device
 from walyoff import attachments as module
+from walyoff import files as files_module
 from walyoff.abc import Store
 from walyoff.attaching import _File
 from walyoff.attachments import Attachment, AttachmentState
@@ -21,7 +22,7 @@ from walyoff.errors import LocalProtocolError
 from walyoff.manifest import Manifest, encode_manifest
 from walyoff.platform import Platform
 from walyoff.records import CHUNK_SIZE
-from walyoff.stores import home, open_store
+from walyoff.stores import open_store
 from walyoff.testing.world import SimPlatform, SimWorld
 
 pytestmark = pytest.mark.anyio
@@ -182,7 +183,7 @@ async def test_a_full_disk_while_saving_leaves_no_file(
     out = tmp_path / "out"
     out.mkdir()
     count = 0
-    write = home.write_all
+    write = files_module.write_all
 
     def full(descriptor: int, data: bytes) -> None:
         nonlocal count

@@ -240,7 +240,7 @@ async def test_a_device_without_its_records_cannot_go_on_alone(tmp_path: Path) -
         await note_written(store)
     key = keyfile.load_or_create(tmp_path / "old", None, may_create=False)
     written = homes._write(
-        Vault(key), tmp_path / "old", tmp_path / "file", kind=EXPORT,
+        Vault(key), tmp_path / "old", tmp_path, kind=EXPORT,
         key_block=keyfile.encode(key, SECRET), with_log=False,
     )  # fmt: skip
     with pytest.raises(walyoff.LocalProtocolError, match="without asking"):

@@ -100,9 +100,23 @@ async def test_what_a_kill_left_is_swept(tmp_path: Path) -> None:
             "DELETE FROM chunks WHERE size < ? RETURNING file", (CHUNK_SIZE,)
         )
     kept.remove(home / "chunks" / name.hex()[:2] / name.hex()[2:])
+    # What others put there ends no sweep, and is left alone.
+    strange = [
+        home / "chunks" / ".DS_Store",
+        home / "chunks" / "00",
+        home / "chunks" / "photos",
+    ]
+    strange[0].write_bytes(b"strange")
+    if not strange[1].exists():
+        strange[1].write_bytes(b"strange")
+    strange[2].mkdir()
+    (strange[2] / "photo").write_bytes(b"strange")
     async with open_store(home) as store:
         assert await store.channel(CHANNEL).chunks.held(record_id) == b"\x03"
-    assert sorted(files(home)) == sorted(kept)
+    assert all(path.exists() for path in strange)
+    assert (strange[2] / "photo").exists()
+    mine = set(files(home)) - {strange[0], strange[1], strange[2] / "photo"}
+    assert sorted(mine) == sorted(kept)
 
 
 async def test_a_full_disk_leaves_nothing_and_is_told(

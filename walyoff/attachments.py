@@ -6,9 +6,7 @@ A chunk at a time is in memory for each reader, whatever the size of the attachm
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,8 +19,8 @@ from anyio.abc import ByteReceiveStream
 from walyoff.chunkstore import WISH_FETCH
 from walyoff.engine.attachments import AttachmentState
 from walyoff.errors import LocalProtocolError, StoreError
+from walyoff.files import Workplace, give_name, open_private, sync_folder, write_all
 from walyoff.manifest import Manifest
-from walyoff.stores.home import give_name, sync_folder, write_all
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
@@ -150,10 +148,12 @@ class Attachment:
         target = await anyio.to_thread.run_sync(
             partial(_target, Path(path), self.name, overwrite=overwrite)
         )
-        temporary = target.parent / f".walyoff-{secrets.token_hex(8)}.part"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = await anyio.to_thread.run_sync(os.open, temporary, flags, 0o600)
+        work = Workplace(target.parent)
         try:
+            await anyio.to_thread.run_sync(work.make)
+            temporary = work.path / "attachment"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            descriptor = await anyio.to_thread.run_sync(open_private, temporary, flags)
             try:
                 async with self.open() as stream:
                     while (chunk := await stream.next_chunk()) is not None:
@@ -165,8 +165,8 @@ class Attachment:
                 partial(_give_name, temporary, target, overwrite=overwrite)
             )
         finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(work.close)
         return target
 
 

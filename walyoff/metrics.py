@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ import anyio
 
 import walyoff
 from walyoff.errors import LocalProtocolError, TransportError
+from walyoff.files import replace_file, sweep_new
 from walyoff.sockets import SocketStream
 from walyoff.tasks import background_tasks
 
@@ -104,10 +104,12 @@ async def write_file(
     _need_client()
     if not every_s >= MIN_EVERY_S:
         raise LocalProtocolError(f"metrics are written every {MIN_EVERY_S:g} s at most")
+    path = Path(path)
+    await device.runtime.in_thread(sweep_new, path.parent, path.name)
     while True:
         text = render(device, name_peers=name_peers)
         try:
-            await device.runtime.in_thread(_replace, Path(path), text.encode())
+            await device.runtime.in_thread(replace_file, path, text.encode())
         except OSError as error:
             log.warning("metrics could not be written: %s", error)
         await anyio.sleep(every_s)
@@ -262,19 +264,6 @@ def _need_client() -> None:
         raise LocalProtocolError(
             "metrics need prometheus_client: pip install 'walyoff[metrics]'"
         ) from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file beside its place, then put it there. Raises OSError."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 async def _receive_head(stream: SocketStream) -> bytes:

@@ -22,13 +22,13 @@ from multiaddr import Multiaddr
 
 from walyoff.abc import Sealer
 from walyoff.errors import StoreError, TransportError
+from walyoff.files import replace_file
 from walyoff_transports.libp2p_settings import Services
 from walyoff_transports.listening import (
     LOOPBACK,
     keep_port,
     old_port,
     reachable,
-    write_private,
 )
 
 #: Seconds for a connection to be secured.
@@ -101,7 +101,7 @@ def _seed(path: Path, sealer: Sealer | None) -> bytes:
         seed, data = os.urandom(SEED_SIZE), b""
     if not data or (sealer is not None and data == seed):
         # New, or left in clear by an older version.
-        write_private(path, seed if sealer is None else sealer.seal(seed, KEY_PLACE))
+        replace_file(path, seed if sealer is None else sealer.seal(seed, KEY_PLACE))
     return seed
 
 

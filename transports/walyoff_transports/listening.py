@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import os
 import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from walyoff.abc import TransportHost
 from walyoff.errors import LocalProtocolError, TransportError
+from walyoff.files import replace_file, sweep_new
 from walyoff.sockets import Listener, address_family
 
 _log = logging.getLogger(__name__)
@@ -106,10 +106,11 @@ def hosts(host: TransportHost, told: str | None = None) -> list[str]:
     """
     if told is not None:
         return [_ip(told)]
+    sweep_new(host.state_dir)
     path = host.state_dir / "listen"
     if host.listen is not None:
         found = [_ip(name) for name in host.listen][:MAX_HOSTS]
-        write_private(path, "\n".join(found).encode())
+        replace_file(path, "\n".join(found).encode())
         return found
     try:
         return [_ip(name) for name in path.read_text().split()][:MAX_HOSTS] or [LOOPBACK]
@@ -138,7 +139,7 @@ def old_port(state_dir: Path) -> int:
 def keep_port(state_dir: Path, port: int) -> None:
     """Note the port for the next start."""
     if port != old_port(state_dir):
-        write_private(state_dir / "port", str(port).encode())
+        replace_file(state_dir / "port", str(port).encode())
 
 
 def reachable(host: str) -> list[str]:
@@ -158,15 +159,3 @@ def reachable(host: str) -> list[str]:
             return [str(probe.getsockname()[0]), loopback]
         except OSError:
             return [loopback]
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace a file at once, readable by this user alone."""
-    part = path.with_suffix(".new")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

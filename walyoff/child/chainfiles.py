@@ -29,9 +29,9 @@ from walyoff.child.dag import (
     causal_order,
     parent_ids,
 )
-from walyoff.child.disk import write_atomically
 from walyoff.child.packs import Pack
 from walyoff.errors import LedgerError, RemoteProtocolError
+from walyoff.files import make_folder, replace_file, sync_folder
 
 #: A CID and a newline.
 POSITION_LINE = 47
@@ -147,8 +147,8 @@ class ChainFiles(ChainDag):
     def write_block(self, block: BlockFile, data: bytes) -> None:
         """Write a block's file so that a crash leaves all of it or nothing."""
         path = self._path(block.cid)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, data)
+        make_folder(path.parent)
+        replace_file(path, data)
 
     def _write_fast(self, cid: str, data: bytes) -> None:
         path = self._path(cid)
@@ -239,8 +239,11 @@ class ChainFiles(ChainDag):
             fresh = [cid for cid in cids if not self._path(cid).is_file()]
             for cid in fresh:
                 path = self._path(cid)
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                write_atomically(path, self.read(cid))
+                make_folder(path.parent)
+                replace_file(path, self.read(cid), sync_name=False)
+            # Before the pack goes; one folder has many of them.
+            for folder in {self._path(cid).parent for cid in fresh}:
+                sync_folder(folder)
             with self._lock:
                 if fresh:
                     append_index(self.folder, [self._entries[cid].long_id for cid in fresh])
@@ -327,6 +330,8 @@ class ChainFiles(ChainDag):
             os.fdatasync(fd)
         finally:
             os.close(fd)
+        if not self._order:
+            sync_folder(self._positions_path.parent)
         for cid in cids:
             self._order.append(cid)
             self._position[cid] = len(self._order)

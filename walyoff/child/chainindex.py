@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from walyoff.child.blocks import from_base255, index_record
-from walyoff.child.disk import write_atomically
+from walyoff.files import replace_file
 
 _FOLDER = "KnownBlocksIndex"
 #: The name that stock code gives the first index file: a time before any block's.
@@ -43,7 +43,7 @@ def repair_index(folder: Path, long_ids: Sequence[bytes]) -> bool:
         present.startswith(records[0]) and sorted(_split(present)) == sorted(records)
     ):
         return False
-    write_atomically(index / _FIRST_INDEX, b"".join(records))
+    replace_file(index / _FIRST_INDEX, b"".join(records))
     for name in os.listdir(index):
         if name != _FIRST_INDEX:
             (index / name).unlink()

@@ -21,7 +21,8 @@ from walyoff.records import device_id
 
 #: Links from an identity down to a device: a person's device in a group has two.
 MAX_DEPTH = 8
-#: Paths to devices of one family, those of the past included; further ones are left out.
+#: Paths to devices of one family, those of the past included; of further ones those are left
+#: out that go through the direct members with the most.
 MAX_PATHS = 4_096
 #: Members, past ones included, that one chain brings into another identity's family.
 MAX_CHILDREN = 1_024
@@ -155,31 +156,93 @@ def link_name(root: str, parent: str, member: str) -> bytes:
 
 
 def flatten(root: str, read: Read) -> Family:
-    """The family of an identity."""
-    return _Flattener(root, read).run()
+    """The family of an identity.
+
+    Where there are more paths than count, each direct member has a share of its own: who
+    brings thousands crowds out its own, and nobody else's.
+    """
+    flattener = _Flattener(root, read, None)
+    family = flattener.run()
+    return _Flattener(root, read, _shares(root, read)).run() if flattener.full else family
+
+
+def _shares(root: str, read: Read) -> Counter[str]:
+    """How many paths each direct member gets: one by one in turn, as far as it has any."""
+    members = list((read(root, b"") or {}).values())
+    turns = [_paths(root, Path().down(m, place), read) for place, m in enumerate(members)]
+    shares: Counter[str] = Counter()
+    room = MAX_PATHS
+    while turns and room:
+        left = []
+        for paths in turns[:room]:
+            path = next(paths, None)
+            if path is not None:
+                shares[path.dids[0]] += 1
+                room -= 1
+                left.append(paths)
+        turns = left
+    return shares
+
+
+def _paths(root: str, top: Path, read: Read) -> Iterator[Path]:
+    """The paths through a direct member, those of now first."""
+    former: list[Path] = []
+    level = [top]
+    if top.current:
+        yield top
+    else:
+        former, level = [top], []
+    for now in (True, False):
+        while level:
+            below: list[Path] = []
+            for child in (c for path in level for c in _below(root, path, read)):
+                if now and not child.current:
+                    if len(former) < MAX_PATHS:
+                        former.append(child)
+                    continue
+                yield child
+                below.append(child)
+            level = below
+        if now:
+            yield from former
+            level = former
+
+
+def _below(root: str, path: Path, read: Read) -> Iterator[Path]:
+    if len(path.dids) < MAX_DEPTH:
+        for place, member in enumerate((read(path.dids[-1], path.pin) or {}).values()):
+            if place == MAX_CHILDREN:
+                return
+            if member.did != root and member.did not in path.dids:
+                yield path.down(member, place)
 
 
 class _Flattener:
-    def __init__(self, root: str, read: Read) -> None:
+    def __init__(self, root: str, read: Read, shares: Counter[str] | None) -> None:
         self._root = root
         self._read = read
+        self._shares = shares
+        #: True if there was no room for all.
+        self.full = False
         self._family = Family()
         self._found: dict[str, list[Path]] = {}
         self._refused: dict[tuple[str, str, str], None] = {}
         self._ended: dict[tuple[bytes, int], Ended] = {}
-        self._paths = 0
+        self._used: Counter[str] = Counter()
 
     def run(self) -> Family:
         # Those who belong to it now come first, so who has left takes no name from them; and
         # then those who are nearer, in the order of their chains.
         former: list[Path] = []
+        kept: Counter[str] = Counter()
         level = [Path()]
         while level:
             below: list[Path] = []
             # One by one: chains that name one another have far more paths than are looked at.
             for child in (c for path in level for c in self._below(path)):
                 if not child.current:
-                    if len(former) < MAX_PATHS:
+                    kept[child.dids[0]] += 1
+                    if self._fits(child, len(former), kept[child.dids[0]] - 1):
                         former.append(child)
                 elif self._take(child):
                     below.append(child)
@@ -197,7 +260,7 @@ class _Flattener:
     def _below(self, path: Path) -> Iterator[Path]:
         """The members of what a path leads to."""
         parent = path.dids[-1] if path.dids else self._root
-        if self._paths == MAX_PATHS:
+        if path.dids and not self._has_room(path):
             self._refuse(TOO_MANY, parent, "")
             return
         members = self._read(parent, path.pin) or {}
@@ -217,14 +280,14 @@ class _Flattener:
         family = self._family
         did = path.dids[-1]
         parent = path.dids[-2] if len(path.dids) > 1 else self._root
-        if self._paths == MAX_PATHS:
+        if not self._has_room(path):
             self._refuse(TOO_MANY, parent, did)
             return False
         # A DID has one pin in a family: the one that the nearest who belong to it name.
         if family.pins.setdefault(did, path.pin) != path.pin:
             self._refuse(OTHER_PIN, parent, did)
             return False
-        self._paths += 1
+        self._used[path.dids[0]] += 1
         is_identity = bool(self._read(did, path.pin))
         if path.live == len(path.dids) - 1:
             link = link_name(self._root, parent, did), path.steps[-1]
@@ -235,6 +298,16 @@ class _Flattener:
             family.height = max(family.height, len(path.dids))
             self._found.setdefault(did, []).append(path)
         return is_identity
+
+    def _has_room(self, path: Path) -> bool:
+        """Whether one more path through the same direct member counts."""
+        return self._fits(path, self._used.total(), self._used[path.dids[0]])
+
+    def _fits(self, path: Path, used: int, used_by_member: int) -> bool:
+        if self._shares is not None:
+            return used_by_member < self._shares[path.dids[0]]
+        self.full = self.full or used >= MAX_PATHS
+        return used < MAX_PATHS
 
     def _refuse(self, reason: str, parent: str, member: str) -> None:
         self._refused[reason, parent, member] = None

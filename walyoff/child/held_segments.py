@@ -18,10 +18,10 @@ from blake3 import blake3
 from walyoff.child.blocks import MAX_FILE
 from walyoff.child.chainfiles import ChainFiles, content_of
 from walyoff.child.chains import MAX_FILES_BYTES, MAX_LISTED, MAX_LISTED_BYTES, Chains
-from walyoff.child.disk import write_atomically
 from walyoff.child.proofs import unwrap
 from walyoff.child.segment_tree import Segment, SegmentTree
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
+from walyoff.files import replace_file
 from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 
 #: Old segments that stay in memory after they were read: half a megabyte each.
@@ -69,7 +69,7 @@ class HeldSegments:
         """Write the tree if it has changed: before anybody is told a place."""
         if self._changed:
             self._changed = False
-            write_atomically(self._state, self.tree.encode())
+            replace_file(self._state, self.tree.encode())
 
     def _extend(self) -> None:
         if self.tree.extend(self._tops):

@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 
 from walyoff.child import repo
-from walyoff.child.disk import write_atomically
 from walyoff.errors import StoreError
+from walyoff.files import replace_file
 from walyoff.sealing import Sealing
 
 #: The sealed key, in the repository.
@@ -36,7 +36,7 @@ def hide_key(path: Path, sealing: Sealing) -> None:
     if not sealing.active or "PrivKey" not in config["Identity"]:
         return
     key = str(config["Identity"].pop("PrivKey"))
-    write_atomically(path / KEY_NAME, sealing.seal(key.encode(), "ipfs/identity"))
+    replace_file(path / KEY_NAME, sealing.seal(key.encode(), "ipfs/identity"))
     repo.write_config(path, config)
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from blake3 import blake3
 
 from walyoff.child.acts import MAX_KEY_ID, chain_of
-from walyoff.child.disk import write_atomically
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, StoreError
+from walyoff.files import replace_file
 from walyoff.sealing import Sealing
 from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 
@@ -69,7 +69,7 @@ class Keyring:
                 if self._sealing.must_be_sealed(data):
                     place = self._place(path)
                     value = self._sealing.unseal(data, place)
-                    write_atomically(path, self._sealing.seal(value, place))
+                    replace_file(path, self._sealing.seal(value, place))
             elif path.name.startswith("."):
                 path.unlink(missing_ok=True)
 
@@ -78,7 +78,7 @@ class Keyring:
         with self._lock:
             path = self._path(did)
             sealed = self._sealing.seal(self.serialise(groups), self._place(path))
-            write_atomically(path, sealed)
+            replace_file(path, sealed)
             self._loaded[did] = list(groups)
 
     def holds(self, did: str) -> bool:

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from walyoff.child.blocks import MAX_FILE, check_cid
 from walyoff.errors import LedgerError, RemoteProtocolError
+from walyoff.files import sync_folder
 
 #: Beside ReceivedBlocks in a chain's folder.
 NAME = "HandedOver"
@@ -72,6 +73,10 @@ class Pack:
             os.fdatasync(fd)
         finally:
             os.close(fd)
+        if not self._end:
+            # It may be new, and its chain's folder as well.
+            sync_folder(self._path.parent)
+            sync_folder(self._path.parent.parent)
         self._places.update(places)
         self._end = end
         self._unwritten.clear()

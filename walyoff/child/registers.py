@@ -20,6 +20,7 @@ from walyoff.child.ipfs_client import IpfsClient
 from walyoff.child.judging import Verify
 from walyoff.child.segments import SEGMENT_BLOCKS, SegmentedLedger
 from walyoff.errors import LocalProtocolError
+from walyoff.files import make_folder, sweep_new
 
 #: Seconds between looks at segments whose time is over.
 _TICK_S = 1.0
@@ -47,7 +48,8 @@ class Registers:
         self._newest = control_keys
         self._emit = emit
         self._folder = home / "segments"
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(self._folder)
+        sweep_new(self._folder)
         self._registers: dict[str, SegmentedLedger] = {}
         #: The control keys that may name segments, oldest first.
         self._control: dict[str, list[str]] = {}

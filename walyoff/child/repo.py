@@ -12,14 +12,13 @@ from __future__ import annotations
 import base64
 import ipaddress
 import json
-import os
 import re
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from walyoff.errors import LocalProtocolError, StoreError
+from walyoff.files import make_folder, replace_file, sweep_new
 
 #: The fs-repo version of Kubo 0.22.
 REPO_VERSION = "14"
@@ -57,7 +56,8 @@ def ensure_repo(repo: Path, listen: Sequence[str] | None = None) -> None:
         StoreError: the folder or its config cannot be read or written.
     """
     try:
-        repo.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(repo)
+        sweep_new(repo)
         if (repo / "config").exists():
             config = read_config(repo)
         else:
@@ -66,8 +66,9 @@ def ensure_repo(repo: Path, listen: Sequence[str] | None = None) -> None:
         swarm = _with_old_ports(listen, old) if listen else list(old)
         config = {**_profile(swarm), "Identity": config.get("Identity")}
         # The config goes last: a repository without one is simply made again.
-        _write(repo / "version", f"{REPO_VERSION}\n")
-        _write(repo / "datastore_spec", json.dumps(_datastore_spec(), separators=(",", ":")))
+        replace_file(repo / "version", f"{REPO_VERSION}\n".encode())
+        spec = json.dumps(_datastore_spec(), separators=(",", ":"))
+        replace_file(repo / "datastore_spec", spec.encode())
         write_config(repo, config)
     except OSError as error:
         raise StoreError(f"the IPFS repository cannot be written: {error.strerror}") from error
@@ -148,7 +149,7 @@ def read_config(repo: Path) -> dict[str, Any]:
 
 def write_config(repo: Path, config: dict[str, Any]) -> None:
     """Replace the config as a whole, mode 0600 from its first byte."""
-    _write(repo / "config", json.dumps(config, indent=2))
+    replace_file(repo / "config", json.dumps(config, indent=2).encode())
 
 
 def new_identity() -> dict[str, str]:
@@ -240,17 +241,3 @@ def _profile(swarm: list[str]) -> dict[str, Any]:
         "Reprovider": {"Interval": "0s"},
         "Experimental": {"Libp2pStreamMounting": True},
     }
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

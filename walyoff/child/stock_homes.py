@@ -21,12 +21,12 @@ from typing import Any
 from walyoff.child.acts import chain_of, pin_of
 from walyoff.child.blocks import MAX_FILE
 from walyoff.child.chains import Chains
-from walyoff.child.disk import write_atomically
 from walyoff.child.governing import Governing
 from walyoff.child.keyring import FAMILIES, Keyring
 from walyoff.child.packs import NAME as PACK_NAME
 from walyoff.child.reader import SECOND_FIRST_KEY, Reading
 from walyoff.errors import LocalProtocolError, NotAMemberError, RemoteProtocolError
+from walyoff.files import replace_file
 
 #: Where stock code keeps a chain's blocks, below the chain's folder.
 _BLOCKS = "ReceivedBlocks"
@@ -197,7 +197,7 @@ class StockHomes:
             (target / part).mkdir(mode=0o700)
         key = self._keys.Key.create(FAMILIES[0])
         unlock = json.dumps(key.serialise_private()).encode()
-        write_atomically(target / "keys" / "unlock.json", unlock)
+        replace_file(target / "keys" / "unlock.json", unlock)
         module = importlib.import_module("walytis_identities.key_store")
         for name, owner in (("member", did), ("group", group)):
             # The child's umask makes the file private, which stock code would not.

@@ -8,8 +8,6 @@ home is marked, then the file gets its name. What is unpacked becomes a home by 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -22,6 +20,7 @@ import anyio.to_thread
 
 from walyoff import incarnations
 from walyoff.errors import LocalProtocolError, StoreError
+from walyoff.files import Workplace, give_name, open_private, sync_folder
 from walyoff.incarnations import (
     begin_incarnation,
     check_current,
@@ -32,13 +31,7 @@ from walyoff.moving import parts
 from walyoff.moving.archive import BACKUP, EXPORT, ArchiveReader, ArchiveWriter
 from walyoff.runtime import REAL, Runtime
 from walyoff.stores import keyfile, open_store
-from walyoff.stores.home import (
-    HomeLock,
-    give_name,
-    make_private_folder,
-    open_private,
-    sync_folder,
-)
+from walyoff.stores.home import HomeLock
 from walyoff.stores.vault import Vault
 
 if TYPE_CHECKING:
@@ -111,19 +104,19 @@ async def export_device(
             partial(keyfile.load_or_create, path, passphrase, may_create=False)
         )
         block = await anyio.to_thread.run_sync(keyfile.encode, key, file_passphrase)
-        write = partial(
-            _write, Vault(key), path, file, kind=EXPORT, key_block=block, with_log=with_log
-        )
-        temporary = await anyio.to_thread.run_sync(write)
-        try:
-            await note_exported(store, runtime.wall_ms())
-            _publish(temporary, file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            # There is no file for it to live in: it stays the device.
-            with anyio.CancelScope(shield=True), suppress(StoreError):
-                await incarnations.undo_export(store)
-            raise
+        async with _workplace(file) as work:
+            write = partial(
+                _write, Vault(key), path, work, kind=EXPORT, key_block=block, with_log=with_log
+            )
+            whole = await anyio.to_thread.run_sync(write)
+            try:
+                await note_exported(store, runtime.wall_ms())
+                _publish(whole, file)
+            except BaseException:
+                # There is no file for it to live in: it stays the device.
+                with anyio.CancelScope(shield=True), suppress(StoreError):
+                    await incarnations.undo_export(store)
+                raise
 
 
 async def undo_export(home: Pathlike, *, passphrase: str | None = None) -> bool:
@@ -196,13 +189,15 @@ async def backup_device(
     """
     path, file = _existing(home), _new_file(target)
 
-    def work() -> None:
+    def back_up() -> None:
         # The home's owner may be at work: nothing here writes to it.
         block = keyfile.read(path)
         vault = Vault(keyfile.decode(block, passphrase, path / keyfile.KEY_NAME))
-        _publish(_write(vault, path, file, kind=BACKUP, key_block=block, with_log=True), file)
+        whole = _write(vault, path, work, kind=BACKUP, key_block=block, with_log=True)
+        _publish(whole, file)
 
-    await anyio.to_thread.run_sync(work)
+    async with _workplace(file) as work:
+        await anyio.to_thread.run_sync(back_up)
 
 
 async def restore_device(
@@ -266,31 +261,22 @@ def _somebody_has_all(channel: Channel) -> bool:
 
 
 def _write(
-    vault: Vault, home: Path, file: Path, *, kind: int, key_block: bytes, with_log: bool
+    vault: Vault, home: Path, work: Path, *, kind: int, key_block: bytes, with_log: bool
 ) -> Path:
-    """A finished archive beside where it is to be, durable."""
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    database = temporary.with_name(f"{temporary.name}.db")
-    try:
-        with _errors(file):
-            parts.copy_database(home, database, with_log=with_log)
-            descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            with os.fdopen(descriptor, "wb") as out:
-                writer = ArchiveWriter(
-                    out, kind=kind, key_block=key_block, key=vault.archive_key
-                )
-                parts.write_parts(
-                    writer, home, database, with_log=with_log, with_node=kind == BACKUP
-                )
-                writer.finish()
-                out.flush()
-                os.fsync(descriptor)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        database.unlink(missing_ok=True)
-    return temporary
+    """A finished archive in a workplace, durable."""
+    whole, database = work / "archive", work / "database"
+    with _errors(work):
+        parts.copy_database(home, database, with_log=with_log)
+        descriptor = open_private(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(descriptor, "wb") as out:
+            writer = ArchiveWriter(out, kind=kind, key_block=key_block, key=vault.archive_key)
+            parts.write_parts(
+                writer, home, database, with_log=with_log, with_node=kind == BACKUP
+            )
+            writer.finish()
+            out.flush()
+            os.fsync(descriptor)
+    return whole
 
 
 def _publish(temporary: Path, file: Path) -> None:
@@ -328,15 +314,22 @@ async def _unpack(
 
 
 @asynccontextmanager
-async def _workplace(home: Path) -> AsyncIterator[Path]:
-    """A private folder beside a home, which is gone afterwards."""
-    work = home.with_name(f".{home.name}.{secrets.token_hex(4)}")
-    await anyio.to_thread.run_sync(make_private_folder, work)
+async def _workplace(beside: Path) -> AsyncIterator[Path]:
+    """A private folder beside what is to be, gone afterwards if it did not become it."""
+
+    work = Workplace(beside.parent)
+
+    def make() -> None:
+        with _errors(beside.parent):
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            work.make()
+
     try:
-        yield work
+        await anyio.to_thread.run_sync(make)
+        yield work.path
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(partial(shutil.rmtree, work, ignore_errors=True))
+            await anyio.to_thread.run_sync(work.close)
 
 
 def _settle(work: Path, home: Path) -> None:

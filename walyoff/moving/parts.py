@@ -17,9 +17,10 @@ from contextlib import closing
 from pathlib import Path
 
 from walyoff.errors import RemoteProtocolError, StoreError
+from walyoff.files import open_private, sync_folder, write_all
 from walyoff.moving.archive import ArchiveReader, ArchiveWriter
 from walyoff.stores import schema
-from walyoff.stores.home import make_private_folder, open_private, sync_folder, write_all
+from walyoff.stores.home import make_private_folder
 
 #: Tables of the device itself; the others are the log.
 _OWN_TABLES = {"checks", "settings"}

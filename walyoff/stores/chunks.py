@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -21,14 +22,9 @@ from pathlib import Path
 
 from walyoff.abc import StoredContent
 from walyoff.errors import StoreError
+from walyoff.files import FOLDER_MODE, open_private, sync_folder, write_all
 from walyoff.stores.direct import write_direct
-from walyoff.stores.home import (
-    FOLDER_MODE,
-    make_private_folder,
-    open_private,
-    sync_folder,
-    write_all,
-)
+from walyoff.stores.home import make_private_folder
 from walyoff.stores.schema import connect
 from walyoff.stores.threads import as_store_error
 from walyoff.stores.vault import (
@@ -57,6 +53,8 @@ _FOLDER_RUN = 256
 #: How long opening waits for the sweep, in seconds; a longer one goes on beside the work.
 _SWEEP_PATIENCE = 0.2
 _ZEROS = bytes(SEGMENT)
+#: The first byte of the names in it.
+_FOLDER_NAME = re.compile("[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +233,11 @@ class ChunkFiles:
         # Not being able to sweep now is no reason to fail: the next start tries again.
         with suppress(OSError, sqlite3.Error), closing(connect(database)) as connection:
             for folder in sorted(os.listdir(self._root)):
+                if folder != _TEMPORARY and not _FOLDER_NAME.fullmatch(folder):
+                    # Not ours, such as what a file manager leaves.
+                    continue
+                if not (self._root / folder).is_dir():
+                    continue
                 listed = {
                     entry.name: entry.path
                     for entry in os.scandir(self._root / folder)
@@ -255,10 +258,7 @@ class ChunkFiles:
 
     @staticmethod
     def _referred(connection: sqlite3.Connection, prefix: str) -> set[str]:
-        try:
-            low = bytes.fromhex(prefix)
-        except ValueError:
-            return set()
+        low = bytes.fromhex(prefix)
         high = low + b"\xff" * 64
         found: set[str] = set()
         for table in ("contents", "chunks"):

@@ -14,9 +14,8 @@ import stat
 from pathlib import Path
 
 from walyoff.errors import HomeInUseError, StoreError
+from walyoff.files import FOLDER_MODE, open_private, sync_folder
 
-FOLDER_MODE = 0o700
-FILE_MODE = 0o600
 LOCK_NAME = "lock"
 #: A process id has at most 10 digits; what else stands in the lock file is not read.
 _MAX_PID_TEXT = 16
@@ -39,47 +38,6 @@ def make_private_folder(path: Path) -> None:
             raise StoreError(f"{path} is not a folder")
     except OSError as error:
         raise StoreError(f"cannot use the folder {path}: {error.strerror}") from error
-
-
-def open_private(path: Path, flags: int) -> int:
-    """Open a file that is created, if at all, with mode 0600; links are not followed."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
-
-
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of the data: os.write may stop short, for example when the disk fills."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def give_name(temporary: Path, target: Path) -> None:
-    """Give a complete file the name that it is to have, if nobody has it; durable then.
-
-    Raises:
-        FileExistsError: somebody has the name; nothing was changed.
-        OSError: it may not be done.
-    """
-    try:
-        target.hardlink_to(temporary)
-    except FileExistsError:
-        raise
-    except OSError:
-        # File systems without links, such as FAT.
-        if os.path.lexists(target):
-            raise FileExistsError(17, os.strerror(17), str(target)) from None
-        temporary.rename(target)
-    temporary.unlink(missing_ok=True)
-    sync_folder(target.parent)
 
 
 class HomeLock:

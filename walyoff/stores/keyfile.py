@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nacl import pwhash
 
 from walyoff.errors import StoreError
-from walyoff.stores.home import open_private, sync_folder, write_all
+from walyoff.files import open_private, replace_file, sweep_new
 
 KEY_NAME = "store.key"
 KEY_SIZE = 32
@@ -161,17 +161,9 @@ def encode(key: bytes, passphrase: str | None) -> bytes:
 def write(home: Path, data: bytes) -> None:
     """Replace a home's key file; durable when it returns. Raises StoreError."""
     path = home / KEY_NAME
-    temporary = path.with_suffix(".tmp")
     try:
-        # A kill in an earlier start may have left one; the lock makes it ours.
-        temporary.unlink(missing_ok=True)
-        descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.rename(path)
-        sync_folder(path.parent)
+        # A kill of an earlier start may have left one; the home's lock makes it ours.
+        sweep_new(home, KEY_NAME)
+        replace_file(path, data)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}") from error

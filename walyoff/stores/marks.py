@@ -17,8 +17,8 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
+from walyoff.files import open_private
 from walyoff.stores import places
-from walyoff.stores.home import open_private
 from walyoff.stores.vault import REF_SIZE, Vault
 
 MARKS_NAME = "cursors"

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from walyoff.errors import StoreError
+from walyoff.files import open_private
 from walyoff.stores import keyfile, places, schema
 from walyoff.stores.chunks import CHUNKS_NAME, ChunkFiles
 from walyoff.stores.destroying import truncate_log
-from walyoff.stores.home import HomeLock, make_private_folder, open_private
+from walyoff.stores.home import HomeLock, make_private_folder
 from walyoff.stores.marks import CursorMarks
 from walyoff.stores.threads import as_store_error
 from walyoff.stores.vault import Vault
