@@ -15,7 +15,8 @@ from walyoff.errors import RemoteProtocolError
 from walyoff.records import KIND_MESSAGE, Record, commit, make_batch, signed_message
 from walyoff.session.peer import Session, dial
 from walyoff.testing.world import SimWorld
-from walyoff.trust import CERTIFICATE_LIFETIME_MS, Credentials
+from walyoff.trust import CERTIFICATE_LIFETIME_MS, Credentials, make_credentials
+from walyoff.unused import MAX_UNUSED
 
 DAY_S = 24 * 3600.0
 CHECK_S = 60.0
@@ -204,3 +205,54 @@ def test_a_member_moves_to_another_suite_without_joining_again(suites: tuple[str
                 assert await read(b, 2) == [b"old suite", b"new suite"]
 
     run("asyncio", main)
+
+
+async def certify_more(device: Device, channel: Channel, number: int) -> list[Credentials]:
+    """Certificates that a member makes for itself and writes nothing by."""
+    made = []
+    for _ in range(number):
+        made.append(
+            await make_credentials(
+                channel=channel.did,
+                identity=channel.foundation.identity,
+                store=device._store,
+                suite="classic-1",
+                now_ms=device.runtime.wall_ms(),
+                renew=True,
+            )
+        )
+    return made
+
+
+@in_virtual_time
+async def test_certificates_that_a_member_makes_without_end_cost_its_own_alone() -> None:
+    async with group(3) as g:
+        a, b, c = g.channels
+        for channel in (a, b):
+            await (await channel.send(b"before")).wait_received(by=c.me)
+        used = [certificate_id(a), certificate_id(b)]
+        quiet = certificate_id(c)
+        assert await a.engine.trust.load(quiet) is not None
+        link = next(state for state in b.engine.links.values() if state.link.did == c.me)
+        flood = await certify_more(g.devices[1], b, 3 * MAX_UNUSED)
+        for one in flood:
+            link.certify(one.encoded, one.certificate.certificate_id)
+        await anyio.sleep(2)
+        store = c.engine.trust.store
+        kept = await store.keys(f"certificate/{c.did}/")
+        # Of b the newest, and the one that it writes by; of the others all.
+        assert len(kept) == MAX_UNUSED + 3
+        for one in flood[:-MAX_UNUSED]:
+            assert await c.engine.trust.load(one.certificate.certificate_id) is None
+        for one in (*used, quiet, flood[-1].certificate.certificate_id):
+            assert await c.engine.trust.load(one) is not None
+        # Everything goes on, also by one of those that were let go.
+        b.engine.credentials = flood[0]
+        await (await b.send(b"after")).wait_received(by=c.me)
+        assert await read(c, 3) == [b"before", b"before", b"after"]
+        assert c.engine.trust.is_retired(used[1])
+        for one in await certify_more(g.devices[1], b, MAX_UNUSED + 1):
+            link.certify(one.encoded, one.certificate.certificate_id)
+        await anyio.sleep(2)
+        for needed in (used[1], flood[0].certificate.certificate_id):
+            assert await c.engine.trust.load(needed) is not None

@@ -61,7 +61,7 @@ async def run_channel(
         suite=suite,
         now_ms=device.runtime.wall_ms(),
     )
-    await trust.add(credentials.encoded)
+    await trust.add(credentials.encoded, own=True)
     stored = await store.get(f"ledger-position/{did}")
     keeper = _Keeper(store, did, foundation.ledger)
     await keeper.guard(epochs)
@@ -163,7 +163,7 @@ async def renew_credentials(
         now_ms=runtime.wall_ms(),
         renew=True,
     )
-    await engine.trust.add(credentials.encoded)
+    await engine.trust.add(credentials.encoded, own=True)
     # Batches name their certificate and are signed by it without a pause between.
     engine.credentials = credentials
     engine.signatures = 0

@@ -18,6 +18,7 @@ from walyoff.certificates import Certificate
 from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError, StoreError
 from walyoff.incarnations import load_incarnation
 from walyoff.records import decode_batch, signed_message
+from walyoff.unused import UnusedCertificates
 from walyoff.wire import pack, unpack
 
 #: Certificates kept in memory: a channel of a thousand devices with several renewals each.
@@ -70,6 +71,10 @@ class Trust:
         self.copied = False
         #: Who left as members say, while the chain does not say it here yet.
         self.barred: set[str] = set()
+        #: How many of a device are kept that verify nothing.
+        self.unused = UnusedCertificates(channel=channel, store=store)
+        self.unused.needed_by.append(self._needed)
+        self._adding = anyio.Lock()
 
     def is_member(self, did: str) -> bool:
         """True if the identity's chain says that a DID is a member now."""
@@ -185,8 +190,8 @@ class Trust:
                 encoded.append(value)
         return encoded
 
-    async def add(self, data: bytes) -> Trusted:
-        """Check a signed certificate from outside and remember it.
+    async def add(self, data: bytes, *, own: bool = False) -> Trusted:
+        """Check a signed certificate and remember it; one of this device's for good.
 
         Raises:
             RemoteProtocolError: malformed, for another channel, or the signature is wrong.
@@ -206,12 +211,26 @@ class Trust:
             raise NotAMemberError(f"{certificate.member} is not a member of {self.channel}")
         await self.identity.verify(certificate.member, certificate.body(), signed.signature)
         trusted = self._remember(data)
-        await self.store.put({self._key(certificate.certificate_id): data})
+        async with self._adding:
+            writes: dict[str, bytes | None] = {self._key(certificate.certificate_id): data}
+            if not own:
+                key, value, gone = await self.unused.add(
+                    certificate.member, certificate.certificate_id
+                )
+                writes[key] = value
+                for certificate_id in gone:
+                    writes[self._key(certificate_id)] = None
+                    self._trusted.pop(certificate_id, None)
+            await self.store.put(writes)
         if certificate.incarnation > self.incarnation(certificate.member):
             proof = (certificate.incarnation, certificate.certificate_id, 0)
             await self._keep(certificate.member, proof)
             self._tell()
         return trusted
+
+    async def _needed(self, member: str) -> list[bytes]:
+        """Those that sign what is held, and the one that proves an incarnation."""
+        return [*self._retired, self._incarnations.get(member, _FIRST)[1]]
 
     def _remember(self, data: bytes) -> Trusted:
         certificate = certificates.decode(data).certificate

@@ -178,6 +178,7 @@ class Engine:
         self.outbox = Outbox(self)
         self.inbox = Inbox(self)
         self.forks = Forks(self)
+        trust.unused.needed_by.append(self._certificates_needed)
         self.forgetting = Forgetting(self)
         self.resuming = Resuming(self)
         self.announcer = Announcer(self)
@@ -486,6 +487,9 @@ class Engine:
             self.anchors.read_again()
             self.notify()
             return
+
+    async def _certificates_needed(self, author: str) -> list[bytes]:
+        return [*await self.inbox.needed(author), *await self.forks.needed(author)]
 
     def _forget(self) -> None:
         """Drop everything that is not in the store."""

@@ -86,6 +86,10 @@ class Forks:
         await engine.trust.store.put({key: pack([list(one), list(other)])})
         return True
 
+    async def needed(self, author: str) -> list[bytes]:
+        """The certificates that the proof against an author rests on."""
+        return [decode_batch(body).certificate_id for body, _ in self._proofs.get(author, ())]
+
     async def show_all(self, link: LinkState) -> None:
         """Show the proofs to a device that was just connected."""
         for author in list(self._proofs):

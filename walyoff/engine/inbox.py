@@ -164,14 +164,29 @@ class Inbox:
             return
         if engine.trust.is_retired(batch.certificate_id, batch.first_seq):
             raise RemoteProtocolError("signed by a replaced key", reason=Reason.OLD_KEY)
-        known = self._signers.get(batch.author)
-        if known is None or known[0] != head.batch_id:
-            stored = await engine.store.batch(head.batch_id)
-            if stored is not None:
-                known = (head.batch_id, decode_batch(stored.body).certificate_id)
-        if known is not None and known[1] != batch.certificate_id:
-            await engine.trust.retire(known[1], batch.first_seq)
+        known = await self._signer(batch.author, head.batch_id)
+        if known is not None and known != batch.certificate_id:
+            await engine.trust.retire(known, batch.first_seq)
         self._signers[batch.author] = (batch.batch_id, batch.certificate_id)
+
+    async def _signer(self, author: str, batch_id: bytes) -> bytes | None:
+        """The certificate under an author's newest batch."""
+        known = self._signers.get(author)
+        if known is not None and known[0] == batch_id:
+            return known[1]
+        stored = await self._engine.store.batch(batch_id)
+        return None if stored is None else decode_batch(stored.body).certificate_id
+
+    async def needed(self, author: str) -> list[bytes]:
+        """The certificates of an author that sign its newest batch, and what waits."""
+        waiting = self._waiting.get(author, {})
+        found = [decode_batch(body).certificate_id for body, _, _ in waiting.values()]
+        if author in self._signers:
+            found.append(self._signers[author][1])
+        head = self._engine.reconciler.heads.get(author)
+        if head is not None and (signer := await self._signer(author, head.batch_id)):
+            found.append(signer)
+        return found
 
     async def _offer_next(self, batch: Batch) -> None:
         """A predecessor came: offer again what waited for it."""
