@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio
@@ -110,7 +110,7 @@ async def test_who_was_removed_is_not_introduced() -> None:
 
 
 @in_virtual_time
-async def test_an_introduction_is_of_blocks_and_bounded_and_one_at_a_time() -> None:
+async def test_an_introduction_is_of_blocks_and_bounded_and_one_of_a_source_at_a_time() -> None:
     world = SimWorld(1)
     async with world.device("a") as a, world.device("b") as b:
         first = await a.create_channel("family")
@@ -141,12 +141,56 @@ async def test_an_introduction_is_of_blocks_and_bounded_and_one_at_a_time() -> N
             aclosing(session.frames()) as incoming,
             aclosing(other.frames()) as also,
         ):
-            assert isinstance(await anext(incoming), frames.ChainHave)
-            assert await ending(also) is None
-            # Who says nothing is sent away.
+            # The newer one of a source is heard.
             began = anyio.current_time()
-            assert await ending(incoming) is None
+            assert isinstance(await anext(also), frames.ChainHave)
+            while isinstance(await ending(incoming), frames.ChainHave):
+                pass
+            assert anyio.current_time() - began < 1
+            # Who says nothing is sent away.
+            assert await ending(also) is None
             assert anyio.current_time() - began <= introducing.TIMEOUT + 2
         assert first.members() == before
         await theirs.send(b"all is well")
         assert await read(first, 1) == [b"all is well"]
+
+
+@in_virtual_time
+async def test_who_introduces_itself_again_and_again_delays_nobody_else() -> None:
+    world = SimWorld(1)
+    async with world.device("a") as a, world.device("m") as m, world.device("f") as f:
+        first = await a.create_channel("family")
+        for device in (m, f):
+            await first.wait_peer((await device.join(await first.invite())).me)
+    async with world.device("a") as a, world.device("n") as n:
+        me = (await n.join(await a.channel("family").invite())).me
+    async with (
+        world.device("m") as m,
+        world.device("f") as f,
+        anyio.create_task_group() as tasks,
+    ):
+        member, flood = m.channel("family"), f.channel("family")
+        (epoch,) = flood.engine.epochs.values()
+        sessions = 0
+
+        async def introduce_without_end() -> None:
+            nonlocal sessions
+            while True:
+                with suppress(RemoteProtocolError, TransportError):
+                    session = await introduction(f, flood, m.addresses[0], epoch)
+                    sessions += 1
+                    tasks.start_soon(hold, session)
+                await anyio.sleep(0.2)
+
+        async def hold(session: Session) -> None:
+            with suppress(anyio.BrokenResourceError, RemoteProtocolError):
+                async with session.run(), aclosing(session.frames()) as incoming:
+                    while await ending(incoming) is not None:
+                        pass
+
+        tasks.start_soon(introduce_without_end)
+        await anyio.sleep(5)
+        async with world.device("n"):
+            assert await connected(member, me, 30)
+        assert sessions > 20
+        tasks.cancel_scope.cancel()

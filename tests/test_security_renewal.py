@@ -244,8 +244,8 @@ async def test_certificates_that_a_member_makes_without_end_cost_its_own_alone()
         assert len(kept) == MAX_UNUSED + 3
         for one in flood[:-MAX_UNUSED]:
             assert await c.engine.trust.load(one.certificate.certificate_id) is None
-        for one in (*used, quiet, flood[-1].certificate.certificate_id):
-            assert await c.engine.trust.load(one) is not None
+        for wanted in (*used, quiet, flood[-1].certificate.certificate_id):
+            assert await c.engine.trust.load(wanted) is not None
         # Everything goes on, also by one of those that were let go.
         b.engine.credentials = flood[0]
         await (await b.send(b"after")).wait_received(by=c.me)
@@ -254,5 +254,5 @@ async def test_certificates_that_a_member_makes_without_end_cost_its_own_alone()
         for one in await certify_more(g.devices[1], b, MAX_UNUSED + 1):
             link.certify(one.encoded, one.certificate.certificate_id)
         await anyio.sleep(2)
-        for needed in (used[1], flood[0].certificate.certificate_id):
-            assert await c.engine.trust.load(needed) is not None
+        for wanted in (used[1], flood[0].certificate.certificate_id):
+            assert await c.engine.trust.load(wanted) is not None

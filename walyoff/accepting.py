@@ -128,7 +128,7 @@ class Acceptor:
                 log.info("a handshake that took long made room for another one")
                 return
             session.path = path
-            await self._serve(session, chosen[0])
+            await self._serve(session, chosen[0], handshake.source)
         except RemoteProtocolError as error:
             log.warning("a peer was refused: %s (%s)", error, error.reason)
         except (TransportError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
@@ -170,10 +170,10 @@ class Acceptor:
             psk=issued.invitation().psk,
         )
 
-    async def _serve(self, session: Session, subject: Subject) -> None:
+    async def _serve(self, session: Session, subject: Subject, source: str) -> None:
         if isinstance(subject, Introduced):
             # Not believed to be a member: it may hand over blocks, which prove themselves.
-            await self._introductions.receive(subject.channel, session)
+            await self._introductions.receive(subject.channel, session, source)
             return
         if isinstance(subject, Channel):
             await subject.connections.serve(session)

@@ -40,9 +40,11 @@ class _Failures:
 
 
 class Handshakes:
-    """The handshakes that others have begun with this device."""
+    """The handshakes, or whatever else costs, that others have begun with this device."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_HANDSHAKES, per_source: int = MAX_PER_SOURCE) -> None:
+        self._limit = limit
+        self._per_source = per_source
         #: In progress, the oldest first.
         self._running: dict[Handshake, None] = {}
         self._failures: OrderedDict[str, _Failures] = OrderedDict()
@@ -64,9 +66,9 @@ class Handshakes:
         per: dict[str, list[Handshake]] = {}
         for running in self._running:
             per.setdefault(running.source, []).append(running)
-        if source and len(per.get(source, ())) >= MAX_PER_SOURCE:
+        if source and len(per.get(source, ())) >= self._per_source:
             self._give_up(per[source][0])
-        elif len(self._running) >= MAX_HANDSHAKES:
+        elif len(self._running) >= self._limit:
             # An honest one takes milliseconds, so the oldest is the least likely to be one.
             self._give_up(max(per.values(), key=len)[0])
         handshake = Handshake(source, give_up)

@@ -9,7 +9,8 @@ the chain, as for any block; then it connects as a member.
 Decided here: which epochs prove it, what may be said, and how much. Only blocks go to the one
 who does not know us, and nothing but the tips of its chains comes back; who was removed, as far
 as the other side knows, has no such epoch; an introduction is bounded in bytes and time, and a
-channel takes one at a time.
+channel takes one of a source at a time, so that who introduces itself again and again is in
+the way of itself alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import anyio
 from walyoff import frames
 from walyoff.epochs import Epoch
 from walyoff.errors import RemoteProtocolError
+from walyoff.handshakes import Handshakes
 from walyoff.session.handshake import HandshakeContext
 from walyoff.session.peer import Judge, Session, dial
 
@@ -41,6 +43,8 @@ MAX_BYTES = 8 << 20
 #: What may wait unsent before more is read.
 PART_BYTES = 1 << 20
 TIMEOUT = 20.0
+#: Introductions to a channel at a time: each may keep 8 MiB waiting for the child.
+MAX_AT_ONCE = 4
 #: The other side may not know the newest epochs; these many are tried, the newest first.
 MAX_TRIES = 4
 
@@ -142,23 +146,31 @@ class Introductions:
     """The other side: those who introduce themselves to this device."""
 
     def __init__(self) -> None:
-        self._busy: set[str] = set()
+        #: By channel.
+        self._running: dict[str, Handshakes] = {}
 
-    async def receive(self, channel: Channel, session: Session) -> None:
-        """Take the blocks of one introduction.
+    async def receive(self, channel: Channel, session: Session, source: str = "") -> None:
+        """Take the blocks of one introduction; `source` is what the transport says of it.
 
         Raises:
             RemoteProtocolError: it says something else, or too much.
         """
-        async with session.run():
-            if channel.did in self._busy:
-                return
-            self._busy.add(channel.did)
-            try:
-                with anyio.move_on_after(TIMEOUT):
-                    await _take(channel, session)
-            finally:
-                self._busy.discard(channel.did)
+        now = channel.engine.runtime.now
+        running = self._running.setdefault(channel.did, Handshakes(MAX_AT_ONCE, 1))
+        scope = anyio.CancelScope()
+        # Where nothing is known of it there is only what it says of itself.
+        turn = running.begin(source or session.did, scope.cancel, now=now())
+        try:
+            async with session.run():
+                if turn is not None:
+                    scope.deadline = anyio.current_time() + TIMEOUT
+                    with scope:
+                        await _take(channel, session)
+        finally:
+            if turn is not None:
+                running.end(turn, failed=bool(source) and scope.cancelled_caught, now=now())
+            if not running:
+                self._running.pop(channel.did, None)
 
 
 async def _take(channel: Channel, session: Session) -> None:
