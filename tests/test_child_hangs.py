@@ -15,7 +15,7 @@ import pytest
 from tests.ledger_support import anchor, children, found, hand_over, join, read, text_of, until
 from tests.real.processes import World, eventually
 from walyoff.errors import ChildError
-from walyoff.walytis import ledger, link
+from walyoff.walytis import ledger, spawning
 from walyoff.walytis.process import Child
 
 #: Seconds for a hung call to be reported, and for the new process after it.
@@ -32,7 +32,7 @@ async def test_hung_calls_of_any_kind_are_found_and_repeated(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Path(__file__).with_name("hanging_child.py")
-    monkeypatch.setattr(link, "CHILD_COMMAND", ("-P", str(script)))
+    monkeypatch.setattr(spawning, "CHILD_COMMAND", ("-P", str(script)))
     async with children(home, "a", "b", connect=False) as (a, b):
         mine, one = await found(a)
         _, two = await join(mine, b)

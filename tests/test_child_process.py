@@ -24,7 +24,7 @@ from walyoff.errors import (
     PayloadTooLargeError,
     TransportError,
 )
-from walyoff.walytis import link, process
+from walyoff.walytis import process, spawning
 from walyoff.walytis.process import CallFailedError, Child, open_child
 
 pytestmark = pytest.mark.anyio
@@ -349,7 +349,7 @@ async def test_another_version_of_the_child_is_a_clear_error(
     # What a changed installation looks like: the other side says another number.
     wrong = Hello(version=VERSION + 1, info={})
     program = f"import os, sys; os.write(int(sys.argv[1]), {encode(wrong)!r})"
-    monkeypatch.setattr(link, "CHILD_COMMAND", ("-c", program))
+    monkeypatch.setattr(spawning, "CHILD_COMMAND", ("-c", program))
     with pytest.raises(ChildError, match=f"version {VERSION + 1}"):
         async with open_child(tmp_path):
             pass

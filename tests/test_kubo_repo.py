@@ -17,7 +17,7 @@ import pytest
 from walyoff.child import repo
 from walyoff.child.kubo import socket_multiaddr
 from walyoff.errors import LocalProtocolError, StoreError
-from walyoff.walytis.link import child_environment
+from walyoff.walytis.spawning import child_environment
 
 # Go takes signals over, so a node runs in a process of its own here as everywhere.
 NODE = """

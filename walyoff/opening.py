@@ -1,36 +1,35 @@
-"""Opening a device: its store, its platform and its transports, in the order in which they
-depend on one another.
+"""Opening a device, and what of it goes on at the same time.
 
-Decided here: what a home needs to be opened. What a device does is in `node`.
+Decided here: the child process starts first, because it needs the longest. While it imports, so
+does this process, and the store is opened; while its node starts, the rest is imported. So
+`open_device` imports what takes time, in threads. What a home needs is in `assembling`.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import stat
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from blake3 import blake3
+import anyio
+import anyio.to_thread
 
-from walyoff import plugins
-from walyoff.abc import Store, Transport, TransportFactory, TransportHost
-from walyoff.incarnations import check_current
-from walyoff.node import Device
-from walyoff.own_keys import keep_own_keys
-from walyoff.platform import Platform, PlatformFactory, StoreFactory
-from walyoff.runtime import REAL, Runtime
-from walyoff.sealing import Sealing, all_sealed, load_sealing
-from walyoff.tasks import background_tasks
+from walyoff.importing import Importing
+from walyoff.walytis.spawning import start_early
+
+if TYPE_CHECKING:
+    from walyoff.abc import TransportFactory
+    from walyoff.node import Device
+    from walyoff.platform import PlatformFactory, StoreFactory
+    from walyoff.runtime import Runtime
+    from walyoff.walytis.spawning import ChildProcess
 
 DEFAULT_SUITE = "hybrid-1"
 DEFAULT_TRANSPORTS = ("ipfs",)
-#: Bytes of the temporary folder's path that leave room for a socket's name below it.
-MAX_RUN_DIR = 50
+#: What opening the store and greeting the child needs.
+_FIRST = ("walyoff.assembling", "walyoff.stores", "walyoff.walytis.platform")
 
 
 @asynccontextmanager
@@ -43,7 +42,7 @@ async def open_device(
     suite: str = DEFAULT_SUITE,
     platform: PlatformFactory | None = None,
     store: StoreFactory | None = None,
-    runtime: Runtime = REAL,
+    runtime: Runtime | None = None,
 ) -> AsyncIterator[Device]:
     """Open the device that lives in a home folder, which is made if it is not there.
 
@@ -63,88 +62,40 @@ async def open_device(
         WalyoffError: a transport is not installed or cannot be opened.
     """
     path = Path(home)
-    plugins.suite(suite)
-    if not isinstance(transports, Mapping):
-        transports = {name: plugins.transport_factory(name) for name in transports}
     async with AsyncExitStack() as stack:
-        opened_store = await stack.enter_async_context(
-            (store or _sqlite_store)(path, passphrase)
-        )
-        await check_current(opened_store)
-        sealing = await load_sealing(opened_store, path)
-        base = await stack.enter_async_context(
-            (platform or partial(_walytis_platform, listen=listen, sealing=sealing))(path)
-        )
-        run_dir = _make_run_dir(path)
-        stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
-        opened: dict[str, Transport] = {}
-        for name, factory in transports.items():
-            state_dir = path / "transports" / name
-            # The mode is for the last folder only, so one after the other.
-            for folder in (state_dir.parent, state_dir):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            host = TransportHost(
-                state_dir=state_dir,
-                run_dir=run_dir / name,
-                ipfs=base.ipfs,
-                sealer=sealing,
-                listen=None if listen is None else tuple(listen),
+        process: ChildProcess | None = None
+        if platform is None:
+            process = await stack.enter_async_context(_early_process(path))
+            await Importing(*_FIRST).wait()
+        from walyoff.assembling import assembled  # noqa: PLC0415 - it takes time
+
+        device = await stack.enter_async_context(
+            assembled(
+                path,
+                transports=transports,
+                listen=listen,
+                passphrase=passphrase,
+                suite=suite,
+                platform=platform,
+                store=store,
+                runtime=runtime,
+                process=process,
             )
-            host.run_dir.mkdir(mode=0o700)
-            opened[name] = await stack.enter_async_context(factory(host))
-        if sealing.plain:
-            await all_sealed(opened_store)
-        tasks = await stack.enter_async_context(background_tasks())
-        device = Device(
-            home=path,
-            store=opened_store,
-            platform=base,
-            transports=opened,
-            suite=suite,
-            tasks=tasks,
-            runtime=runtime,
         )
-        await device.open_channels()
-        tasks.start_soon(keep_own_keys, device)
-        for transport in opened.values():
-            await tasks.start(device.acceptor.listen, transport)
         yield device
 
 
-def _make_run_dir(home: Path) -> Path:
-    """A private folder for sockets, whose paths may have no more than 107 bytes.
-
-    Its name belongs to the home, so what a killed process left there goes at the next start.
-    """
-    folder = tempfile.gettempdir()
-    if len(folder.encode()) > MAX_RUN_DIR and os.access("/tmp", os.W_OK):  # noqa: S108
-        folder = "/tmp"  # noqa: S108 - see below: it is ours, or it is not used
-    name = blake3(str(home.resolve()).encode()).hexdigest(8)
-    run_dir = Path(folder) / f"walyoff-{name}"
+@asynccontextmanager
+async def _early_process(home: Path) -> AsyncIterator[ChildProcess | None]:
+    """The child of a home that had one before; it ends with the context at the latest."""
+    with anyio.CancelScope(shield=True):
+        process = await anyio.to_thread.run_sync(start_early, home)
     try:
-        run_dir.mkdir(mode=0o700)
-    except FileExistsError:
-        found = run_dir.lstat()
-        # Others may write to the folder above: only one that is ours alone is taken over.
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            return Path(tempfile.mkdtemp(prefix="walyoff-", dir=folder))
-        shutil.rmtree(run_dir)
-        run_dir.mkdir(mode=0o700)
-    return run_dir
-
-
-def _sqlite_store(home: Path, passphrase: str | None) -> AbstractAsyncContextManager[Store]:
-    from walyoff.stores import open_store  # noqa: PLC0415 - imported when it is needed
-
-    return open_store(home, passphrase=passphrase)
-
-
-def _walytis_platform(
-    home: Path, listen: Sequence[str] | None, sealing: Sealing
-) -> AbstractAsyncContextManager[Platform]:
-    from walyoff.walytis.platform import open_platform  # noqa: PLC0415 - as above
-
-    return open_platform(home, listen, sealing=sealing)
+        yield process
+    finally:
+        if process is not None:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(process.reap, 0.0)
 
 
 __all__ = ["DEFAULT_SUITE", "DEFAULT_TRANSPORTS", "open_device"]

@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -23,6 +24,8 @@ from walyoff.errors import StoreError
 from walyoff.wire import expect_array, expect_bytes, pack, unpack
 
 KEY_SIZE = 32
+#: Of keys that are derived, with what for.
+_CONTEXT = "walyoff sealing 1 "
 #: No msgpack of ours and no JSON begins like this.
 MAGIC = b"WOCS\x01"
 _NONCE_SIZE = 12
@@ -65,6 +68,12 @@ class Sealing:
     def active(self) -> bool:
         """True if there is a key."""
         return self._aead is not None
+
+    def derive(self, purpose: str) -> bytes | None:
+        """A key of this home for another purpose than files; None if there is no key."""
+        if self._key is None:
+            return None
+        return blake3(self._key, derive_key_context=_CONTEXT + purpose).digest()
 
     def seal(self, value: bytes, place: str) -> bytes:
         """A value as it goes into the file at a place."""

@@ -9,14 +9,14 @@ import sys
 from anyio import to_thread
 
 from walyoff.bench.bench import Bench
-from walyoff.bench.lab import OURS, BenchError
+from walyoff.bench.lab import OURS, BenchError, installed_environment
 
 _CODE = """
 import json, sys, time
 began, cpu = time.perf_counter(), time.process_time()
 import walyoff
 first = time.perf_counter()
-walyoff.open_device
+walyoff.open_device, walyoff.Device
 second, used = time.perf_counter(), time.process_time() - cpu
 print(json.dumps([1000 * (first - began), 1000 * (second - began), 1000 * used,
                   len(sys.modules)]))
@@ -26,7 +26,11 @@ TIMEOUT_S = 30.0
 
 def _once() -> list[float]:
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", _CODE], capture_output=True, timeout=TIMEOUT_S, check=False
+        [sys.executable, "-c", _CODE],
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env=installed_environment(),
     )
     if done.returncode:
         raise BenchError(f"the import failed: {done.stderr.decode(errors='replace')[-200:]}")

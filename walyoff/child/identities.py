@@ -101,6 +101,7 @@ class Identities:
             "did.sign": self._keyring_sign,
             "did.verify": self.verify,
             "did.check": self._keyring.verify,
+            "did.checked": lambda: self._keyring.verified.checked,
             "did.check_compact": self._keyring.verify_compact,
             "group.create": self.create_group,
             "group.open": self.open_group,

@@ -13,13 +13,11 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
 from walyoff.child.acts import MAX_KEY_ID, chain_of
+from walyoff.child.verified import Verified
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, StoreError
 from walyoff.files import replace_file
 from walyoff.sealing import Sealing
@@ -32,8 +30,6 @@ MAX_KEYS = 4
 MAX_GROUPS = 256
 MAX_SECRETS = 8 << 20
 MAX_SIGNATURE = 64 * 1024
-#: Verified signatures that are remembered, so that reading a chain again is cheap.
-MAX_REMEMBERED = 8_192
 _FIELDS = ("family", "public_key", "private_key", "creation_time")
 
 _log = logging.getLogger(__name__)
@@ -48,7 +44,8 @@ class Keyring:
         self._sealing = sealing
         self._lock = threading.Lock()
         self._loaded: dict[str, list[Any]] = {}
-        self._remembered: OrderedDict[bytes, bool] = OrderedDict()
+        #: So that reading a chain again is cheap.
+        self.verified = Verified(folder.parent / "child" / "verified", sealing)
         self._public = functools.lru_cache(maxsize=128)(self._parse_public)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._seal_all()
@@ -162,17 +159,11 @@ class Keyring:
 
     def verify(self, key_group_id: str, signature: bytes, data: bytes) -> bool:
         """The same for a signature as stock code writes it; results are remembered."""
-        tag = blake3(pack([key_group_id, signature, data])).digest()
-        with self._lock:
-            known = self._remembered.get(tag)
-        if known is not None:
-            return known
-        valid = self._verify(key_group_id, signature, data)
-        with self._lock:
-            self._remembered[tag] = valid
-            while len(self._remembered) > MAX_REMEMBERED:
-                self._remembered.popitem(last=False)
-        return valid
+
+        def verify() -> bool:
+            return self._verify(key_group_id, signature, data)
+
+        return self.verified.check(key_group_id, signature, data, verify)
 
     def _verify(self, key_group_id: str, signature: bytes, data: bytes) -> bool:
         try:

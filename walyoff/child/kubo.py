@@ -118,14 +118,17 @@ def _peer(value: str) -> bytes:
 
 
 class Kubo:
-    """One Kubo node on a repository that `walyoff.child.repo` has written."""
+    """One Kubo node on a repository that `walyoff.child.repo` has written.
 
-    def __init__(self, repo: Path) -> None:
+    Without a repository the library is loaded; `start` names one then.
+    """
+
+    def __init__(self, repo: Path | None = None) -> None:
         self._ffi: Any = FFI()
         self._ffi.cdef(_DECLARATIONS)
         self._lib: Any = self._ffi.dlopen(str(library_path()))
         self._libc: Any = self._ffi.dlopen(None)
-        self._repo = _text(str(repo), "repository path")
+        self._repo = b"" if repo is None else _text(str(repo), "repository path")
         self._running = False
         self._peer_id = ""
         # Kubo keeps its stream registry in maps; changes go one at a time to be safe.
@@ -137,8 +140,10 @@ class Kubo:
 
     # ------------------------------------------------------------------ life cycle
 
-    def start(self) -> None:
+    def start(self, repo: Path | None = None) -> None:
         """Start the node. Raises KuboError, for one when its port is taken."""
+        if repo is not None:
+            self._repo = _text(str(repo), "repository path")
         if self._lib.RunNode(self._repo) <= 0:
             raise KuboError("Kubo did not start")
         self._running = True

@@ -16,12 +16,14 @@ import importlib.util
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -122,11 +124,14 @@ class PubsubEvents:
 
 
 def start_kubo(
-    home: Path, sealing: Sealing = _NOT_SEALED, listen: Sequence[str] | None = None
+    home: Path,
+    sealing: Sealing = _NOT_SEALED,
+    listen: Sequence[str] | None = None,
+    kubo: Kubo | None = None,
 ) -> Kubo:
     """The running node of a home, on the port of its last start if that is still free.
 
-    `listen` are multiaddrs, as in `repo.ensure_repo`.
+    `listen` are multiaddrs, as in `repo.ensure_repo`; `kubo` is the library, if it is loaded.
 
     Raises:
         StoreError: the repository cannot be used.
@@ -136,18 +141,17 @@ def start_kubo(
     links = home / "child" / "repo"
     repo.ensure_repo(path, listen)
     hide_key(path, sealing)
-    kubo = Kubo(runnable(path, links, sealing))
+    kubo = kubo or Kubo()
     try:
-        kubo.start()
+        kubo.start(runnable(path, links, sealing))
     except KuboError:
         # Most likely the port was taken meanwhile. Peers learn the new one from us.
         config = repo.read_config(path)
         if not repo.forget_ports(path):
             raise
         _log.warning("Kubo did not start on its old port, trying any port")
-        runnable(path, links, sealing)
         try:
-            kubo.start()
+            kubo.start(runnable(path, links, sealing))
         except KuboError:
             # It was something else, so the port may be free again next time.
             repo.write_config(path, config)
@@ -173,16 +177,18 @@ def register_ipfs(server: Server, kubo: Kubo, hub: PubsubHub) -> None:
 
 
 def install_upstream(
-    server: Server, kubo: Kubo, hub: PubsubHub, home: Path, sealing: Sealing
+    server: Server, kubo: Kubo, hub: PubsubHub, home: Path, owned: Future[Sealing]
 ) -> None:
-    """Bring Walytis up, on a thread of its own: its import takes most of a second."""
+    """Bring Walytis up, on a thread of its own: its import takes some tenths of a second."""
     failure = None
+    began = time.monotonic()
     try:
         if importlib.util.find_spec(UPSTREAM_MODULE) is None:
             failure = "this installation has no Walytis part"
         else:
             upstream: Any = importlib.import_module(UPSTREAM_MODULE)
-            upstream.install(server, kubo, hub, home, sealing)
+            upstream.install(server, kubo, hub, home, owned.result)
+            _log.info("Walytis is up after %.0f ms", (time.monotonic() - began) * 1000)
     except BaseException as error:
         # SystemExit too: multi_crypt raises it when it finds no liboqs.
         _log.exception("Walytis could not be started")
@@ -228,12 +234,31 @@ def main(fd: int, home: Path, parent: int) -> None:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s",
     )
-    _cut_kubo_log()
-    began = time.monotonic()
     server = Server(connection, Gate(UPSTREAM_PREFIXES))
+    kubo = Kubo()
+    hub = PubsubHub(kubo)
+    #: The sealing, when the home is this process's and the node runs.
+    owned: Future[Sealing] = Future()
+    upstream = threading.Thread(
+        target=install_upstream,
+        args=(server, kubo, hub, home, owned),
+        name="upstream",
+        daemon=True,
+    )
+    # Imports go on while the parent opens its store: until it says hello, the home may be
+    # another process's, and nothing in it is read or changed.
+    upstream.start()
+    while not select.select([connection], [], [], WATCH_INTERVAL)[0]:
+        if os.getppid() != parent:
+            _end(None, 0)
     told = server.greet()
+    if told is None:
+        _end(None, 0)
+        return
+    began = time.monotonic()
+    _cut_kubo_log()
     sealing = Sealing.from_hello(told)
-    kubo = start_kubo(home, sealing, _listen(told))
+    start_kubo(home, sealing, _listen(told), kubo)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         server.ended.set()
@@ -244,17 +269,10 @@ def main(fd: int, home: Path, parent: int) -> None:
             signal.signal(number, on_signal)
 
     take_signals()
-    hub = PubsubHub(kubo)
     register_ipfs(server, kubo, hub)
     server.start({"peer_id": kubo.peer_id, "addresses": kubo.addresses()})
     _log.info("ready after %.0f ms: %r", (time.monotonic() - began) * 1000, kubo)
-    upstream = threading.Thread(
-        target=install_upstream,
-        args=(server, kubo, hub, home, sealing),
-        name="upstream",
-        daemon=True,
-    )
-    upstream.start()
+    owned.set_result(sealing)
     watched_upstream = True
     while not server.ended.wait(WATCH_INTERVAL):
         if os.getppid() != parent:

@@ -130,17 +130,19 @@ class Server:
         """Send an event; a parent that is gone is no error here."""
         self._send(Event(name=name, data=data))
 
-    def greet(self) -> dict[str, Any]:
+    def greet(self) -> dict[str, Any] | None:
         """Wait for the parent's hello, and return what it says. At most once, first of all.
 
+        None if the parent is gone, or does not need this process after all.
+
         Raises:
-            RemoteProtocolError: something else came, or the parent is gone.
+            RemoteProtocolError: something else came.
         """
         while data := self._connection.recv(_RECEIVE_SIZE):
             for message in self._reader.feed(data):
                 self._greeted = True
                 return check_hello(message).info
-        raise RemoteProtocolError("the parent ended before it said hello", reason="no-hello")
+        return None
 
     def start(self, info: dict[str, Any]) -> None:
         """Say hello, and serve from threads of its own until `ended`."""

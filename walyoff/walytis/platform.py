@@ -15,6 +15,7 @@ from walyoff.sealing import Sealing
 from walyoff.walytis.identity import WalytisIdentity, decode_grant
 from walyoff.walytis.process import Child, open_child
 from walyoff.walytis.register import RegisterLedger
+from walyoff.walytis.spawning import ChildProcess
 from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 
 #: A block file and its chain's name around it.
@@ -210,18 +211,19 @@ async def open_platform(
     *,
     sealing: Sealing = _NOT_SEALED,
     segment_blocks: int | None = None,
+    process: ChildProcess | None = None,
 ) -> AsyncIterator[Platform]:
     """The platform of a home: its child process lives as long as the context.
 
     `listen` are IP addresses for the node; None keeps those of the last start (127.0.0.1 at
     first). `sealing` is for the home's keys. `segment_blocks` is for tests: the blocks of one
-    segment.
+    segment. `process` was started already.
 
     Raises:
         LocalProtocolError: one is no IP address.
     """
     addresses = [multiaddr(host) for host in listen or ()]
-    async with open_child(home, sealing=sealing, listen=addresses) as child:
+    async with open_child(home, sealing=sealing, listen=addresses, process=process) as child:
         if sealing.plain and sealing.active:
             # It answers when all that an older version wrote in clear has been sealed.
             await child.call("did.sealed", {}, timeout=SEAL_TIME)

@@ -33,13 +33,8 @@ from walyoff.errors import (
 from walyoff.fanout import Fanout
 from walyoff.sealing import Sealing
 from walyoff.tasks import background_tasks
-from walyoff.walytis.link import (
-    GOODBYE_TIME,
-    CallFailedError,
-    ChildProcess,
-    Link,
-    connect,
-)
+from walyoff.walytis.link import GOODBYE_TIME, CallFailedError, Link, connect
+from walyoff.walytis.spawning import ChildProcess
 
 _log = logging.getLogger(__name__)
 _NOT_SEALED = Sealing()
@@ -73,8 +68,16 @@ _setting_up: ContextVar[Link | None] = ContextVar("walyoff_child_setup", default
 class Child:
     """The child process as the rest of walyoff sees it; it implements `abc.IpfsNode`."""
 
-    def __init__(self, home: Path, sealing: Sealing, listen: Sequence[str]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        sealing: Sealing,
+        listen: Sequence[str],
+        first: ChildProcess | None = None,
+    ) -> None:
         self._home = home.absolute()
+        #: A process that was started before the home was this device's.
+        self._first = first
         self._hello = {**sealing.hello(), "listen": list(listen)}
         self._link: Link | None = None
         self._ready = anyio.Event()
@@ -264,9 +267,10 @@ class Child:
             backoff = min(backoff * 2, MAX_BACKOFF)
 
     async def _one_life(self, task_status: TaskStatus[None]) -> None:
-        process = ChildProcess(self._home)
+        process, self._first = self._first or ChildProcess(self._home), None
         try:
-            await anyio.to_thread.run_sync(process.spawn)
+            if process.pid is None:
+                await anyio.to_thread.run_sync(process.spawn)
             self._pid = process.pid
             async with connect(process) as stream:
                 link = Link(stream, self._dispatch)
@@ -396,17 +400,22 @@ def _list(value: Any) -> list[Any]:
 
 @asynccontextmanager
 async def open_child(
-    home: Path, *, sealing: Sealing = _NOT_SEALED, listen: Sequence[str] = ()
+    home: Path,
+    *,
+    sealing: Sealing = _NOT_SEALED,
+    listen: Sequence[str] = (),
+    process: ChildProcess | None = None,
 ) -> AsyncIterator[Child]:
     """Run the child process of a home (made if needed) while the context is open.
 
     Only one child may use a home at a time; the store's lock sees to that. Without a sealing
     its keys are in clear. `listen` are multiaddrs; without any it listens where it did last.
+    `process` is one that was started already (see `walyoff.walytis.spawning`).
 
     Raises:
         ChildError: it could not be started; `HOME/child/child.log` says why.
     """
-    child = Child(home, sealing, listen)
+    child = Child(home, sealing, listen, process)
     async with background_tasks() as tasks:
         await tasks.start(child._supervise)
         try:

@@ -1,0 +1,110 @@
+"""What a start does not do: counts, because times depend on the machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from walyoff.sealing import Sealing
+from walyoff.walytis.identity import WalytisIdentity
+from walyoff.walytis.process import open_child
+
+SEALING = Sealing(b"k" * 32)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def run(code: str, *arguments: str) -> list[str]:
+    """The words that a program prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_child_is_started_before_anything_that_takes_time_is_imported() -> None:
+    code = """
+import sys, anyio, walyoff
+from walyoff import opening
+
+def start_early(home):
+    print(*sys.modules)
+    raise SystemExit
+
+opening.start_early = start_early
+
+async def main():
+    async with walyoff.open_device("nowhere"):
+        pass
+
+anyio.run(main)
+"""
+    loaded = run(code)
+    assert "walyoff.opening" in loaded
+    late = {"cryptography", "nacl", "sqlite3", "msgpack", "blake3", "importlib.metadata"}
+    assert {name for name in loaded if name.startswith("walyoff.")} <= {
+        "walyoff.errors",
+        "walyoff.importing",
+        "walyoff.opening",
+        "walyoff.walytis",
+        "walyoff.walytis.spawning",
+    }
+    assert late.isdisjoint(loaded)
+
+
+def test_stock_code_comes_without_what_it_does_not_use_and_works(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from walyoff.child.upstream import load_stock
+home = Path(sys.argv[1])
+stock = load_stock(None, None, home)
+print(*sys.modules, "home" if home.exists() else "")
+keys = stock.keys.KeyGroup.create(["EC-secp256k1", "PQ-ML-KEM-768-ML-DSA-65"])
+public = stock.keys.KeyGroup.from_id(keys.get_id())
+assert public.verify_signature(keys.sign(b"text"), b"text")
+assert not public.verify_signature(keys.sign(b"text"), b"other")
+assert not {"ecies", "Crypto"} & set(sys.modules)
+assert keys.decrypt(public.encrypt(b"secret")) == b"secret"
+assert {"ecies", "Crypto"} < set(sys.modules)
+"""
+    loaded = {name.partition(".")[0] for name in run(code, str(tmp_path / "home"))}
+    assert {"walytis_beta", "walytis_identities", "multi_crypt"} <= loaded
+    unused = {"pytest", "_pytest", "zmq", "Crypto", "ecies", "pathspec", "pygments"}
+    assert unused.isdisjoint(loaded)
+    # While it is imported the home may be another process's.
+    assert "home" not in loaded
+
+
+@pytest.mark.anyio
+async def test_a_start_checks_no_signature_that_was_checked_before(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    async with open_child(home, sealing=SEALING) as child:
+        device, _ = await WalytisIdentity.create_device_did(child)
+        group = await WalytisIdentity.create(child, device)
+        members = group.membership.members
+        did, pin = group.did, group.pin
+        assert await child.call("did.checked", {}) > 3
+    assert await _checked(home, did, pin, device) == 0
+    # The file is a memory and nothing else: what it says of other homes is not believed.
+    (home / "child" / "verified").write_bytes(bytes(4096))
+    assert await _checked(home, did, pin, device) > 3
+    assert [m.did for m in members] == [device]
+
+
+async def _checked(home: Path, did: str, pin: bytes, device: str) -> int:
+    async with open_child(home, sealing=SEALING) as child:
+        group = await WalytisIdentity.open(child, did, pin, device)
+        assert [m.did for m in group.membership.current()] == [device]
+        return int(await child.call("did.checked", {}))
