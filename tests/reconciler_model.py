@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from walyoff.abc import Head, StoredContent
-from walyoff.engine import reconciler as module
+from walyoff.engine import asking
 from walyoff.engine.delivery import LATE_AFTER
 from walyoff.engine.facts import (
     FetchBatches,
@@ -178,10 +178,10 @@ class ReconcilerMachine(RuleBasedStateMachine):
                 self.asked.append(order)
             case FetchContents(peer, record_ids):
                 assert peer in self.reconciler.peers, "a stranger was asked"
-                assert 0 < len(record_ids) <= module.MAX_FETCH
+                assert 0 < len(record_ids) <= asking.MAX_FETCH
                 for record_id in record_ids:
-                    said = self.gone.get((peer, record_id), -module.GONE_FOR)
-                    assert self.now - said >= module.GONE_FOR / 2, "asked again after gone"
+                    said = self.gone.get((peer, record_id), -asking.GONE_FOR)
+                    assert self.now - said >= asking.GONE_FOR / 2, "asked again after gone"
                     assert record_id not in self.store.held, "asked for what is held"
                 self.asked.append(order)
             case Report():
@@ -216,7 +216,8 @@ class ReconcilerMachine(RuleBasedStateMachine):
         ]
 
     def offer(self, entry: Entry, held: list[bool], peer: str | None) -> Verdict:
-        contents = [c if h else None for c, h in zip(entry.contents, held, strict=True)]
+        """A batch comes; if less is held than it has records, the peer is to send the rest."""
+        contents = [c if h else None for c, h in zip(entry.contents, held, strict=False)]
         batch = entry.batch
         verdict = self.reconciler.batch(batch, b"signature", contents, peer, self.now)
         if verdict is Verdict.DUPLICATE and batch.batch_id not in self.reconciler_batches():
@@ -225,6 +226,9 @@ class ReconcilerMachine(RuleBasedStateMachine):
         if verdict is Verdict.FORK:
             self.forked.add(batch.author)
         self.collect()
+        if peer in self.reconciler.peers and batch.record_ids[len(held) :]:
+            # It may do so, or not: as if it had been asked.
+            self.asked.append(FetchContents(peer, batch.record_ids[len(held) :]))
         return verdict
 
     def reconciler_batches(self) -> set[bytes]:
@@ -294,7 +298,7 @@ class ReconcilerMachine(RuleBasedStateMachine):
         size = len(entry.contents)
         held = [False] * size
         if peer is not None:
-            held = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+            held = data.draw(st.lists(st.booleans(), max_size=size))
         self.offer(entry, held, peer)
 
     @rule(peer=st.sampled_from(PEERS), author=st.sampled_from(AUTHORS), broken=st.booleans())
@@ -356,7 +360,8 @@ class ReconcilerMachine(RuleBasedStateMachine):
                 e for e in self.truth[order.author] if e.batch.last_seq >= order.first_seq
             ]
             for entry in entries[: 1 if how == "half" else None]:
-                self.offer(entry, [True] * len(entry.contents), order.peer)
+                pieces = len(entry.contents) if how == "half" else len(entry.contents) // 2
+                self.offer(entry, [True] * pieces, order.peer)
         if how == "refused":
             reason = Reason.WRONG_SIGNATURE
             self.reconciler.range_failed(order.peer, order.author, reason, self.now)
@@ -365,8 +370,11 @@ class ReconcilerMachine(RuleBasedStateMachine):
 
     def answer_contents(self, order: FetchContents, how: str) -> None:
         ids = list(order.record_ids)
-        if how in ("honest", "half"):
-            for record_id in ids[: len(ids) if how == "honest" else (len(ids) + 1) // 2]:
+        if how == "honest":
+            given = [(record_id, self.contents[record_id]) for record_id in ids]
+            self.reconciler.contents(given, order.peer, self.now)
+        elif how == "half":
+            for record_id in ids[: (len(ids) + 1) // 2]:
                 content = self.contents[record_id]
                 self.reconciler.content(record_id, content, order.peer, self.now)
                 self.collect()
@@ -399,10 +407,10 @@ class ReconcilerMachine(RuleBasedStateMachine):
         deadline = r.deadline()
         for name, state in r.peers.items():
             mine = [record for record in r.open.values() if record.peer == name]
-            assert state.fetching == len(mine) <= module.MAX_FETCHING
+            assert state.fetching == len(mine) <= asking.MAX_FETCHING
             assert state.bytes == sum(record.size for record in mine)
             ranges = [x for x in r._ranges.values() if x.peer == name]
-            assert state.ranges == len(ranges) <= module.MAX_RANGES
+            assert state.ranges == len(ranges) <= asking.MAX_RANGES
         for record in r.open.values():
             if record.peer is not None:
                 assert record.peer in r.peers, "fetching from a peer that left"
@@ -444,7 +452,7 @@ class ReconcilerMachine(RuleBasedStateMachine):
         r.peer_joined("honest", "did:sim:h", vector, self.now)
         self.collect()
         end = self.now + SETTLED_AFTER
-        slow_until = self.now + module.REQUEST_TIMEOUT + 1.0
+        slow_until = self.now + asking.REQUEST_TIMEOUT + 1.0
         asked = Counter[tuple[str, str]]()
         while self.now < end and not self.is_settled():
             orders, self.asked = self.asked, []

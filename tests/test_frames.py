@@ -48,7 +48,8 @@ FRAMES: st.SearchStrategy[frames.Frame] = st.one_of(
     st.builds(frames.BatchFrame, BLOBS, BLOBS, some(st.none() | st.tuples(HASHES, BLOBS))),
     st.builds(frames.RangeEnd, NAMES, NUMBERS),
     st.builds(frames.WantContents, some(HASHES)),
-    st.builds(frames.ContentFrame, HASHES, HASHES, BLOBS),
+    st.builds(frames.ContentsFrame, some(st.tuples(HASHES, HASHES, BLOBS))),
+    st.builds(frames.WantMore, NAMES, st.integers(0, frames.MAX_FRAME)),
     st.builds(frames.Gone, some(HASHES)),
     st.builds(frames.CertificateFrame, BLOBS),
     st.builds(frames.WantCertificate, HASHES),
@@ -225,7 +226,7 @@ def test_the_limits_themselves_are_allowed() -> None:
         )
     )
     assert frames.decode(frames.encode(full)) == full
-    content = frames.ContentFrame(HASH, SALT, bytes(MAX_CONTENT))
+    content = frames.ContentsFrame(((HASH, SALT, bytes(MAX_CONTENT)),))
     assert frames.decode(frames.encode(content)) == content
     assert len(frames.encode(content)) < frames.MAX_FRAME
 

@@ -12,6 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.reconciler_model import CHANNEL, ME, ReconcilerMachine
 from walyoff.abc import StoredContent
+from walyoff.engine.asking import GONE_FOR
 from walyoff.engine.delivery import Delivery
 from walyoff.engine.facts import (
     FetchBatches,
@@ -22,7 +23,7 @@ from walyoff.engine.facts import (
     Verdict,
     Write,
 )
-from walyoff.engine.reconciler import GONE_FOR, Reconciler
+from walyoff.engine.reconciler import Reconciler
 from walyoff.records import Batch, Record, chain_start, make_batch
 
 

@@ -40,7 +40,7 @@ def hostile_frames(seed: int) -> list[bytes]:
     """Frames of every type, good and with other bytes in them."""
     rng = random.Random(seed)
     found = [frames.encode(frame) for frame in example_frames().values()]
-    found += [frames.encode(frames.ContentFrame(CHOSEN.ljust(32), bytes(32), CHOSEN))]
+    found += [frames.encode(frames.ContentsFrame(((CHOSEN.ljust(32), bytes(32), CHOSEN),)))]
     found += [frames.encode(frames.WantCertificate(CHOSEN.ljust(32)))]
     found += [frames.encode(frames.CertificateFrame(CHOSEN))]
     found += [frames.encode(frames.BatchFrame(CHOSEN, CHOSEN, ()))]

@@ -20,7 +20,7 @@ from walyoff.sockets import SocketStream
 
 pytestmark = pytest.mark.anyio
 
-FRAME = frames.encode(frames.ContentFrame(bytes(32), bytes(32), bytes(1_000_000)))
+FRAME = frames.encode(frames.ContentsFrame(((bytes(32), bytes(32), bytes(1_000_000)),)))
 
 
 async def trust(presented: PeerPresented) -> None:

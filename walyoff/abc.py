@@ -543,6 +543,7 @@ class StoredBatch:
     body: bytes
     signature: bytes | None
     anchor: str | None
+    record_ids: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

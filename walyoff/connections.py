@@ -17,8 +17,9 @@ import anyio
 
 from walyoff import frames
 from walyoff.engine.announcing import AT_ONCE, LATER_S
+from walyoff.engine.chain_serving import Chain
 from walyoff.engine.driver import Engine
-from walyoff.engine.links import Chain, LinkServer
+from walyoff.engine.links import LinkServer
 from walyoff.errors import RemoteProtocolError
 from walyoff.kinship import GroupDesk
 from walyoff.paths import given_up

@@ -5,16 +5,26 @@ and bounded; a frame that is not understood ends the session, because the versio
 in the handshake. Membership is not checked here.
 """
 
+# The frames of `batch_frames` are named here again.
+# ruff: noqa: PLC0414
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from walyoff import chunk_frames
+from walyoff import batch_frames, chunk_frames
+from walyoff.batch_frames import MAX_IDS as MAX_IDS
+from walyoff.batch_frames import BatchFrame as BatchFrame
+from walyoff.batch_frames import ContentsFrame as ContentsFrame
+from walyoff.batch_frames import Gone as Gone
+from walyoff.batch_frames import RangeEnd as RangeEnd
+from walyoff.batch_frames import WantBatches as WantBatches
+from walyoff.batch_frames import WantContents as WantContents
+from walyoff.batch_frames import WantMore as WantMore
 from walyoff.epochs import (
     MAX_CERTIFICATE,
-    MAX_SIGNATURE,
     Epoch,
     decode_epochs,
     encode_epochs,
@@ -22,11 +32,7 @@ from walyoff.epochs import (
 from walyoff.errors import RemoteProtocolError
 from walyoff.records import (
     HASH_SIZE,
-    MAX_BATCH_BODY,
-    MAX_CONTENT,
     MAX_DID_CHARS,
-    MAX_RECORDS,
-    SALT_SIZE,
 )
 from walyoff.wire import (
     expect_array,
@@ -48,7 +54,6 @@ MAX_MET = 64
 MAX_VECTOR = 4096
 #: Content gaps of one device that a vector names; the rest shows when these are closed.
 MAX_GAPS = 256
-MAX_IDS = 1024
 MAX_EPOCHS = 1024
 #: Chain files of one frame; a longer chain takes several.
 MAX_FILES = 4096
@@ -86,56 +91,6 @@ class HaveVector:
     """What the sender holds durably; only the devices that changed."""
 
     vector: tuple[Have, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WantBatches:
-    """Please send a device's batches from a sequence number, about so many bytes."""
-
-    author: str
-    first_seq: int
-    max_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class BatchFrame:
-    """A batch and those of its contents that the sender has at hand."""
-
-    body: bytes
-    signature: bytes
-    #: (salt, content) or None for each record, in order.
-    contents: tuple[tuple[bytes, bytes] | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RangeEnd:
-    """The answer to a WantBatches is complete, up to this sequence number."""
-
-    author: str
-    last_seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class WantContents:
-    """Please send the contents of these records."""
-
-    record_ids: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ContentFrame:
-    """One content."""
-
-    record_id: bytes
-    salt: bytes
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """The sender does not hold the contents of these records."""
-
-    record_ids: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,12 +232,7 @@ class ControlKeys:
 Frame: TypeAlias = (
     Hello
     | HaveVector
-    | WantBatches
-    | BatchFrame
-    | RangeEnd
-    | WantContents
-    | ContentFrame
-    | Gone
+    | batch_frames.BatchFrames
     | CertificateFrame
     | WantCertificate
     | EpochKeys
@@ -323,10 +273,6 @@ def _text(value: Any, what: str, limit: int) -> str:
     if not text or not text.isprintable():
         raise RemoteProtocolError(f"{what} is not 1 to {limit} printable characters")
     return text
-
-
-def _ids(value: Any) -> tuple[bytes, ...]:
-    return tuple(expect_bytes(i, "id", size=HASH_SIZE) for i in _list(value, "ids", MAX_IDS))
 
 
 def _refs(value: Any) -> tuple[str, ...]:
@@ -371,22 +317,6 @@ def _vector_value(vector: Sequence[Have]) -> list[Any]:
     return [[have.author, have.seq, list(have.gaps)] for have in vector[:MAX_VECTOR]]
 
 
-def _contents(value: Any) -> tuple[tuple[bytes, bytes] | None, ...]:
-    contents: list[tuple[bytes, bytes] | None] = []
-    for item in _list(value, "contents", MAX_RECORDS):
-        if item is None:
-            contents.append(None)
-            continue
-        salt, data = expect_array(item, 2, "content")
-        contents.append(
-            (
-                expect_bytes(salt, "salt", size=SALT_SIZE),
-                expect_bytes(data, "content", limit=MAX_CONTENT),
-            )
-        )
-    return tuple(contents)
-
-
 # ------------------------------------------------------------------------ decoders
 
 
@@ -397,30 +327,6 @@ def _hello(addresses: Any, vector: Any) -> Hello:
 def _addresses(value: Any) -> tuple[str, ...]:
     names = _list(value, "addresses", MAX_ADDRESSES)
     return tuple(expect_name(a, "address", limit=MAX_ADDRESS_CHARS) for a in names)
-
-
-def _want_batches(author: Any, first_seq: Any, max_bytes: Any) -> WantBatches:
-    return WantBatches(
-        _did(author),
-        expect_int(first_seq, "sequence", low=1),
-        expect_int(max_bytes, "size", high=MAX_FRAME),
-    )
-
-
-def _batch(body: Any, signature: Any, contents: Any) -> BatchFrame:
-    return BatchFrame(
-        expect_bytes(body, "batch", limit=MAX_BATCH_BODY),
-        expect_bytes(signature, "signature", limit=MAX_SIGNATURE),
-        _contents(contents),
-    )
-
-
-def _content(record_id: Any, salt: Any, data: Any) -> ContentFrame:
-    return ContentFrame(
-        expect_bytes(record_id, "record", size=HASH_SIZE),
-        expect_bytes(salt, "salt", size=SALT_SIZE),
-        expect_bytes(data, "content", limit=MAX_CONTENT),
-    )
 
 
 def _chain_have(chain: Any, leaves: Any, count: Any) -> ChainHave:
@@ -465,20 +371,6 @@ def _grant_value(frame: JoinGrant | GroupGrant) -> list[Any]:
 _TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Frame]]] = {
     0: (Hello, lambda f: [list(f.addresses), _vector_value(f.vector)], _hello),
     1: (HaveVector, lambda f: [_vector_value(f.vector)], lambda v: HaveVector(_vector(v))),
-    2: (WantBatches, lambda f: [f.author, f.first_seq, f.max_bytes], _want_batches),
-    3: (
-        BatchFrame,
-        lambda f: [f.body, f.signature, f.contents],
-        _batch,
-    ),
-    4: (
-        RangeEnd,
-        lambda f: [f.author, f.last_seq],
-        lambda a, s: RangeEnd(_did(a), expect_int(s, "sequence")),
-    ),
-    5: (WantContents, lambda f: [list(f.record_ids)], lambda i: WantContents(_ids(i))),
-    6: (ContentFrame, lambda f: [f.record_id, f.salt, f.data], _content),
-    7: (Gone, lambda f: [list(f.record_ids)], lambda i: Gone(_ids(i))),
     8: (
         CertificateFrame,
         lambda f: [f.data],
@@ -534,6 +426,7 @@ _TYPES: dict[int, tuple[type[Any], Callable[[Any], list[Any]], Callable[..., Fra
     ),
     34: (WantGroup, lambda f: [f.group], lambda g: WantGroup(_did(g))),
     35: (GroupGrant, lambda f: [f.group, *_grant_value(f)], _group_grant),
+    **batch_frames.TYPES,
     **chunk_frames.TYPES,
     40: (
         WantControlKeys,

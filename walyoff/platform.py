@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from walyoff.abc import Identity, IpfsNode, Ledger, Store
-from walyoff.engine.links import Chain
+from walyoff.engine.chain_serving import Chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -298,6 +298,15 @@ def _array(size: int) -> bytes:
     return bytes((0x90 | size,)) if size < 16 else b"\xdc" + size.to_bytes(2, "big")
 
 
+def outline(body: bytes) -> tuple[bytes, list[int]]:
+    """Certificate id and sizes of the contents of a batch that was decoded before.
+
+    For those that pass it on: decoding hashes every record. Raises RemoteProtocolError.
+    """
+    fields = expect_array(unpack(body, MAX_BATCH_BODY), 8, "batch")
+    return expect_bytes(fields[3], "certificate id", size=HASH_SIZE), [r[3] for r in fields[7]]
+
+
 def batch_certificate(body: bytes) -> bytes:
     """The certificate id of a batch that was decoded before. Raises RemoteProtocolError.
 

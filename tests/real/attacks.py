@@ -95,9 +95,9 @@ async def alter_contents_for(device: Device, *, did: str, times: int) -> None:
                 case frames.BatchFrame(body, signature, contents):
                     contents = tuple(pair and altered(pair) for pair in contents)
                     data = frames.encode(frames.BatchFrame(body, signature, contents))
-                case frames.ContentFrame(record_id, salt, content):
-                    salt, content = altered((salt, content))
-                    data = frames.encode(frames.ContentFrame(record_id, salt, content))
+                case frames.ContentsFrame(contents):
+                    changed = tuple((c[0], *altered(c[1:])) for c in contents)
+                    data = frames.encode(frames.ContentsFrame(changed))
                 case _:
                     pass
         _send(session, data)

@@ -82,7 +82,7 @@ class Liar:
             case "claims":
                 return [frames.encode(_with_claims(frame))]
             case "silence" if isinstance(
-                frame, frames.ContentFrame | frames.RangeEnd | frames.Gone | frames.BatchFrame
+                frame, frames.ContentsFrame | frames.RangeEnd | frames.Gone | frames.BatchFrame
             ):
                 return []
             case "garbage" if self.random.random() < 0.05:
@@ -164,8 +164,8 @@ def _is_own(frame: frames.Frame, engine: Engine) -> bool:
 
 
 def _with_wrong_contents(frame: frames.Frame) -> frames.Frame:
-    if isinstance(frame, frames.ContentFrame):
-        return replace(frame, data=frame.data + b"!")
+    if isinstance(frame, frames.ContentsFrame):
+        return frames.ContentsFrame(tuple((i, s, data + b"!") for i, s, data in frame.contents))
     if isinstance(frame, frames.BatchFrame):
         wrong = [c and (c[0], bytes(len(c[1]))) for c in frame.contents]
         return replace(frame, contents=tuple(wrong))
@@ -173,8 +173,8 @@ def _with_wrong_contents(frame: frames.Frame) -> frames.Frame:
 
 
 def _without_contents(frame: frames.Frame, me: str) -> frames.Frame:
-    if isinstance(frame, frames.ContentFrame):
-        return frames.Gone((frame.record_id,))
+    if isinstance(frame, frames.ContentsFrame):
+        return frames.Gone(tuple(record_id for record_id, _, _ in frame.contents))
     if isinstance(frame, frames.BatchFrame) and decode_batch(frame.body).author == me:
         return replace(frame, contents=tuple(None for _ in frame.contents))
     return frame

@@ -26,11 +26,13 @@ from walyoff.chunkstore import NewAttachment
 from walyoff.engine.anchoring import Anchoring
 from walyoff.engine.anchors import AnchorKeeper
 from walyoff.engine.announcing import Announcer
+from walyoff.engine.asking import RANGE_BYTES
 from walyoff.engine.attachments import Attachments
 from walyoff.engine.control_keys import ControlKeys
 from walyoff.engine.facts import (
     FetchBatches,
     FetchContents,
+    FetchMore,
     OpenRecord,
     Order,
     Report,
@@ -64,8 +66,6 @@ log = logging.getLogger("walyoff.engine")
 #: Decoded messages kept for the readers of the live end of the log.
 RECENT_MESSAGES = 4096
 RECENT_BYTES = 16 * 1024 * 1024
-#: One request for batches is answered with about so many bytes.
-RANGE_BYTES = 4 * 1024 * 1024
 #: Records without content that are looked at from the start.
 MAX_RESTORED = 100_000
 #: Batches without anchor that are kept in memory; the rest follows when these are anchored.
@@ -354,6 +354,9 @@ class Engine:
             case FetchBatches(peer, author, first_seq):
                 if link := self.links.get(peer):
                     link.send(frames.WantBatches(author, first_seq, RANGE_BYTES))
+            case FetchMore(peer, author, size):
+                if link := self.links.get(peer):
+                    link.send(frames.WantMore(author, size))
             case FetchContents(peer, record_ids):
                 if link := self.links.get(peer):
                     link.send(frames.WantContents(record_ids))
@@ -410,9 +413,15 @@ class Engine:
                         manifests.append((record_id, content.data))
         else:
             commit.contents.extend(write.contents)
-            size = sum(len(content.data) for _, content in write.contents)
-            if write.kind == KIND_ATTACHMENT:
-                manifests = [(r, content.data) for r, content in write.contents]
+            for record, (record_id, content) in zip(write.records, write.contents, strict=True):
+                size += len(content.data)
+                if record.kind == KIND_ATTACHMENT:
+                    manifests.append((record_id, content.data))
+                if record.batch is not None:
+                    index = record.seq - record.batch.first_seq
+                    self._staged[record_id] = Delivered(
+                        position=0, batch=record.batch, index=index, content=content.data
+                    )
         commit.size += size
         self._uncommitted += size
         commit.attachments += self.attachments.decode(manifests, write.author)
@@ -657,8 +666,11 @@ class Engine:
 
     def have(self, author: str) -> frames.Have:
         """What is durably held of one device."""
-        gaps = self.reconciler.gaps(author)
-        return frames.Have(author, self.durable.get(author, 0), tuple(gaps[: frames.MAX_GAPS]))
+        gaps, seq = self.reconciler.gaps(author), self.durable.get(author, 0)
+        if len(gaps) > frames.MAX_GAPS:
+            # What cannot be named as a gap must not be claimed.
+            seq = min(seq, gaps[frames.MAX_GAPS] - 1)
+        return frames.Have(author, seq, tuple(gaps[: frames.MAX_GAPS]))
 
     def vector(self) -> tuple[frames.Have, ...]:
         """What is durably held of every device."""

@@ -54,8 +54,8 @@ class Write:
     deliver: tuple[bytes, ...]
     #: The device whose records these are; None if it is only about delivery.
     author: str | None = None
-    #: The kind of the record of `contents` that come without a batch.
-    kind: int = KIND_MESSAGE
+    #: Of `contents` that come without a batch: their records, in the same order.
+    records: tuple[OpenRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,15 @@ class FetchBatches:
     peer: str
     author: str
     first_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchMore:
+    """Tell a peer to go on with its answer to a FetchBatches, for so many bytes more."""
+
+    peer: str
+    author: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,7 @@ class Report:
     detail: str
 
 
-Order: TypeAlias = Write | FetchBatches | FetchContents | Report
+Order: TypeAlias = Write | FetchBatches | FetchMore | FetchContents | Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +124,8 @@ class OpenRecord:
     #: Its place in the order was given up: it is delivered as soon as it comes.
     late: bool = False
     kind: int = KIND_MESSAGE
+    #: Its batch, if it came in this run.
+    batch: Batch | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)

@@ -205,15 +205,15 @@ class Inbox:
         contents: Sequence[tuple[bytes, bytes] | None] | None,
         peer: str | None,
     ) -> list[StoredContent | None]:
-        """Those contents that match their commitments."""
+        """Those contents that match their commitments; for the others the peer sends more."""
         if contents is None:
             return [None] * len(batch.records)
-        if len(contents) != len(batch.records):
-            raise RemoteProtocolError("a batch frame has not one content for each record")
+        if len(contents) > len(batch.records):
+            raise RemoteProtocolError("a batch frame has more contents than records")
         held: list[StoredContent | None] = []
         engine = self._engine
         for record_id, record, pair in zip(
-            batch.record_ids, batch.records, contents, strict=True
+            batch.record_ids, batch.records, contents, strict=False
         ):
             if pair is None or engine.forgetting.blocks(record_id, record):
                 held.append(None)
@@ -249,16 +249,25 @@ class Inbox:
         if not await engine.forks.convict((batch.body, signature), (batch.body, signature)):
             engine.reconciler.fork(batch.author, f"two chains meet at {batch.first_seq}")
 
-    def content(self, record_id: bytes, salt: bytes, data: bytes, peer: str) -> None:
-        """A content from a link: taken if it is wanted and matches its commitment."""
+    def contents(self, given: Sequence[tuple[bytes, bytes, bytes]], peer: str) -> None:
+        """Contents from a link, as (record, salt, data): each is taken if it is wanted and
+        matches its commitment.
+        """
         engine = self._engine
-        record = engine.reconciler.open.get(record_id)
-        if record is None or engine.forgetting.blocks(record_id):
-            return
+        records, blocks = engine.reconciler.open, engine.forgetting.blocks
+        held: list[tuple[bytes, StoredContent]] = []
+        wrong: list[bytes] = []
+        for record_id, salt, data in given:
+            record = records.get(record_id)
+            if record is None or blocks(record_id):
+                continue
+            if len(data) == record.size and commit(salt, data) == record.commitment:
+                held.append((record_id, StoredContent(salt=salt, data=data)))
+            else:
+                wrong.append(record_id)
         now = engine.runtime.now()
-        if len(data) == record.size and commit(salt, data) == record.commitment:
-            content = StoredContent(salt=salt, data=data)
-            engine.reconciler.content(record_id, content, peer, now)
-        else:
-            engine.reconciler.content_failed([record_id], peer, Reason.WRONG_CONTENT, now)
+        if held:
+            engine.reconciler.contents(held, peer, now)
+        if wrong:
+            engine.reconciler.content_failed(wrong, peer, Reason.WRONG_CONTENT, now)
         engine.dispatch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,7 +11,12 @@ from walyoff.abc import StoredContent
 
 #: Contents larger than this are not pushed with their batch but asked for.
 MAX_INLINE = 64 * 1024
-MAX_INLINE_TOTAL = 4 * 1024 * 1024
+#: Records whose contents are read, sent and delivered together, and about how many bytes: a
+#: commit costs the other side a millisecond, and these some ten.
+PIECE = 128
+PIECE_BYTES = 512 * 1024
+#: Answers wait while a link has more than this unsent.
+ANSWER_BACKLOG = 4 * 1024 * 1024
 
 
 class Link(Protocol):
@@ -39,6 +44,28 @@ class Link(Protocol):
         """End the session at once."""
 
 
+class SessionLink(Protocol):
+    """A link with its incoming frames."""
+
+    @property
+    def link(self) -> Link:
+        """The sending side."""
+
+    def frames(self) -> AsyncGenerator[frames.Frame, None]:
+        """Incoming frames until the other side ends the session cleanly.
+
+        Raises:
+            RemoteProtocolError: a frame is malformed.
+            anyio.BrokenResourceError: the connection is gone.
+        """
+
+    async def drained(self, limit: int) -> None:
+        """Wait until the backlog is at most `limit` bytes."""
+
+    async def bulk_drained(self, limit: int) -> None:
+        """Wait until at most `limit` bytes of bulk wait to be sent."""
+
+
 @dataclass(slots=True)
 class LinkState:
     """A link and what was already said on it."""
@@ -59,16 +86,49 @@ class LinkState:
             self.send(frames.CertificateFrame(encoded))
 
 
-def batch_frame(
-    body: bytes, signature: bytes, contents: Sequence[StoredContent | None]
-) -> frames.BatchFrame:
-    """A batch with those contents that are small enough to travel with it."""
-    room = MAX_INLINE_TOTAL
-    inline: list[tuple[bytes, bytes] | None] = []
-    for content in contents:
-        if content is None or len(content.data) > MAX_INLINE or len(content.data) > room:
-            inline.append(None)
-            continue
-        room -= len(content.data)
-        inline.append(content)
-    return frames.BatchFrame(body, signature, tuple(inline))
+def batch_frames(
+    body: bytes,
+    signature: bytes,
+    record_ids: Sequence[bytes],
+    contents: Sequence[StoredContent | None],
+) -> Iterator[frames.Frame]:
+    """A batch, or its beginning, with those contents that are small enough to go with it.
+
+    The first of them go in its frame, and the others in frames that follow at once.
+    """
+    first = _end_of_piece(contents, 0, PIECE_BYTES)
+    small = [c if c is None or len(c.data) <= MAX_INLINE else None for c in contents]
+    yield frames.BatchFrame(body, signature, tuple(small[:first]))
+    yield from contents_frames(record_ids[first:], small[first:])
+
+
+def contents_frames(
+    record_ids: Sequence[bytes],
+    contents: Sequence[StoredContent | None],
+    limit: int = PIECE_BYTES,
+) -> Iterator[frames.ContentsFrame]:
+    """Those contents that there are, in frames of about so many bytes at most."""
+    start = 0
+    while start < len(contents):
+        end = _end_of_piece(contents, start, limit)
+        given = [
+            (record_id, content.salt, content.data)
+            for record_id, content in zip(
+                record_ids[start:end], contents[start:end], strict=True
+            )
+            if content is not None
+        ]
+        if given:
+            yield frames.ContentsFrame(tuple(given))
+        start = end
+
+
+def _end_of_piece(contents: Sequence[StoredContent | None], start: int, limit: int) -> int:
+    """Where a piece ends that begins at `start`: it has one content at least."""
+    size = 0
+    for at in range(start, min(start + PIECE, len(contents))):
+        content = contents[at]
+        size += 0 if content is None else len(content.data)
+        if size > limit and at > start:
+            return at
+    return min(start + PIECE, len(contents))

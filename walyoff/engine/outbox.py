@@ -16,7 +16,7 @@ import anyio
 
 from walyoff import frames
 from walyoff.abc import StoredContent
-from walyoff.engine.link import batch_frame
+from walyoff.engine.link import batch_frames
 from walyoff.records import (
     KIND_REMOVAL,
     MAX_BATCH_BODY,
@@ -231,12 +231,14 @@ class Outbox:
         The others are told when the signature is stored: before, they could not get it.
         """
         engine = self._engine
-        data: bytes | None = None
+        data: list[bytes] = []
         for link in engine.admitted_links():
             if link.pushed != batch.first_seq - 1 or link.link.backlog > MAX_LINK_BACKLOG:
                 continue
-            if data is None:
-                data = frames.encode(batch_frame(batch.body, signature, contents))
+            if not data:
+                said = batch_frames(batch.body, signature, batch.record_ids, contents)
+                data = [frames.encode(frame) for frame in said]
             link.certify(engine.credentials.encoded, batch.certificate_id)
-            link.link.send(data)
+            for frame in data:
+                link.link.send(frame)
             link.pushed = batch.last_seq

@@ -321,7 +321,8 @@ class Reading:
         unseal = self._vault.unseal
         found: list[StoredBatch] = []
         for did, author_ref, ref, first_seq, count, ids, body, signature, anchor in rows:
-            batch_id = self._ids(ids, author_ref, ref, first_seq, count)[:_HASH]
+            plain = self._ids(ids, author_ref, ref, first_seq, count)
+            batch_id = plain[:_HASH]
             what = f"batch {batch_id[:8].hex()}"
             if signature is not None:
                 signature = unseal(signature, places.SIGNATURE + ref, what)  # noqa: PLW2901
@@ -336,6 +337,9 @@ class Reading:
                     body=unseal(body, places.BODY + ref, what),
                     signature=signature,
                     anchor=anchor,
+                    record_ids=tuple(
+                        plain[at : at + _HASH] for at in range(_HASH, len(plain), _HASH)
+                    ),
                 )
             )
         return found

@@ -56,7 +56,7 @@ def read_chain(chain: SimChain) -> dict[str, SimMember]:
 
 
 class SimFamily:
-    """The chains of one identity's family on one device. A `walyoff.engine.links.Chain`.
+    """The chains of one identity's family on one device, as `engine.chain_serving.Chain`.
 
     A leaf is named `DID/block`, a file is `pack([DID, file])`.
     """
@@ -146,26 +146,26 @@ class SimFamily:
         return {did: chain for did in dids if (chain := self.chain(did)) is not None}
 
     async def leaves(self) -> tuple[list[str], int]:
-        """See `walyoff.engine.links.Chain`."""
+        """See `walyoff.engine.chain_serving.Chain`."""
         found = []
         for did, chain in self._held().items():
             found += [f"{did}/{ref}" for ref in (await chain.leaves())[0]]
         return found, 0
 
     async def wanted(self, theirs: Sequence[str]) -> list[str] | None:
-        """See `walyoff.engine.links.Chain`."""
+        """See `walyoff.engine.chain_serving.Chain`."""
         own, _ = await self.leaves()
         return own if set(theirs) - set(own) else None
 
     async def export(self, known: Sequence[str]) -> AsyncGenerator[list[bytes], None]:
-        """See `walyoff.engine.links.Chain`."""
+        """See `walyoff.engine.chain_serving.Chain`."""
         await anyio.lowlevel.checkpoint()
         for did, chain in self._held().items():
             refs = [name.partition("/")[2] for name in known if name.startswith(f"{did}/")]
             yield [pack([did, file]) for file in chain.missing(refs)]
 
     async def take(self, files: Sequence[bytes]) -> int:
-        """See `walyoff.engine.links.Chain`."""
+        """See `walyoff.engine.chain_serving.Chain`."""
         by_did: dict[str, list[bytes]] = {}
         for file in files:
             did, data = expect_array(unpack(file, MAX_FILE), 2, "file")

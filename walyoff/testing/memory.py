@@ -181,6 +181,7 @@ class MemoryChannelStore:
             body=batch.body,
             signature=batch.signature,
             anchor=batch.anchor,
+            record_ids=tuple(batch.record_ids),
         )
         insort(data.firsts.setdefault(batch.author, []), (batch.first_seq, batch.batch_id))
         data.order[batch.batch_id] = batch.record_ids

@@ -85,17 +85,17 @@ class SimChain:
         return [self.blocks[ref][1] for ref in sorted(self.order, key=lambda r: (depth[r], r))]
 
     async def leaves(self) -> tuple[list[str], int]:
-        """See `walyoff.engine.links.Chain`."""
+        """See `walyoff.engine.chain_serving.Chain`."""
         await anyio.lowlevel.checkpoint()
         return sorted(set(self.blocks) - self.children), len(self.blocks)
 
     async def wanted(self, theirs: Sequence[str]) -> list[str] | None:
-        """See `walyoff.engine.links.Chain`."""
+        """See `walyoff.engine.chain_serving.Chain`."""
         own, _ = await self.leaves()
         return own if set(theirs) - set(own) else None
 
     async def export(self, known: Sequence[str]) -> AsyncGenerator[list[bytes], None]:
-        """See `walyoff.engine.links.Chain`."""
+        """See `walyoff.engine.chain_serving.Chain`."""
         await anyio.lowlevel.checkpoint()
         yield self.missing(known)
 
@@ -115,7 +115,7 @@ class SimChain:
         ]
 
     async def take(self, files: Sequence[bytes]) -> int:
-        """See `walyoff.engine.links.Chain`."""
+        """See `walyoff.engine.chain_serving.Chain`."""
         await anyio.lowlevel.checkpoint()
         before = len(self.blocks)
         for file in files:
