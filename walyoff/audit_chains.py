@@ -99,13 +99,14 @@ def read_chain(home: Path, chain: str, tick: Callable[[], None]) -> RawChain:
     """Read and check all block files of a chain: form, CID, hashes, parents, index."""
     raw = RawChain(chain)
     folder = home / "walytis" / chain
-    if not (folder / "ReceivedBlocks").is_dir():
+    stored = _stored(folder)
+    if not stored:
         raw.findings.append(Finding(kind=CHAIN_MISSING, where=chain, detail="no such folder"))
         return raw
     found: dict[str, BlockFile] = {}
     damaged: set[str] = set()
     filed: list[bytes] = []
-    for path, cid, start, size in _stored(folder):
+    for path, cid, start, size in stored:
         tick()
         try:
             with open(path, "rb") as file:

@@ -197,13 +197,8 @@ def open_anchor(epoch: Epoch, payload: bytes) -> Anchor:
 
 
 def open_anchor_with(key: bytes, payload: bytes) -> Anchor:
-    """The same with the epoch's anchor key alone, for those who only guard the ledger."""
-    epoch_id, salt, ciphertext = _split(payload)
-    header = pack([ANCHOR_VERSION, epoch_id, salt])
-    try:
-        padded = _block_key(key, salt).decrypt(_NONCE, ciphertext, header)
-    except InvalidTag:
-        raise CipherError("anchor does not open") from None
+    """The same with the epoch's anchor key alone."""
+    padded = unseal_anchor(key, payload)
     size = int.from_bytes(padded[:4], "big")
     padding = len(padded) - 4 - size
     if len(padded) < 4 or padding < 0 or padded.count(0, 4 + size) != padding:
@@ -219,6 +214,21 @@ def open_anchor_with(key: bytes, payload: bytes) -> Anchor:
         tuple(expect_bytes(c, "certificate", limit=MAX_CERTIFICATE) for c in certificates),
         tuple(_decode_signed(b) for b in batches),
     )
+
+
+def unseal_anchor(key: bytes, payload: bytes) -> bytes:
+    """What was sealed, still padded: all that those need who only guard the ledger.
+
+    Raises:
+        RemoteProtocolError: it is malformed.
+        CipherError: it was not sealed under this key.
+    """
+    epoch_id, salt, ciphertext = _split(payload)
+    header = pack([ANCHOR_VERSION, epoch_id, salt])
+    try:
+        return _block_key(key, salt).decrypt(_NONCE, ciphertext, header)
+    except InvalidTag:
+        raise CipherError("anchor does not open") from None
 
 
 def _decode_signed(value: object) -> tuple[bytes, bytes]:

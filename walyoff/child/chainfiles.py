@@ -150,12 +150,6 @@ class ChainFiles(ChainDag):
         make_folder(path.parent)
         replace_file(path, data)
 
-    def _write_fast(self, cid: str, data: bytes) -> None:
-        path = self._path(cid)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(path, "wb", opener=_private) as file:
-            file.write(data)
-
     def admit(self, block: BlockFile) -> int | None:
         """Take a checked and written block into the order; None if it was there already."""
         with self._lock:
@@ -183,7 +177,6 @@ class ChainFiles(ChainDag):
             OSError: they could not be written; the next call tries it again.
         """
         added = 0
-        born: list[bytes] = []
         with self._lock:
             try:
                 for block, data in blocks:
@@ -198,19 +191,12 @@ class ChainFiles(ChainDag):
                             raise
                         refuse(error.reason)
                         continue
-                    if GENESIS in block.topics:
-                        # Stock code knows a chain by them. Not synced, as the pack is: what a
-                        # crash leaves of them is repaired from it.
-                        self._write_fast(block.cid, data)
-                        born.append(block.long_id)
                     self._pack.put(block.cid, data)
                     self._remember(block)
                     self._unplaced.append(block.cid)
                     added += 1
             finally:
                 # Once for all of them: each takes a flush of the disk.
-                if born:
-                    append_index(self.folder, born, sync=False)
                 if self._unplaced:
                     self._pack.flush()
                     self._place()
@@ -236,20 +222,30 @@ class ChainFiles(ChainDag):
         The pack goes when all of it was. A kill leaves some blocks twice, which does no harm.
         """
         with self._spreading:
-            fresh = [cid for cid in cids if not self._path(cid).is_file()]
-            for cid in fresh:
-                path = self._path(cid)
-                make_folder(path.parent)
-                replace_file(path, self.read(cid), sync_name=False)
-            # Before the pack goes; one folder has many of them.
-            for folder in {self._path(cid).parent for cid in fresh}:
-                sync_folder(folder)
+            self._file(cids)
             with self._lock:
-                if fresh:
-                    append_index(self.folder, [self._entries[cid].long_id for cid in fresh])
                 # Unless more came meanwhile.
                 if set(self._pack) <= set(cids):
                     self._pack.remove()
+
+    def file_birth(self) -> None:
+        """Give the first blocks files of their own: stock code knows a chain by them."""
+        birth = [cid for cid in self.packed() if GENESIS in self._entries[cid].topics]
+        with self._spreading:
+            self._file(birth)
+
+    def _file(self, cids: Sequence[str]) -> None:
+        fresh = [cid for cid in cids if not self._path(cid).is_file()]
+        for cid in fresh:
+            path = self._path(cid)
+            make_folder(path.parent)
+            replace_file(path, self.read(cid), sync_name=False)
+        # Before the pack goes; one folder has many of them.
+        for folder in {self._path(cid).parent for cid in fresh}:
+            sync_folder(folder)
+        if fresh:
+            with self._lock:
+                append_index(self.folder, [self._entries[cid].long_id for cid in fresh])
 
     # ------------------------------------------------------------------ loading
 
@@ -277,7 +273,7 @@ class ChainFiles(ChainDag):
             self._load_positions()
             # Parents before children, so the chain's first block is the first record.
             long_ids = [e.long_id for e in self.in_order() if e.cid in filed]
-            if repair_index(self.folder, long_ids):
+            if long_ids and repair_index(self.folder, long_ids):
                 _log.warning("chain %s: its index was written again", self.chain)
 
     def _stored_blocks(self) -> tuple[dict[str, BlockFile], set[str]]:
@@ -363,10 +359,6 @@ class ChainFiles(ChainDag):
         missing = [e.cid for e in self.in_order() if e.cid not in self._position]
         if missing:
             self._append_positions(missing)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def content_of(data: bytes) -> bytes:

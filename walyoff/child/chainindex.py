@@ -20,16 +20,15 @@ _FIRST_INDEX = "2000.09.22_00.00.00.000000"
 _MAX_LENGTH_DIGITS = 4
 
 
-def append_index(folder: Path, long_ids: Sequence[bytes], *, sync: bool = True) -> None:
-    """Add blocks to a chain's index. Durable when it returns, unless that is not wanted."""
+def append_index(folder: Path, long_ids: Sequence[bytes]) -> None:
+    """Add blocks to a chain's index. Durable when it returns."""
     index = folder / _FOLDER
     index.mkdir(mode=0o700, parents=True, exist_ok=True)
     names = sorted(os.listdir(index)) or [_FIRST_INDEX]
     with open(index / names[0], "ab") as file:
         file.write(b"".join(map(index_record, long_ids)))
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def repair_index(folder: Path, long_ids: Sequence[bytes]) -> bool:
@@ -56,7 +55,8 @@ def index_differs(folder: Path, long_ids: Sequence[bytes]) -> bool:
         names = sorted(os.listdir(folder / _FOLDER))
         present = b"".join((folder / _FOLDER / name).read_bytes() for name in names)
     except OSError:
-        return True
+        # A chain that was never open in Walytis has none.
+        return bool(long_ids)
     return sorted(_split(present)) != sorted(map(index_record, long_ids))
 
 

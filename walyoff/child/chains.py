@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from walyoff.child import packs
 from walyoff.child.blocks import MAX_CONTENT, MAX_TOPIC, MAX_TOPICS, BlockFile, check_cid
 from walyoff.child.chainfiles import (
     GENESIS,
@@ -162,7 +163,7 @@ class Chains:
         """
         with self._lock:
             if chain not in self._open:
-                self.files(chain)
+                self.files(chain).file_birth()
                 self._open[chain] = self._class(chain, listen=listen)
 
     def close(self, chain: str) -> None:
@@ -182,7 +183,12 @@ class Chains:
     def has(self, chain: str) -> bool:
         """Whether a chain is held here."""
         check_cid(chain)
-        return chain in self._files or (self._folder / chain / "ReceivedBlocks").is_dir()
+        folder = self._folder / chain
+        return (
+            chain in self._files
+            or (folder / "ReceivedBlocks").is_dir()
+            or (folder / packs.NAME).is_file()
+        )
 
     def folder(self, chain: str) -> Path:
         """Where a chain lies, in stock layout."""

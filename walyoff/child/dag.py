@@ -12,8 +12,8 @@ import heapq
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from walyoff.child.blocks import BlockFile, check_cid
 from walyoff.errors import RemoteProtocolError
@@ -25,8 +25,7 @@ GENESIS_BLOCKS = 5
 MIN_PARENTS = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """What is kept in memory of a block."""
 
     cid: str

@@ -63,6 +63,7 @@ class Pack:
             parts += (_HEADER.pack(cid.encode(), len(data)), data)
             places[cid] = (end + _HEADER.size, len(data))
             end += _HEADER.size + len(data)
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             # Over a torn end, if an earlier write failed half way.

@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from walyoff.child.blocks import MAX_FILE, check_cid
-from walyoff.epochs import EPOCH_ID_SIZE, SALT_SIZE, anchor_epoch, open_anchor_with
+from walyoff.epochs import EPOCH_ID_SIZE, SALT_SIZE, anchor_epoch, unseal_anchor
 from walyoff.errors import CipherError, RemoteProtocolError
 from walyoff.wire import (
     expect_array,
@@ -128,9 +128,12 @@ def payload_epoch(payload: bytes, *, link: bool) -> bytes:
 
 
 def check_anchor(key: bytes, payload: bytes) -> None:
-    """Raise RemoteProtocolError unless the payload opens as an anchor."""
+    """Raise RemoteProtocolError unless the payload opens: a member sealed it.
+
+    What it says is judged once, by the engine that reads it.
+    """
     try:
-        open_anchor_with(key, payload)
+        unseal_anchor(key, payload)
     except CipherError:
         raise RemoteProtocolError("anchor does not open", reason="bad-anchor") from None
 
