@@ -17,7 +17,9 @@ import click
 import pytest
 
 from walyoff.cli import attachments, run
+from walyoff.cli.naming import the_one, wanted_id
 from walyoff.cli.output import dump, encode_content, escape_line, escape_text
+from walyoff.cli.runtime import Failure
 from walyoff.engine.attachments import AttachmentState
 
 WALYOFF = [sys.executable, "-m", "walyoff.cli"]
@@ -188,3 +190,30 @@ def test_a_line_of_the_attachments_names_the_device_and_the_people_above_it() ->
     file: Any = SimpleNamespace(state=AttachmentState.HELD, held=3, size=3, name="photo.jpg")
     assert "  …aaaaaa of …bbbbbb  " in attachments._line(message, file, channel)
     assert "  you     of …bbbbbb  " in attachments._line(message, file, device)
+
+
+def _with_ids(*ids: str) -> list[Any]:
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    return [SimpleNamespace(id=bytes.fromhex(one.ljust(64, "0")), time=now) for one in ids]
+
+
+def test_the_beginning_of_an_id_names_a_message_if_it_begins_no_other() -> None:
+    found = _with_ids("ab12cd34ef01", "ab12cd34ef99", "ab77")
+    assert the_one(found, wanted_id("AB77"), "message") is found[2]
+    assert the_one(found, wanted_id("ab12cd34ef0"), "message") is found[0]
+    with pytest.raises(Failure) as several:
+        the_one(found, wanted_id("ab12"), "message")
+    # Each is named by so much of its id that it is no other one's.
+    assert "2 ids begin with ab12" in str(several.value)
+    assert "ab12cd34ef0 (" in str(several.value)
+    assert "ab12cd34ef9 (" in str(several.value)
+    with pytest.raises(Failure, match="no message has an id that begins with cccc"):
+        the_one(found, wanted_id("cccc"), "message")
+
+
+@pytest.mark.parametrize("text", ["", "ab1", "xyzw", "ab12\x1b[31m", "ab" * 33, "\u0661" * 4])
+def test_what_is_no_id_is_said_in_a_harmless_line(text: str) -> None:
+    with pytest.raises(Failure) as error:
+        wanted_id(text)
+    assert "\x1b" not in str(error.value)
+    assert "walyoff log" in str(error.value)

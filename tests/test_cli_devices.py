@@ -462,7 +462,10 @@ def test_a_message_is_forgotten_when_all_agree_and_not_before(pair: Pair) -> Non
         while bob.json().get("content") != "a secret to forget":
             pass
         bob.end(signal.SIGINT)
-    asked = ("forget", "family", sent["id"][:16], "--reason", "too much", "--timeout", "0")
+    # As the log shows it.
+    log = walyoff("log", "family", "--last", "1", *home(pair.alice)).stdout.decode()
+    assert log.startswith(sent["id"][:8] + "  ")
+    asked = ("forget", "family", log.split()[0], "--reason", "too much", "--timeout", "0")
     (status,) = objects(*asked, *home(pair.alice))
     assert (status["state"], status["erased_here"]) == ("open", False)
     assert [word["member"] for word in status["agreed"]] == [pair.alice_did]
@@ -482,4 +485,4 @@ def test_a_message_is_forgotten_when_all_agree_and_not_before(pair: Pair) -> Non
     for path in (pair.alice, pair.bob):
         (shown,) = [m for m in objects("log", "family", *home(path)) if m["id"] == sent["id"]]
         assert shown["content"] is None
-    assert "give at least 8" in failure(walyoff("forget", "family", "1234", *home(pair.bob)))
+    assert "give 4 to 64" in failure(walyoff("forget", "family", "123", *home(pair.bob)))

@@ -11,16 +11,14 @@ from walyoff.attachments import Attachment, AttachmentState
 from walyoff.channel import Channel
 from walyoff.cli.choosing import choose
 from walyoff.cli.console import Console
-from walyoff.cli.output import clock, escape_line, name_of
+from walyoff.cli.naming import the_one, wanted_id
+from walyoff.cli.output import clock, escape_line, name_of, short_id
 from walyoff.cli.runtime import Failure
 from walyoff.cli.sizes import size_text
 from walyoff.engine.policy import AttachmentPolicy, Fetching
 from walyoff.messages import Message
 from walyoff.node import Device
 
-#: Characters of an id that are shown, and the fewest that find one.
-SHOWN_ID = 12
-MIN_ID = 4
 _BAR = 24
 
 
@@ -73,7 +71,7 @@ def _line(message: Message, attachment: Attachment, me: str) -> str:
     if attachment.state != AttachmentState.HELD and attachment.held:
         state += f" {100 * attachment.held // attachment.size}%"
     return (
-        f"{message.id.hex()[:SHOWN_ID]}  {clock(message.time)}  "
+        f"{short_id(message.id)}  {clock(message.time)}  "
         f"{name_of(message.path, me)}  {size_text(attachment.size):>9}  {state:<13}  "
         f"{escape_line(attachment.name)}"
     )
@@ -95,23 +93,18 @@ async def find(
     console: Console, channel: Channel, wanted: str, timeout: float
 ) -> tuple[Message, Attachment]:
     """The attachment whose message id begins so; it may be on its way. Raises Failure."""
-    if len(wanted) < MIN_ID:
-        raise Failure(f"give at least {MIN_ID} characters of the id (see walyoff attachments)")
+    wanted = wanted_id(wanted)
     with console.step("waiting for the message"), anyio.move_on_after(timeout):
-        while not (found := await _matching(channel, wanted)):
+        while not await _matching(channel, wanted):
             await channel.changed()
-    if len(found) != 1:
-        many = "several attachments have" if found else "no attachment has"
-        raise Failure(f"{many} an id that begins with {wanted!r} (see walyoff attachments)")
-    return found[0]
+    message = the_one(await _matching(channel, wanted), wanted, "message with a file")
+    assert message.attachment is not None
+    return message, message.attachment
 
 
-async def _matching(channel: Channel, wanted: str) -> list[tuple[Message, Attachment]]:
-    return [
-        (message, message.attachment)
-        for message in await channel.attachments(last=1_000_000)
-        if message.attachment is not None and message.id.hex().startswith(wanted.lower())
-    ]
+async def _matching(channel: Channel, wanted: str) -> list[Message]:
+    found = await channel.attachments(last=1_000_000)
+    return [message for message in found if message.id.hex().startswith(wanted)]
 
 
 async def fetch(

@@ -48,7 +48,7 @@ def forget(
     """Ask all members to forget a message, or answer; without ID, show the open requests.
 
     When all members agree, every device destroys its copy for good; the record stays, with
-    who agreed and when. ID is the message's id (`walyoff log --json`), or its beginning.
+    who agreed and when. ID is how `walyoff log` shows the message, or the beginning of its id.
     """
     if len(channel_id) > 2:
         raise click.UsageError("too many arguments: walyoff forget [CHANNEL] [ID]")

@@ -12,14 +12,12 @@ import click
 from walyoff.channel import Channel
 from walyoff.cli.choosing import choose, others
 from walyoff.cli.console import Console
-from walyoff.cli.output import clock, escape_line, short
-from walyoff.cli.runtime import Failure
+from walyoff.cli.naming import FULL_ID, the_one, wanted_id
+from walyoff.cli.output import clock, escape_line, short, short_id
 from walyoff.engine.consent import Agreement, State
 from walyoff.forgetting import ForgetRequest, ForgetStatus
 from walyoff.node import Device
 
-#: Characters of an id that are enough to say which message is meant.
-LEAST_ID = 8
 #: Devices of a channel that run find each other well within this.
 NOBODY_S = 3.0
 
@@ -79,18 +77,12 @@ def _sort_out(device: Device, arguments: tuple[str, ...]) -> tuple[Channel, str 
 
 async def _find(channel: Channel, text: str) -> bytes:
     """The message whose id begins so. Raises Failure."""
-    if len(text) < LEAST_ID or not all(c in "0123456789abcdef" for c in text):
-        raise Failure(
-            f"{escape_line(text[:80])} is no message id: give at least {LEAST_ID} of the "
-            "hexadecimal digits that `walyoff log --json` shows"
-        )
-    if len(text) == 64:
-        return bytes.fromhex(text)
-    found = [m.id async for m in channel.history() if m.id.hex().startswith(text)]
-    if len(found) != 1:
-        problem = "no message begins" if not found else f"{len(found)} messages begin"
-        raise Failure(f"{problem} with {text} in {escape_line(channel.name)}: give more of it")
-    return found[0]
+    wanted = wanted_id(text)
+    if len(wanted) == FULL_ID:
+        # It may be one that is not here yet.
+        return bytes.fromhex(wanted)
+    found = [m async for m in channel.history() if m.id.hex().startswith(wanted)]
+    return the_one(found, wanted, "message").id
 
 
 async def _meet(console: Console, channel: Channel, wait: float) -> None:
@@ -165,7 +157,7 @@ def _request_text(channel: Channel, request: ForgetRequest) -> str:
     who = ", ".join(_who(channel, word.voice) for word in request.proposed) or "others"
     reason = f": {escape_line(request.reason)}" if request.reason else ""
     author = _who(channel, request.author)
-    return f"{request.id.hex()[:16]}  by {author}; asked by {who}{reason}"
+    return f"{short_id(request.id)}  by {author}; asked by {who}{reason}"
 
 
 def _who(channel: Channel, did: str) -> str:
@@ -173,7 +165,7 @@ def _who(channel: Channel, did: str) -> str:
 
 
 def _status_text(channel: Channel, status: ForgetStatus) -> str:
-    lines = [f"{status.id.hex()[:16]}: {_SAID[status.state]}"]
+    lines = [f"{short_id(status.id)}: {_SAID[status.state]}"]
     if status.reason:
         lines.append(f"  reason: {escape_line(status.reason)}")
     for title, words in (("agreed", status.agreed), ("refused", status.refused)):

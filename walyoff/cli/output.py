@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: Characters of one message on a terminal; `--json` has no limit.
 MAX_SHOWN = 8_000
 SHORT_DID = 6
+#: Digits of a message's id on a terminal: enough among a hundred thousand messages.
+SHORT_ID = 8
 #: Joins emoji; harmless, and messages look broken without it.
 _JOINER = "\u200d"
 
@@ -46,6 +48,11 @@ def escape_text(text: str, indent: str = "") -> str:
 def short(did: str) -> str:
     """A DID for people: its end, which differs (the beginning never does)."""
     return f"…{did[-SHORT_DID:]}"
+
+
+def short_id(message_id: bytes) -> str:
+    """A message's id for people: its beginning, which commands take."""
+    return message_id.hex()[:SHORT_ID]
 
 
 def dump(value: Mapping[str, Any]) -> str:
@@ -166,7 +173,7 @@ def name_of(path: Sequence[str], me: str) -> str:
 
 def message_text(message: Message, me: str) -> str:
     """A message for people."""
-    head = f"{clock(message.time)}  {name_of(message.path, me)}  "
+    head = f"{short_id(message.id)}  {clock(message.time)}  {name_of(message.path, me)}  "
     topics = "".join(f"[{escape_line(topic)}] " for topic in message.topics)
     if message.forgotten is not None:
         why = "its time was over" if message.forgotten.expired else "all members agreed"
@@ -197,7 +204,8 @@ def record_text(message: Message, record: Record, me: str) -> str:
     """The metadata of a message for people."""
     topics = " ".join(escape_line(topic) for topic in message.topics) or "-"
     return (
-        f"{clock(message.time)}  {name_of(message.path, me)}  #{message.seq:<5} "
+        f"{short_id(message.id)}  {clock(message.time)}  {name_of(message.path, me)}  "
+        f"#{message.seq:<5} "
         f"{record.size:>8} B  {'anchored' if message.anchored else 'waiting ':8}  "
         f"{record.commitment.hex()[:16]}…  {topics}"
     )
