@@ -6,24 +6,18 @@ of its own that knows a chain's id and an address, and nothing else.
 
 from __future__ import annotations
 
-import base64
 import functools
-import json
 import os
 import statistics
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from anyio.abc import Process
-from anyio.streams.buffered import BufferedByteReceiveStream
 
+from tests.guard_attacks import attacks, claim, outsider_process
 from tests.ledger_support import (
     KEYS,
     anchor,
@@ -37,7 +31,6 @@ from tests.ledger_support import (
 )
 from tests.walytis_blocks import make_block
 from walyoff.child.blocks import cid_of, decode_block, decode_id
-from walyoff.child.chainfiles import parent_ids
 from walyoff.walytis.identity import WalytisIdentity
 from walyoff.walytis.process import Child
 from walyoff.walytis.register import RegisterLedger
@@ -61,70 +54,6 @@ AGAIN = 3
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@dataclass
-class Outsider:
-    process: Process
-    answers: BufferedByteReceiveStream
-    folder: Path
-    names: int = 0
-
-    async def do(self, what: str, **args: Any) -> Any:
-        assert self.process.stdin is not None
-        await self.process.stdin.send(json.dumps({"do": what, **args}).encode() + b"\n")
-        answer = json.loads(await self.answers.receive_until(b"\n", 1 << 22))
-        assert "error" not in answer, answer
-        return answer["value"]
-
-    def write(self, data: bytes) -> str:
-        self.names += 1
-        path = self.folder / f"file-{self.names}"
-        path.write_bytes(data)
-        return str(path)
-
-    async def publish(self, topic: str, blocks: list[bytes], pause: float = 0.002) -> None:
-        lines = b"\n".join(announcement(block) for block in blocks)
-        await self.do("publish", topic=topic, path=self.write(lines), pause=pause)
-
-    async def serve(self, topic: str, files: list[bytes], pause: float = 0.002) -> None:
-        """Have files, and announce the blocks that they claim to be."""
-        paths = [self.write(file) for file in files]
-        cids = await self.do("add", paths=paths)
-        await self.publish(
-            topic, [claim(file, cid) for file, cid in zip(files, cids, strict=True)], pause
-        )
-
-
-def claim(file: bytes, cid: str) -> bytes:
-    """The long id of a block file, well-formed or not, as stock code makes it."""
-    head, _, _ = file.partition(b"\0" * 5)
-    meta, _, parents = head.partition(b"\0" * 4)
-    version, rest = meta.split(b"\0\0", 1)
-    return b"\0\0".join([version, cid.encode(), rest]) + b"\0" * 4 + parents
-
-
-def announcement(long_id: bytes) -> bytes:
-    text = base64.urlsafe_b64encode(long_id).rstrip(b"=").decode()
-    return json.dumps({"message": "New block!", "block_id": text}).encode()
-
-
-@asynccontextmanager
-async def outsider_process(home: Path) -> AsyncIterator[Outsider]:
-    script = str(Path(__file__).parent / "guard_outsider.py")
-    folder = home / "files"
-    folder.mkdir(parents=True)
-    async with await anyio.open_process(
-        [sys.executable, script, str(home)], stderr=None
-    ) as process:
-        assert process.stdout is not None
-        answers = BufferedByteReceiveStream(process.stdout)
-        try:
-            with anyio.fail_after(30):
-                assert await answers.receive_until(b"\n", 100) == b"ready"
-            yield Outsider(process, answers, folder)
-        finally:
-            process.kill()
 
 
 async def latency(one: RegisterLedger, two: RegisterLedger, tag: bytes) -> float:
@@ -176,43 +105,6 @@ async def public_files(child: Child, chain: str) -> list[bytes]:
     args = {"chain": chain, "known": None, "limit_bytes": 1 << 24}
     files: list[bytes] = (await child.call("chain.export", args))["files"]
     return files
-
-
-def attacks(chain: str, files: list[bytes], victim: str) -> dict[str, list[bytes]]:
-    """Block files by attack; "nobody" has ids instead."""
-    newest = decode_block(files[-1])
-    parents = [newest.short_id, decode_block(files[0]).short_id]
-    real = newest.content
-    own = parent_ids(newest)
-    forged = [
-        newest.short_id.replace(newest.cid.encode(), cid_of(b"forged %d" % n).encode())
-        for n in range(40)
-    ]
-    big = b"x" * (40 << 20)
-    topics = ["walyoff", chain]
-    return {
-        "empty topic": [make_block(real, ["", chain], parents)],
-        "no topic of the chain": [make_block(real, ["walyoff"], parents)],
-        "forged creator": [make_block(real, topics, parents, creator=victim.encode())],
-        "copies in place": [
-            make_block(real, topics, own, minute=n, creator=victim.encode()) for n in range(5)
-        ],
-        "forged content": [make_block(b"\x93\x01\xc4\x01x", topics, parents)],
-        "forged parents": [
-            make_block(real, topics, [one, two])
-            for one, two in zip(forged[::2], forged[1::2], strict=True)
-        ],
-        "another birth": [
-            make_block(b"birth %d" % n, ["genesis"], [decode_block(files[0]).short_id] * 2)
-            for n in range(20)
-        ],
-        "40 MB": [make_block(big, topics, parents, length=len(big))],
-        "rubbish": [b"\0".join(files[-1].split(b"\0")[:20]) + b"%d" % n for n in range(5)],
-        "leaves": [
-            make_block(real, topics, parents, minute=n % 60, creator=b"%d" % n)
-            for n in range(1_000)
-        ],
-    }
 
 
 async def test_traffic_goes_on_under_all_attacks_and_both_devices_restart(home: Path) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import anyio
 import pytest
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from tests.guard_attacks import prepare_stock
 from tests.ledger_support import anchor, children, found, until
 from walyoff.child.blocks import decode_block
 from walyoff.child.patches import CREATOR
-from walyoff.child.repo import ensure_repo
 
 #: Stock code takes its time: its joining and its start are mostly waits.
 BOUND_S = 90
@@ -31,29 +30,10 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def prepare(home: Path) -> tuple[dict[str, str], IO[bytes]]:
-    """The environment of a stock node, and its log."""
-    home.mkdir()
-    # 127.0.0.1 alone: the one that stock code makes listens everywhere and dials the world.
-    ensure_repo(home / "ipfs")
-    (home / "walytis").mkdir()
-    environment = {
-        **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "LIBP2P_TCP_REUSEPORT": "false",
-        "IPFS_TK_MODE": "EMBEDDED",
-        "IPFS_REPO_DIR": str(home / "ipfs"),
-        "WALYTIS_BETA_DATA_DIR": str(home / "walytis"),
-        "WALY_LOG_DIR": "DISABLED",
-    }
-    return environment, (home / "log").open("wb")
-
-
 @asynccontextmanager
 async def stock_node(home: Path, *args: str) -> AsyncIterator[Process]:
     script = Path(__file__).with_name("stock_node.py")
-    environment, log = prepare(home)
+    environment, log = prepare_stock(home)
     with log:
         async with await anyio.open_process(
             [sys.executable, "-P", str(script), *args], cwd=home, env=environment, stderr=log
