@@ -27,7 +27,7 @@ from walyoff.sockets import UnixListener, connect_unix
 from walyoff.walytis.identity import WalytisIdentity, decode_grant
 from walyoff.walytis.ledger import WalytisLedger, import_chain
 from walyoff.walytis.process import Child, open_child
-from walyoff.wire import unpack
+from walyoff.wire import pack, unpack
 
 pytestmark = pytest.mark.anyio
 
@@ -176,6 +176,48 @@ async def test_grant_for_another_device_or_altered_is_refused(tmp_path: Path) ->
             await WalytisIdentity.adopt(b, grant.replace(mine.pin, bytes(32)), did_2)
         with pytest.raises(RemoteProtocolError):
             await WalytisIdentity.adopt(b, grant[:-1], did_2)
+
+
+def held(home: Path) -> set[str]:
+    """The chains that lie in a home, and whatever else is where chains lie."""
+    return {path.name for part in ("walytis", "positions") for path in (home / part).iterdir()}
+
+
+async def test_chains_of_who_is_refused_do_not_stay_also_after_a_kill(tmp_path: Path) -> None:
+    async with children(tmp_path, "a", "b") as (a, b):
+        did_1, _ = await WalytisIdentity.create_device_did(a)
+        did_2, _ = await WalytisIdentity.create_device_did(b)
+        below, _ = await WalytisIdentity.create_device_did(b)
+        mine = await WalytisIdentity.create(a, did_1)
+        files = await WalytisIdentity.export_did(b, did_2)
+        before = held(tmp_path / "a")
+        wrong = (b"text", b"signature")
+        family = {below: await WalytisIdentity.export_did(b, below), "junk": [b"junk"]}
+        for _ in range(2):
+            with pytest.raises(RemoteProtocolError):
+                await mine.add_member(did_2, files, family=family, proof=wrong)
+        with pytest.raises(LocalProtocolError):
+            await mine.add_member(did_2, files, purpose="identity")
+        assert held(tmp_path / "a") == before
+        # Nor of a group that is not ours.
+        before_b = held(tmp_path / "b")
+        with pytest.raises(RemoteProtocolError):
+            await WalytisIdentity.adopt(b, await mine.grant(), did_2)
+        assert held(tmp_path / "b") == before_b
+        # Who was refused comes in after all, with the same chain.
+        await mine.add_member(did_2, files)
+        chain = did_2.rpartition(":")[2]
+        assert held(tmp_path / "a") == before | {chain}
+        stranger = await WalytisIdentity.export_did(b, below)
+        stray = below.rpartition(":")[2]
+        await import_chain(a, stray, stranger)
+        group = mine.did
+    for member, guest, stays in ((did_2, chain, True), (below, stray, False)):
+        (tmp_path / "a" / "guests").write_bytes(pack([group, member, [guest]]))
+        async with children(tmp_path, "a") as (a,):
+            await WalytisIdentity.export_did(a, did_1)
+        assert (guest in held(tmp_path / "a")) is stays
+        assert not (tmp_path / "a" / "guests").exists()
 
 
 async def test_chain_handed_over_whole_then_by_leaves(tmp_path: Path) -> None:

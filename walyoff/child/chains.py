@@ -226,11 +226,13 @@ class Chains:
                 self._files.pop(chain, None)
 
     def discard(self, chain: str) -> None:
-        """Remove a chain that was made here and never told to anybody."""
+        """Remove a chain that nobody here needs, and all that is remembered of it."""
+        check_cid(chain)
         with self._lock:
             if chain in self._open:
                 raise LocalProtocolError("an open chain is not discarded")
-            self._files.pop(chain, None)
+            for known in (self._files, self._judges, self._refusals, self._guarded):
+                known.pop(chain, None)
             shutil.rmtree(self._folder / chain, ignore_errors=True)
             (self._positions / chain).unlink(missing_ok=True)
 

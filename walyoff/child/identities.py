@@ -19,6 +19,7 @@ from walyoff.child.blocks import check_cid, decode_block
 from walyoff.child.chains import Chains
 from walyoff.child.family import Family
 from walyoff.child.governing import Governing
+from walyoff.child.guests import Guests
 from walyoff.child.households import Households, snapshot
 from walyoff.child.judging import IdentityJudge
 from walyoff.child.keyring import Keyring, compact
@@ -64,6 +65,7 @@ class Identities:
         self._groups: dict[str, tuple[bytes, str]] = {}
         readings = Readings(chains, self._keyring.verify, self._keyring.verify_compact)
         self._read = readings.read
+        self._guests = Guests(chains, home, readings.forget)
         self._governing = Governing(
             stock.blocks,
             chains,
@@ -86,6 +88,7 @@ class Identities:
             home=home,
             emit=emit,
         )
+        self._guests.sweep(self._has_member)
         self._dirty: queue.SimpleQueue[str] = queue.SimpleQueue()
         chains.watch(self._dirty.put)
         threading.Thread(target=self._watch, daemon=True, name="identities").start()
@@ -173,7 +176,8 @@ class Identities:
                 would stand under itself, or too deep, or is not what it was invited as.
             NotAMemberError: this device is none.
         """
-        with self._lock:
+        brought = (member_did, *(family or ()))
+        with self._guests.on_trial(did, member_did, brought, self._needed), self._lock:
             self._take_member_chain(member_did, files)
             reading = self._read(member_did, pin)
             if not reading.keys:
@@ -236,6 +240,15 @@ class Identities:
             self._groups.pop(did, None)
             self._last.pop(did, None)
             self._keyring.forget(did)
+
+    def _has_member(self, did: str, member_did: str) -> bool:
+        return member_did in self._read(did, None).members
+
+    def _needed(self) -> set[str]:
+        """The DIDs whose chains the open groups stand on."""
+        with self._lock:
+            groups = list(self._groups)
+        return {*groups, *(kin for did in groups for kin in self._family(did).pins)}
 
     def _take_member_chain(self, member_did: str, files: Sequence[bytes]) -> None:
         chain = chain_of(member_did)
@@ -344,17 +357,21 @@ class Identities:
         if self._keyring.holds(did) and self._own_pin(did) != pin:
             # Nobody replaces the keys of an identity that is this device's already.
             raise RemoteProtocolError("other keys of this identity are here", reason="pin")
-        self._chains.import_files(chain_of(did), files)
-        reading = self._read(did, _checked_pin(pin))
-        if not reading.keys:
-            raise RemoteProtocolError("the group's chain has not the pinned keys", reason="pin")
-        self._households.take(did, pin, member_files)
-        device = self._households.device(did, pin, member_did)
-        if device is None or not device.current or device.pin != self._own_pin(member_did):
-            raise RemoteProtocolError("this device is not a member", reason="not-a-member")
-        groups = self._keyring.deserialise(secrets)
-        if groups[-1].get_id() not in reading.keys:
-            raise RemoteProtocolError("secrets of other keys", reason="wrong-keys")
+        brought = (did, *member_files)
+        with self._guests.on_trial(did, member_did, brought, self._needed):
+            self._chains.import_files(chain_of(did), files)
+            reading = self._read(did, _checked_pin(pin))
+            if not reading.keys:
+                raise RemoteProtocolError(
+                    "the group's chain has not the pinned keys", reason="pin"
+                )
+            self._households.take(did, pin, member_files)
+            device = self._households.device(did, pin, member_did)
+            if device is None or not device.current or device.pin != self._own_pin(member_did):
+                raise RemoteProtocolError("this device is not a member", reason="not-a-member")
+            groups = self._keyring.deserialise(secrets)
+            if groups[-1].get_id() not in reading.keys:
+                raise RemoteProtocolError("secrets of other keys", reason="wrong-keys")
         self._keyring.save(did, groups)
         told = [_told(item) for item in segments]
         if reading.segment and segment_files:

@@ -7,7 +7,7 @@ member's own chain, so a reading stands on several chains and holds while none o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from walyoff.child.acts import MAX_CONTENT, TOPICS, chain_of
 from walyoff.child.chainfiles import content_of
@@ -54,6 +54,13 @@ class Readings:
         if under_way := self._under_way():
             under_way[-1][1].update(made[0])
         return made[1]
+
+    def forget(self, chains: Collection[str]) -> None:
+        """Drop what was read of chains that go: they may come back as other ones."""
+        with self._lock:
+            for key, (lengths, _) in list(self._made.items()):
+                if not lengths.keys().isdisjoint(chains):
+                    del self._made[key]
 
     def _make(self, did: str, pin: bytes | None) -> tuple[dict[str, int], Reading]:
         chain = chain_of(did)
