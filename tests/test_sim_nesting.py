@@ -13,10 +13,12 @@ import pytest
 
 from tests.sim.virtual import in_virtual_time
 from walyoff import Channel, Device, frames, granting
+from walyoff.channel_state import ChannelState
 from walyoff.errors import InvitationError, LocalProtocolError, NotAMemberError
 from walyoff.kinship import MAX_ASKED
 from walyoff.testing.network import LAN, Link
 from walyoff.testing.world import SimWorld
+from walyoff.wire import pack, unpack
 
 SOON = 60.0
 
@@ -336,6 +338,36 @@ async def test_a_device_that_names_groups_without_end_is_asked_for_a_few() -> No
         assert asking.wanted(["did:sim:group-real"]) == ["did:sim:group-real"]
         await alice.remove(other.me)
         await until(lambda: not asking._asked)
+
+
+@in_virtual_time
+async def test_groups_that_another_device_founds_without_end_are_taken_up_to_a_number() -> None:
+    async with houses() as h:
+        await h.person("alice", 2)
+        other = h.channel("alice1", "alice")
+        with mock.patch("walyoff.kinship.MAX_GIVEN", 3):
+            founder = h.devices["alice0"]
+            for n in range(6):
+                await founder.create_channel(f"g{n}", identity=h.channel("alice0", "alice"))
+            await until(lambda: sum(h.has("alice1", f"g{n}") for n in range(6)) == 3)
+            await anyio.sleep(30)
+            taken = [n for n in range(6) if h.has("alice1", f"g{n}")]
+            assert len(taken) == 3
+            told = [r for r in other.reports() if r.reason == "too-many-groups"]
+            assert told
+            assert {r.subject for r in told} == {h.channel("alice0", "alice").me}
+            # The session goes on, and who leaves a group has room again.
+            await h.channel("alice0", "alice").send(b"still here")
+            assert await reads(other, b"still here")
+            leaving = h.channel("alice1", f"g{taken[0]}")
+            await h.devices["alice1"].close_channel(leaving.did)
+            await until(lambda: sum(h.has("alice1", f"g{n}") for n in range(6)) == 3)
+        states = [c.state for c in h.devices["alice1"].channels() if c.name != "alice"]
+        for state in states:
+            assert ChannelState.decode(state.encode()).given_by == state.given_by
+            assert state.given_by == h.channel("alice0", "alice").me
+        # What the previous format kept has none.
+        assert ChannelState.decode(pack(unpack(states[0].encode(), 4096)[:4])).given_by == ""
 
 
 @in_virtual_time

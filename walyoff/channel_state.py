@@ -21,12 +21,16 @@ SECRET_SIZE = 32
 class ChannelState:
     """What a device keeps of a channel between runs. Its secret never prints."""
 
-    def __init__(self, *, did: str, name: str, pin: bytes, secret: bytes) -> None:
+    def __init__(
+        self, *, did: str, name: str, pin: bytes, secret: bytes, given_by: str = ""
+    ) -> None:
         self.did = did
         self.name = name
         self.pin = pin
         #: Shared by all who were ever members: blinds tags and topics, protects no content.
         self.secret = secret
+        #: The device of the same person that handed it over, if it came so.
+        self.given_by = given_by
 
     def __repr__(self) -> str:
         return f"<ChannelState {self.name!r}>"
@@ -49,13 +53,13 @@ class ChannelState:
 
     def encode(self) -> bytes:
         """For the store."""
-        return pack([self.did, self.name, self.pin, self.secret])
+        return pack([self.did, self.name, self.pin, self.secret, self.given_by])
 
     @classmethod
     def decode(cls, data: bytes) -> ChannelState:
         """From the store."""
-        did, name, pin, secret = unpack(data, 4096)
-        return cls(did=did, name=name, pin=pin, secret=secret)
+        did, name, pin, secret, *more = unpack(data, 4096)
+        return cls(did=did, name=name, pin=pin, secret=secret, given_by=more[0] if more else "")
 
 
 async def save_epochs(store: Store, did: str, epochs: Sequence[Epoch]) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from walyoff import frames
+from walyoff.engine.facts import Reason, Report
 from walyoff.errors import RemoteProtocolError, WalyoffError
 from walyoff.granting import Parts, grant_frames, make_grant
 from walyoff.joining import Granted
@@ -34,6 +35,9 @@ log = logging.getLogger("walyoff.device")
 ASK_AGAIN_S = 10.0
 #: Groups that one device is asked for at a time: it can name any number, and give none.
 MAX_ASKED = 16
+#: Groups that one other device of the person handed over to this one: whoever is in a person's
+#: identity can found any number, and put all its devices there.
+MAX_GIVEN = 256
 #: A grant waits while a session has more than this unsent.
 BACKLOG = 8 << 20
 
@@ -72,6 +76,10 @@ class Kinship:
         )
         return tuple(sorted(c.did for c in trusted))[: frames.MAX_GROUPS]
 
+    def has_room(self, giver: str) -> bool:
+        """Whether one more group is taken from another device of the person."""
+        return sum(c.state.given_by == giver for c in self._device.channels()) < MAX_GIVEN
+
     def wanted(self, groups: Iterable[str]) -> list[str]:
         """Those that this device is not in, and that nobody was asked for just now."""
         now = self._device.runtime.now()
@@ -93,6 +101,10 @@ class Kinship:
     async def take_up(self, channel: Channel, granted: Granted) -> None:
         """Open a group that another device of a channel has handed over."""
         if self._device.find_channel(granted.channel) is not None:
+            return
+        if not self.has_room(granted.inviter):
+            # It was asked for before the last ones were here.
+            self.give_up([granted.channel])
             return
         try:
             await self._device.take_group(granted, through=channel.did)
@@ -149,6 +161,8 @@ class GroupDesk:
         #: What the other side said it is in, and what was told to it.
         self._theirs: tuple[str, ...] = ()
         self._told: tuple[str, ...] = ()
+        #: How many groups were not taken when this was told last.
+        self._left_out = 0
 
     async def run(self) -> None:
         """Tell the other side what this device is in, and ask for what it is not in."""
@@ -165,13 +179,31 @@ class GroupDesk:
                 if groups != self._told:
                     self._told = groups
                     self._session.send_frame(frames.GroupsHeld(groups))
-                for did in kinship.wanted(self._theirs):
+                wanted = kinship.wanted(self._theirs)
+                if wanted and not kinship.has_room(self._session.did):
+                    self._tell(len(wanted))
+                    wanted = []
+                for did in wanted:
                     if did not in self._wanted and len(self._wanted) >= MAX_ASKED:
                         continue
                     self._wanted[did] = self._wanted.get(did, 0) + 1
                     kinship.asks(did)
                     self._session.send_frame(frames.WantGroup(did))
             await kinship.news(ASK_AGAIN_S)
+
+    def _tell(self, left_out: int) -> None:
+        """A person decides about more."""
+        if left_out == self._left_out:
+            return
+        self._left_out = left_out
+        report = Report(
+            Reason.TOO_MANY_GROUPS,
+            self._session.did,
+            f"it handed over {MAX_GIVEN} groups; {left_out} more are taken only from another "
+            "device, by an invitation (`walyoff join`), or when some of these are left",
+        )
+        log.warning("%s of %s: %s", report.subject, self._channel.name, report.detail)
+        self._channel.note(report)
 
     async def answer(self, frame: frames.Frame) -> None:
         """What the other side said. Raises RemoteProtocolError."""

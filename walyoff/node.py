@@ -265,6 +265,7 @@ class Device:
                 name=chosen if chosen not in taken else f"{chosen}-{did[-4:]}",
                 pin=foundation.pin,
                 secret=granted.secret,
+                given_by="" if through is None else granted.inviter,
             )
             known = {e.epoch_id: e for e in await load_epochs(self._store, did)}
             known.update({e.epoch_id: e for e in granted.epochs})

@@ -41,6 +41,7 @@ class Reason:
     UNKNOWN_EPOCH = "unknown-epoch"
     EXPIRED_KEY = "expired-key"
     OLD_KEY = "old-key"
+    TOO_MANY_GROUPS = "too-many-groups"
 
 
 @dataclass(frozen=True, slots=True)
