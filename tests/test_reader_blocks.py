@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.walytis_blocks import Birth, birth, make_block
 from walyoff.child import guard
 from walyoff.child.blocks import MAX_CONTENT, BlockFile, decode_block, decode_id
-from walyoff.child.chainfiles import ChainFiles
+from walyoff.child.chainfiles import POSITION_LINE, ChainFiles
 from walyoff.child.chainindex import index_differs
 from walyoff.child.dag import causal_order
 from walyoff.errors import LedgerError, RemoteProtocolError
@@ -202,6 +202,27 @@ def test_positions_survive_and_order_parents_first(
     order = [entry.cid for _, entry in again.after(0, 100)]
     assert set(order) == {block.cid for block in blocks}
     assert order[-1] == blocks[2].cid
+
+
+def test_positions_that_a_power_loss_took_are_given_again(
+    chain: tuple[Birth, ChainFiles], tmp_path: Path
+) -> None:
+    born, files = chain
+    for text in (b"one", b"two", b"three", b"four", b"five"):
+        add(files, born.child(text))
+    listed = [(position, entry.cid) for position, entry in files.after(0, 100)]
+    # Not the order in which they would stand if nothing was known of it.
+    assert [cid for _, cid in listed] != sorted(cid for _, cid in listed)
+    positions = tmp_path / "positions"
+    for kept in range(len(listed) + 1):
+        os.truncate(positions, (5 + kept) * POSITION_LINE)
+        again = ChainFiles(born.chain, tmp_path / "chain", positions)
+        again.load()
+        assert [(position, entry.cid) for position, entry in again.after(0, 100)] == listed
+    # Without the pack, the positions alone say it: they are synced before it goes.
+    again.spread(again.packed())
+    again.load()
+    assert [(position, entry.cid) for position, entry in again.after(0, 100)] == listed
 
 
 def test_what_a_crash_left_torn_is_removed_and_the_index_written_again(

@@ -165,11 +165,13 @@ class ChainFiles(ChainDag):
         blocks: Iterable[tuple[BlockFile, bytes]],
         refuse: Callable[[str], None] | None = None,
         judge: Callable[[BlockFile], None] | None = None,
+        *,
+        sync: bool = True,
     ) -> int:
         """Check, judge, write and admit blocks, without stock code.
 
         Those that may not follow are passed over, and told to `refuse` by reason. Durable
-        when it returns.
+        when it returns, unless the next ones are to see to it.
 
         Raises:
             RemoteProtocolError: one may not follow, and there is no `refuse`; those before
@@ -198,8 +200,9 @@ class ChainFiles(ChainDag):
             finally:
                 # Once for all of them: each takes a flush of the disk.
                 if self._unplaced:
-                    self._pack.flush()
-                    self._place()
+                    self._pack.flush(sync=sync)
+                    # Their order is the pack's, as long as there is one.
+                    self._place(sync=False)
         return added
 
     def move(self, folder: Path) -> None:
@@ -226,6 +229,8 @@ class ChainFiles(ChainDag):
             with self._lock:
                 # Unless more came meanwhile.
                 if set(self._pack) <= set(cids):
+                    # What the pack says of their order is said by the positions alone now.
+                    self._sync_positions()
                     self._pack.remove()
 
     def file_birth(self) -> None:
@@ -309,12 +314,21 @@ class ChainFiles(ChainDag):
 
     # ---------------------------------------------------------------- positions
 
-    def _place(self) -> None:
+    def _place(self, *, sync: bool = True) -> None:
         """Give positions to what was added; what fails is done by the next call."""
-        self._append_positions(self._unplaced)
+        self._append_positions(self._unplaced, sync=sync)
         self._unplaced.clear()
 
-    def _append_positions(self, cids: Sequence[str]) -> None:
+    def _sync_positions(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(self._positions_path, os.O_RDONLY)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+            sync_folder(self._positions_path.parent)
+
+    def _append_positions(self, cids: Sequence[str], *, sync: bool = True) -> None:
         fd = os.open(self._positions_path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             # Over a torn end, if an earlier write failed half way.
@@ -323,10 +337,11 @@ class ChainFiles(ChainDag):
             with open(fd, "wb", closefd=False) as file:
                 file.seek(end)
                 file.write("".join(f"{cid}\n" for cid in cids).encode())
-            os.fdatasync(fd)
+            if sync:
+                os.fdatasync(fd)
         finally:
             os.close(fd)
-        if not self._order:
+        if sync and not self._order:
             sync_folder(self._positions_path.parent)
         for cid in cids:
             self._order.append(cid)
@@ -356,7 +371,10 @@ class ChainFiles(ChainDag):
                 self._position[cid] = len(self._order)
             else:
                 self._order.append(None)
-        missing = [e.cid for e in self.in_order() if e.cid not in self._position]
+        # What a power loss took the positions of was handed over last, in the pack's order.
+        known = dict.fromkeys(cid for cid in self._pack if cid in self._entries)
+        known |= dict.fromkeys(entry.cid for entry in self.in_order())
+        missing = [cid for cid in known if cid not in self._position]
         if missing:
             self._append_positions(missing)
 

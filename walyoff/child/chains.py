@@ -34,6 +34,7 @@ from walyoff.errors import (
     PayloadTooLargeError,
     RemoteProtocolError,
 )
+from walyoff.files import sync_folder
 
 #: Most blocks of one answer to "chain.blocks", and most bytes of their contents.
 MAX_LISTED = 1_000
@@ -185,9 +186,7 @@ class Chains:
         check_cid(chain)
         folder = self._folder / chain
         return (
-            chain in self._files
-            or (folder / "ReceivedBlocks").is_dir()
-            or (folder / packs.NAME).is_file()
+            chain in self._files or (folder / "ReceivedBlocks").is_dir() or packs.holds(folder)
         )
 
     def folder(self, chain: str) -> Path:
@@ -343,10 +342,13 @@ class Chains:
         files, more = self.export(chain, known, limit, int(after))
         return {"files": files, "after": more}
 
-    def import_files(self, chain: str, files: Sequence[bytes]) -> dict[str, Any]:
+    def import_files(
+        self, chain: str, files: Sequence[bytes], *, sync: bool = True
+    ) -> dict[str, Any]:
         """Take blocks that somebody handed over; says how many were new or refused.
 
-        Blocks of an unknown chain make it known if the first block is among them.
+        Blocks of an unknown chain make it known if the first block is among them. Durable
+        when it returns; without `sync` an unknown chain's are with the next ones.
 
         Raises:
             RemoteProtocolError: the chain is unknown and its first block is not there.
@@ -363,7 +365,7 @@ class Chains:
         ]
         with self._lock:
             if not self.has(chain):
-                admitted = self._import_new(chain, ordered, refuse)
+                admitted = self._import_new(chain, ordered, refuse, sync=sync)
                 self.admitted(chain, self.files(chain).top)
                 return {"admitted": admitted, "refused": refused}
             known = self.files(chain)
@@ -379,7 +381,12 @@ class Chains:
         return {"admitted": admitted, "refused": dict(refused)}
 
     def _import_new(
-        self, chain: str, ordered: list[tuple[Any, bytes]], refuse: Callable[[str], None]
+        self,
+        chain: str,
+        ordered: list[tuple[Any, bytes]],
+        refuse: Callable[[str], None],
+        *,
+        sync: bool,
     ) -> int:
         if all(block.cid != chain for block, _ in ordered):
             raise RemoteProtocolError("the chain's first block is missing", reason="no-genesis")
@@ -390,8 +397,12 @@ class Chains:
         building = self.new_files(chain, temporary)
         judge = self._judges.get(chain)
         check = None if judge is None else functools.partial(judge_later, judge, building)
-        building.add_closed(ordered, refuse, judge=check)
+        building.add_closed(ordered, refuse, judge=check, sync=sync)
+        # What a power loss left there is no chain.
+        shutil.rmtree(self._folder / chain, ignore_errors=True)
         building.move(self._folder / chain)
+        if sync:
+            sync_folder(self._folder)
         self.adopt_files(building)
         return len(building)
 

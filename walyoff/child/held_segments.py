@@ -66,7 +66,7 @@ class HeldSegments:
         return tree if tree.root == root else SegmentTree(root)
 
     def _keep(self) -> None:
-        """Write the tree if it has changed: before anybody is told a place."""
+        """Write the tree if it has changed: now and then, and before a place is told."""
         if self._changed:
             self._changed = False
             replace_file(self._state, self.tree.encode())
@@ -248,8 +248,6 @@ class HeldSegments:
                     # At once: the next files may be of a segment that these name.
                     self._look(segment)
                     self._files(chain)
-        with self._lock:
-            self._keep()
         return {"admitted": admitted, "refused": dict(refused)}
 
 

@@ -38,6 +38,8 @@ class Pack:
         self._end = 0
         self._unwritten: dict[str, bytes] = {}
         self._fd: int | None = None
+        #: Whether the file's name, and its chain's folder, would survive a power loss.
+        self._named = False
 
     def __contains__(self, cid: object) -> bool:
         return cid in self._places or cid in self._unwritten
@@ -52,8 +54,8 @@ class Pack:
         """Take a block's file; `flush` writes it."""
         self._unwritten[cid] = data
 
-    def flush(self) -> None:
-        """Write what was put; durable when it returns."""
+    def flush(self, *, sync: bool = True) -> None:
+        """Write what was put; durable when it returns, unless the next one is to see to it."""
         if not self._unwritten:
             return
         parts: list[bytes] = []
@@ -71,13 +73,15 @@ class Pack:
             with open(fd, "wb", closefd=False) as file:
                 file.seek(self._end)
                 file.write(b"".join(parts))
-            os.fdatasync(fd)
+            if sync:
+                os.fdatasync(fd)
         finally:
             os.close(fd)
-        if not self._end:
+        if sync and not self._named:
             # It may be new, and its chain's folder as well.
             sync_folder(self._path.parent)
             sync_folder(self._path.parent.parent)
+            self._named = True
         self._places.update(places)
         self._end = end
         self._unwritten.clear()
@@ -128,6 +132,7 @@ class Pack:
     def move(self, folder: Path) -> None:
         """The chain's folder was moved."""
         self._path = folder / NAME
+        self._named = False
 
     def close(self) -> None:
         """Let the file go; it is opened again when it is needed. Idempotent."""
@@ -137,6 +142,14 @@ class Pack:
 
     def __del__(self) -> None:
         self.close()
+
+
+def holds(folder: Path) -> bool:
+    """Whether a chain's folder has a pack with anything in it."""
+    try:
+        return (folder / NAME).stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def records(file: BinaryIO) -> Iterator[tuple[str, int, int]]:

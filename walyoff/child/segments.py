@@ -114,11 +114,23 @@ class SegmentedLedger(HeldSegments):
     def follow(self) -> None:
         """Open the newest segment, and look for news in those that grew. Idempotent."""
         with self._lock:
+            unborn = self._unborn()
             for segment in self.tree.in_order():
-                if self._tops.get(segment.chain, 0) > segment.looked:
+                if segment.chain in unborn or self._tops.get(segment.chain, 0) > segment.looked:
                     self._look(segment)
             self._follow_head()
             self._keep()
+
+    def _unborn(self) -> set[str]:
+        """Segments whose links name chains that are not here.
+
+        A power loss may have taken the birth of a segment, which is in the link to it.
+        """
+        return {
+            segment.parent
+            for segment in self.tree.in_order()
+            if segment.parent and not self._chains.has(segment.chain)
+        }
 
     def close(self) -> None:
         """Follow no segment any more. Idempotent."""
@@ -128,10 +140,12 @@ class SegmentedLedger(HeldSegments):
                     self._chains.close(chain)
             self._closing.clear()
             self._followed = None
+            self._keep()
 
     def tick(self, now: float) -> None:
         """Close segments whose time is over, and repeat announcements."""
         with self._lock:
+            self._keep()
             # Pubsub loses messages in silence, the more the busier it is, and Walytis repeats
             # its own only after 20 seconds.
             repeat, self._repeat = self._repeat, None
@@ -269,7 +283,8 @@ class SegmentedLedger(HeldSegments):
         )
         self._guard(link.chain)
         if not self._chains.has(link.chain):
-            self._chains.import_files(link.chain, link.birth)
+            # The link, which is durable, holds them as well.
+            self._chains.import_files(link.chain, link.birth, sync=False)
             self._tops[link.chain] = self._chains.top(link.chain)
         if new:
             _log.info("%s: segment %d is %s", self.did, link.number, link.chain)
@@ -301,8 +316,10 @@ class SegmentedLedger(HeldSegments):
             self._chains.admit_aside(chain)
         # Links that did not open before may do so now.
         with self._lock:
+            unborn = self._unborn()
             for segment in self.tree.in_order():
-                if self._chains.is_open(segment.chain) or segment.looked == 0:
+                fresh = self._chains.is_open(segment.chain) or segment.looked == 0
+                if fresh or segment.chain in unborn:
                     self._look(segment)
             self._keep()
 
