@@ -33,6 +33,7 @@ from walyoff.wire import (
     pack,
     packer,
     unpack,
+    unpack_some,
 )
 
 BATCH_VERSION = 1
@@ -310,10 +311,10 @@ def outline(body: bytes) -> tuple[bytes, list[int]]:
 def batch_certificate(body: bytes) -> bytes:
     """The certificate id of a batch that was decoded before. Raises RemoteProtocolError.
 
-    For those that hold a batch and need no more of it: decoding hashes every record.
+    For those that hold a batch and need no more of it: the records are not looked at.
     """
-    fields = expect_array(unpack(body, MAX_BATCH_BODY), 8, "batch")
-    return expect_bytes(fields[3], "certificate id", size=HASH_SIZE)
+    head = expect_array(unpack_some(body, 4), 4, "batch")
+    return expect_bytes(head[3], "certificate id", size=HASH_SIZE)
 
 
 def decode_batch(body: bytes) -> Batch:

@@ -77,6 +77,21 @@ def unpack(data: bytes | bytearray | memoryview, limit: int) -> Any:
     return value
 
 
+def unpack_some(data: bytes, count: int) -> list[Any]:
+    """The first items of an array whose bytes `unpack` has accepted before.
+
+    Raises:
+        RemoteProtocolError: it is no array of so many items.
+    """
+    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=len(data))
+    unpacker.feed(data)
+    try:
+        size = unpacker.read_array_header()
+        return [unpacker.unpack() for _ in range(min(size, count))]
+    except Exception as error:
+        raise RemoteProtocolError("structure is not an array") from error
+
+
 def _counter() -> Callable[[T], T]:
     """A hook that sees each array and map when it is complete, and stops at the limits."""
     containers = items = 0
