@@ -35,6 +35,11 @@ _CONTENT_RUN = (
     f" substr(?1, (value >> {_SIZE_BITS}) + {WRAPPED_SIZE + 1}, value & {2**_SIZE_BITS - 1})"
     " FROM json_each(?2)"
 )
+#: NULL and a number is NULL.
+_UPDATE_RUN = (
+    "UPDATE records SET held = ?1, position = record + ?2, place = record + ?3"
+    " WHERE record BETWEEN ?4 AND ?5"
+)
 
 
 @dataclass(slots=True)
@@ -52,8 +57,11 @@ class RecordRow:
     #: Where its content is, if not at its own number.
     place: int | None = None
 
-    def run(self) -> tuple[object, ...]:
-        """Equal for records that follow one another in everything."""
+    def run(self) -> tuple[int, int, int | None, int | None]:
+        """Its batch, `held`, and how far position and place are from its number.
+
+        Equal for records that follow one another in everything.
+        """
         number, position, place = self.number, self.position, self.place
         return (
             self.batch,
@@ -98,6 +106,15 @@ def insert_records(
                     for r, ref in run
                 ],
             )
+
+
+def update_records(connection: sqlite3.Connection, rows: Iterable[RecordRow]) -> None:
+    """Write records that are in the table already. Raises sqlite3.Error."""
+    ordered = enumerate(sorted(rows, key=lambda row: row.number))
+    for _, group in groupby(ordered, lambda item: (item[1].number - item[0], item[1].run())):
+        run = [row for _, row in group]
+        _, held, position, place = run[0].run()
+        connection.execute(_UPDATE_RUN, (held, position, place, run[0].number, run[-1].number))
 
 
 def insert_contents(connection: sqlite3.Connection, rows: Sequence[ContentRow]) -> None:

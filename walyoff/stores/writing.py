@@ -23,8 +23,9 @@ from walyoff.stores.inserting import (
     RecordRow,
     insert_contents,
     insert_records,
+    update_records,
 )
-from walyoff.stores.packing import chunks, insert_rows, marks
+from walyoff.stores.packing import chunks, insert_rows, marks, packed_query
 from walyoff.stores.schema import FORGOTTEN, HELD, MISSING
 from walyoff.stores.settings import put_settings
 from walyoff.stores.vault import KEY_RANDOM_SIZE, Vault
@@ -194,14 +195,22 @@ class Writing:
         refs = self._vault.refs(places.RECORD, self._channel_ref, unknown)
         by_ref = dict(zip(refs, unknown, strict=True))
         for start, size in chunks(len(refs)):
-            rows = self._connection.execute(
-                "SELECT ref, record, batch, held, position, place FROM records"  # noqa: S608
-                f" WHERE ref IN ({marks(size)})",
-                refs[start : start + size],
+            query = packed_query(
+                ("record", "batch", "held", "position", "place"),
+                ("ref",),
+                f"FROM records WHERE ref IN ({marks(size)})",
             )
-            for ref, number, batch, held, position, place in rows.fetchall():
-                record = RecordRow(number, batch, held, position, False, place=place)
-                self._records[by_ref.pop(ref)] = record
+            for number, batch, held, position, place, ref in query.rows(
+                self._connection, refs[start : start + size]
+            ):
+                self._records[by_ref.pop(ref)] = RecordRow(
+                    number,
+                    batch,
+                    held,
+                    None if position < 0 else position,
+                    False,
+                    place=None if place < 0 else place,
+                )
         for record_id in by_ref.values():
             raise StoreError(f"record {record_id[:8].hex()} is unknown")
 
@@ -249,12 +258,9 @@ class Writing:
         except sqlite3.IntegrityError:
             raise StoreError("a record of the batch belongs to another batch") from None
         insert_contents(connection, self._content_rows)
-        changed = [r for r in self._records.values() if r.changed and not r.new]
-        if changed:
-            connection.executemany(
-                "UPDATE records SET held = ?, position = ?, place = ? WHERE record = ?",
-                [(r.held, r.position, r.place, r.number) for r in changed],
-            )
+        update_records(
+            connection, (r for r in self._records.values() if r.changed and not r.new)
+        )
         connection.executemany(
             "INSERT OR IGNORE INTO expiries(record, channel, due) VALUES (?, ?, ?)",
             [
