@@ -14,6 +14,7 @@ from walyoff.engine.policy import AttachmentPolicy
 from walyoff.epochs import Epoch, decode_epochs, encode_epochs
 from walyoff.wire import pack, unpack
 
+#: Characters of what a person calls a channel: it fits a line of a terminal.
 MAX_NAME_CHARS = 64
 SECRET_SIZE = 32
 

@@ -20,7 +20,9 @@ from walyoff.wire import expect_bytes, expect_int
 PART = 128 * 1024
 #: Attachments that one frame asks about, and that one peer may watch.
 MAX_WATCHED = 1024
+#: A bit for each chunk of the largest attachment.
 _MAX_BITS = -(-MAX_CHUNKS // 8)
+#: Numbers of requests: what JSON numbers hold exactly.
 _MAX_NUMBER = (1 << 53) - 1
 
 

@@ -30,6 +30,7 @@ log = logging.getLogger("walyoff.discovery")
 
 VERSION = 1
 NONCE_SIZE = 12
+#: Bytes of a presence: a DID and its addresses, sealed.
 MAX_PRESENCE = 8192
 #: Presence is repeated so often; the first ones come faster, while the network forms.
 EVERY_S = 30.0

@@ -43,6 +43,7 @@ MAX_ENDED = 512
 ENDED_SIZE = 24
 #: The ledger takes one megabyte; a block of this size anchors thousands of records.
 MAX_ANCHOR = 900_000
+#: Of a batch, and a certificate in a block: as in `certificates`.
 MAX_SIGNATURE = 32 * 1024
 MAX_CERTIFICATE = 64 * 1024
 #: The smallest size class. Classes grow by a quarter of a power of two: at most 25 % padding.

@@ -46,6 +46,7 @@ from walyoff.wire import (
 
 #: A frame is held whole in memory, so this bounds what one peer can make a device hold.
 MAX_FRAME = 16 * 1024 * 1024
+#: As `walyoff.abc.Transport.addresses` promises.
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 256
 #: Members whose addresses a joiner is told; the others it hears of from these.
@@ -54,9 +55,11 @@ MAX_MET = 64
 MAX_VECTOR = 4096
 #: Content gaps of one device that a vector names; the rest shows when these are closed.
 MAX_GAPS = 256
+#: Epochs of one frame: all that a device keeps.
 MAX_EPOCHS = 1024
 #: Chain files of one frame; a longer chain takes several.
 MAX_FILES = 4096
+#: Leaves of a chain that are named; a chain has few, and names are short.
 MAX_REFS = 4096
 MAX_REF_CHARS = 128
 #: Characters of a refusal.
@@ -66,6 +69,7 @@ MAX_GROUPS = 1024
 #: Control keys that are asked for at once: the newest, and those of rival renewals. Each has
 #: some 25 KiB.
 MAX_FINGERPRINTS = 8
+#: Bytes of all of them.
 MAX_CONTROL_KEYS = 256 * 1024
 
 

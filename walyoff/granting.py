@@ -29,6 +29,7 @@ MAX_CERTIFICATES_SIZE = 4 * 1024 * 1024
 #: Chains of one family, and block files of one of them.
 MAX_CHAINS = 4_096
 MAX_FILES = 65_536
+#: As a block file may have, with room.
 MAX_FILE = 1 << 21
 
 Grant = TypeVar("Grant", frames.JoinGrant, frames.GroupGrant)

@@ -42,6 +42,7 @@ CHAIN = "identity"
 MAX_BYTES = 8 << 20
 #: What may wait unsent before more is read.
 PART_BYTES = 1 << 20
+#: Seconds for one introduction: it is given up, and tried again later.
 TIMEOUT = 20.0
 #: Introductions to a channel at a time: each may keep 8 MiB waiting for the child.
 MAX_AT_ONCE = 4

@@ -40,9 +40,11 @@ CHECK_SIZE = 4
 MAX_BODY = 255 - CHECK_SIZE
 ID_SIZE = 8
 GROUP = 5
+#: Characters that are looked at: eight times what one has.
 MAX_STRING = 2048
 #: Long enough to walk to the other device, short enough to be forgotten on paper.
 DEFAULT_LIFETIME_S = 24 * 3600
+#: A year: a longer one is forgotten, and still opens.
 MAX_LIFETIME_S = 365 * 24 * 3600
 #: The joiner's clock may be wrong by so much. The inviter's decides; the joiner only spares
 #: itself what is hopeless.

@@ -32,6 +32,7 @@ VERSION = 2
 REMEMBER_S = 30 * 24 * 3600
 #: DIDs that one invitation can let in: all of them are remembered.
 MAX_USES = 1024
+#: Characters of a DID.
 MAX_DID = 256
 #: A thousand DIDs, and the rest.
 MAX_SIZE = 512 * 1024

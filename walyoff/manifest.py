@@ -35,6 +35,7 @@ MANIFEST_VERSION = 1
 MAX_CAPTION = 1024 * 1024
 #: What file systems allow, in bytes.
 MAX_NAME = 255
+#: The longest name of a media type that is registered has fewer characters.
 MAX_MEDIA_TYPE = 127
 #: The ids fit into one content, together with the caption and the names: 216 GiB.
 MAX_CHUNKS = (MAX_CONTENT - MAX_CAPTION - 4096) // HASH_SIZE

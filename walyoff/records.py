@@ -46,8 +46,10 @@ MAX_RECORDS = 1024
 MAX_BATCH_BODY = 256 * 1024
 #: The newest batches of others that the author had seen: enough for every active writer.
 MAX_SEEN = 16
+#: Topics are for filters, not for data: so many, of so many characters.
 MAX_TOPICS = 8
 MAX_TOPIC_CHARS = 64
+#: Characters of a DID; those of Walytis Identities have 67.
 MAX_DID_CHARS = 256
 #: A message travels in one frame and is held whole in memory; larger content is an attachment.
 MAX_CONTENT = 8 * 1024 * 1024

@@ -17,6 +17,7 @@ from walyoff.wire import expect_bytes, pack, unpack
 
 #: Certificates of one device that verify nothing: four years of renewals without a word.
 MAX_UNUSED = 32
+#: Their ids, with room.
 _MAX_VALUE = 2 * MAX_UNUSED * (HASH_SIZE + 8)
 
 #: The certificates of a device that are needed whatever else there is.

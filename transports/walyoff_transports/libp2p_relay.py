@@ -50,6 +50,7 @@ LIMITS = RelayLimits(
 )
 #: Seconds for a relayed write: a peer that does not read ends its circuit.
 WRITE_TIME = 20.0
+#: Bytes that are relayed at once.
 READ_BYTES = 64 * 1024
 #: What may come of a stream that others broke, or of bytes that mean nothing.
 BROKEN = (BaseLibp2pError, OSError, ValueError, DecodeError, trio.TooSlowError)

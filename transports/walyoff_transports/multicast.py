@@ -27,6 +27,7 @@ HEADER_SIZE = 1 + INSTANCE_SIZE + TOPIC_SIZE
 #: What a datagram holds, in bytes, when it may be cut into eleven packets of a local network.
 MAX_BROADCAST = 16 * 1024
 MAX_DATAGRAM = HEADER_SIZE + MAX_BROADCAST
+#: Characters of a topic.
 MAX_TOPIC = 256
 #: Broadcasts that wait for one consumer; the oldest are dropped.
 BUFFER = 256

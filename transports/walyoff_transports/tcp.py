@@ -28,6 +28,7 @@ from walyoff_transports.multicast import MAX_BROADCAST, Multicast
 NAME = "tcp"
 #: Seconds for `connect`.
 CONNECT_TIME = 5.0
+#: Connections that the system keeps until they are accepted.
 BACKLOG = 256
 
 _ADDRESS = re.compile(r"tcp:(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):([0-9]{1,5})", re.A)

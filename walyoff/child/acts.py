@@ -76,6 +76,7 @@ RULES_KNOWN: Final = frozenset({RULE_ANY, RULE_ADMINS})
 MAX_CONTENT: Final = 256 * 1024
 #: Opening brackets in its JSON: it is flat, and the parser recurses in C.
 MAX_BRACKETS: Final = 512
+#: Characters of a key group's id, which names its keys, and of a DID.
 MAX_KEY_ID: Final = 64 * 1024
 MAX_DID: Final = 256
 #: Own blocks: two post-quantum signatures and some names.
@@ -84,6 +85,7 @@ MAX_OWN: Final = 64 * 1024
 MAX_APPROVAL: Final = 16 * 1024
 #: Parents of a block: stock code and the guard allow fewer.
 MAX_PARENTS: Final = 128
+#: Characters of a block's name.
 MAX_REF: Final = 64
 
 # Why a block is no act.

@@ -29,6 +29,7 @@ MAX_TOPIC = 256
 MAX_CREATOR = 256
 #: A short id: its fields at their longest.
 MAX_SHORT_ID = 8 * 1024
+#: A long id: the short ids of the block and of its parents.
 MAX_LONG_ID = MAX_SHORT_ID * (MAX_PARENTS + 1)
 #: A block file: content, header and parents at their longest that is reasonable.
 MAX_FILE = MAX_CONTENT + 256 * 1024

@@ -28,6 +28,7 @@ FAMILIES = ("EC-secp256k1", "PQ-ML-KEM-768-ML-DSA-65")
 #: Keys of one group, and groups (past and present) of one DID.
 MAX_KEYS = 4
 MAX_GROUPS = 256
+#: Bytes of them all, and of one signature.
 MAX_SECRETS = 8 << 20
 MAX_SIGNATURE = 64 * 1024
 _FIELDS = ("family", "public_key", "private_key", "creation_time")

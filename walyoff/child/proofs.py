@@ -43,6 +43,7 @@ KEY_SIZE = 32
 MAX_ENVELOPE = 1 << 20
 #: A link: five first blocks of 2 KB each, and a post-quantum signature.
 MAX_LINK = 128 * 1024
+#: Bytes of a signature, and characters of a DID.
 MAX_SIGNATURE = 64 * 1024
 MAX_DID = 256
 #: As many blocks as a Walytis chain is born with.

@@ -24,6 +24,7 @@ RETRY_FIRST = 1.0
 RETRY_LAST = 60.0
 #: Leaves room for certificates in a block of 900,000 bytes.
 MAX_BLOCK_BYTES = 700_000
+#: Batches of one block: fewer than a reader takes (`epochs.MAX_ANCHOR_PARTS`).
 MAX_BLOCK_BATCHES = 400
 
 

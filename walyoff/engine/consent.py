@@ -60,7 +60,9 @@ _AGREES = (PROPOSE, APPROVE)
 
 #: A reason is in topics of the record, so it is metadata, and stays for ever.
 MAX_REASON = 256
+#: A count that a store takes.
 _MAX_MEMBERS = 1 << 62
+#: What is kept of one case: what one value of the store holds.
 _MAX_CASE = 8 * 2**20
 #: Devices that spoke of one message: as many as a vector of a channel names.
 _MAX_DEVICES = 4096

@@ -65,6 +65,7 @@ log = logging.getLogger("walyoff.engine")
 
 #: Decoded messages kept for the readers of the live end of the log.
 RECENT_MESSAGES = 4096
+#: And their bytes.
 RECENT_BYTES = 16 * 1024 * 1024
 #: Records without content that are looked at from the start.
 MAX_RESTORED = 100_000

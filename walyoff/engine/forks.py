@@ -31,6 +31,7 @@ log = logging.getLogger("walyoff.engine")
 #: A batch body and its signature.
 Signed = tuple[bytes, bytes]
 
+#: What is kept of a contradiction: two batches and their signatures.
 _MAX_SIGNATURE = 64 * 1024
 _MAX_PROOF = 2 * (MAX_BATCH_BODY + _MAX_SIGNATURE) + 64
 

@@ -40,6 +40,7 @@ BAR_S = 600.0
 MAX_STRANGERS = 256
 #: A grown limit is tried with the ledger, in seconds, if nobody who is connected helped.
 REREAD_AFTER_S = 5.0
+#: What is kept of one statement; its numbers are what a store takes.
 _MAX_VALUE = 256
 _MAX_NUMBER = 1 << 62
 

@@ -37,6 +37,7 @@ _HEAD = struct.Struct(">5sBH")
 _LENGTH = struct.Struct(">I")
 #: Characters of a part's path: chunk files have the longest, about 100.
 MAX_PATH = 256
+#: Bytes of a part's path and size.
 MAX_PART_HEAD = 512
 #: Bytes of one part, which is a file: more than any store of ours becomes.
 MAX_SIZE = 2**44

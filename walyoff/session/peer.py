@@ -44,6 +44,7 @@ CLOSE_TIMEOUT = 1.0
 REKEY_AGE = 3600.0
 #: Frames sealed into one write: big enough to be efficient, small enough to stay responsive.
 WRITE_BYTES = 512 * 1024
+#: Bytes that are read at once.
 READ_BYTES = 256 * 1024
 #: What a link may hold unsent before it counts as stuck and is closed.
 MAX_BACKLOG = 64 * 1024 * 1024

@@ -45,6 +45,7 @@ _TEMPORARY = "tmp"
 MAX_INLINE = 64 * 1024
 #: One content, in bytes; larger things are the caller's to cut.
 MAX_CONTENT = 2**30
+#: And its file, with what sealing adds.
 _MAX_FILE = MAX_CONTENT + 256 + (MAX_CONTENT // SEGMENT + 2) * TAG_SIZE
 #: How many files are encrypted and synced at once; more only wait for the same disk.
 _STAGERS = 4

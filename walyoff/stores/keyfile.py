@@ -25,6 +25,7 @@ from walyoff.files import open_private, replace_file, sweep_new
 
 KEY_NAME = "store.key"
 KEY_SIZE = 32
+#: Bytes of a passphrase: more than anybody types, and no file by mistake.
 MAX_PASSPHRASE = 1024
 _MAGIC = b"WOFK\x01"
 _PLAIN, _PASSPHRASE = b"\x00", b"\x01"

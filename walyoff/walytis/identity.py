@@ -38,14 +38,17 @@ from walyoff.walytis.register import RegisterLedger
 from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
 
 DID_PREFIX = "did:walytisidentities:"
+#: Characters of a DID; those of Walytis Identities have 67.
 MAX_DID = 256
 PIN_SIZE = 32
 #: A grant: the chains of identity and members, 70 KB for two, and one segment.
 MAX_GRANT = 56 << 20
+#: Devices of one identity: as a vector names.
 MAX_MEMBERS = 4_096
 GRANT_VERSION = 2
 #: Segments in a grant: as many as keep it below a frame of a session.
 MAX_SEGMENTS = 20_000
+#: Bytes of control keys in a grant, and of one group's id.
 MAX_SECRETS = 8 << 20
 MAX_KEY_GROUP = 16 * 1024
 #: Seconds for a call that makes keys, chains and post-quantum signatures.

@@ -46,6 +46,7 @@ APPEND_TIME = 20.0
 #: Files that one call hands over, in bytes, and its deadline in seconds.
 MAX_FILES_BYTES = 32 << 20
 FILES_TIME = 60.0
+#: Characters of a block's name.
 MAX_REF = 64
 
 _log = logging.getLogger(__name__)
