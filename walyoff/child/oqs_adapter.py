@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
 import importlib
 import sys
 import threading
@@ -31,6 +30,12 @@ _KEMS: dict[str, tuple[str, Any]] = {
 _SIGNATURES: dict[str, tuple[str, Any]] = {
     "ML-DSA-65": ("ml_dsa_65", mldsa.MLDSA65PublicKey),
     "ML-DSA-87": ("ml_dsa_87", mldsa.MLDSA87PublicKey),
+}
+#: What the loader is asked for: `ctypes.util.find_library` runs ldconfig, gcc and ld for it.
+_NATIVE_NAMES = {
+    "linux": ("liboqs.so", *(f"liboqs.so.{version}" for version in range(16, 3, -1))),
+    "darwin": ("liboqs.dylib",),
+    "win32": ("oqs.dll",),
 }
 _import_lock = threading.Lock()
 
@@ -130,14 +135,13 @@ class Signature(_Algorithm):
 
 def has_native_liboqs() -> bool:
     """Whether a native liboqs is installed and loads, found without importing `oqs`."""
-    path = ctypes.util.find_library("oqs")
-    if path is None:
-        return False
-    try:
-        library = ctypes.CDLL(path)
-    except OSError:
-        return False
-    return hasattr(library, "OQS_KEM_new") and hasattr(library, "OQS_SIG_new")
+    for name in _NATIVE_NAMES.get(sys.platform, ()):
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        return hasattr(library, "OQS_KEM_new") and hasattr(library, "OQS_SIG_new")
+    return False
 
 
 def import_multi_crypt() -> ModuleType:

@@ -15,9 +15,10 @@ Other versions are refused: the places that are replaced may have moved.
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib.util
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -111,9 +112,23 @@ PATCHES = (
 def check_versions() -> None:
     """Raise LedgerError unless the installed upstream packages are the known ones."""
     for name, wanted in VERSIONS.items():
-        found = importlib.metadata.version(name)
+        found = _version(name)
         if found != wanted:
             raise LedgerError(f"{name} {found} is installed; {wanted} is needed")
+
+
+def _version(name: str) -> str:
+    """The installed version of a distribution, as the folder beside its package says it."""
+    package = name.replace("-", "_")
+    spec = importlib.util.find_spec(package)
+    for place in (spec and spec.submodule_search_locations) or ():
+        said = [p.name for p in Path(place).parent.glob(f"{package}-*.dist-info")]
+        if len(said) == 1:
+            return said[0].removeprefix(f"{package}-").removesuffix(".dist-info")
+    # However else it is installed. This reads all of its description, and is slow to import.
+    from importlib.metadata import version  # noqa: PLC0415
+
+    return version(name)
 
 
 class InertPeerMonitor:

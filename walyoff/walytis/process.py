@@ -56,7 +56,7 @@ PUBSUB_BUFFER = 256
 #: Deadlines in seconds: swarm connections are slow to fail, the rest is immediate.
 CONNECT_TIME = 10.0
 CALL_TIME = 10.0
-#: See `walyoff.child.kubo`, which cannot be imported here: it needs cffi.
+#: See `walyoff.child.kubo`, which cannot be imported here: it calls into Go.
 MAX_PUBLISH = 1_000_000
 MAX_SOCKET_PATH = 107
 MAX_TOPIC = 512
