@@ -364,10 +364,11 @@ async def test_a_passphrase_is_set_changed_and_removed(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
+from nacl import pwhash
 from walyoff.stores import keyfile
 home, number, before = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "before"
-keyfile.pwhash.argon2id.OPSLIMIT_MODERATE = 1
-keyfile.pwhash.argon2id.MEMLIMIT_MODERATE = 8192
+pwhash.argon2id.OPSLIMIT_MODERATE = 1
+pwhash.argon2id.MEMLIMIT_MODERATE = 8192
 count = 0
 def watched(call):
     def wrapper(*args, **kwargs):

@@ -67,6 +67,7 @@ async def open_device(
         if platform is None:
             process = await stack.enter_async_context(_early_process(path))
             await Importing(*_FIRST).wait()
+            await anyio.to_thread.run_sync(_load_plugins, suite, transports)
         from walyoff.assembling import assembled  # noqa: PLC0415 - it takes time
 
         device = await stack.enter_async_context(
@@ -83,6 +84,16 @@ async def open_device(
             )
         )
         yield device
+
+
+def _load_plugins(suite: str, transports: Sequence[str] | Mapping[str, object]) -> None:
+    """Look them up among the installed distributions, which are read for it."""
+    from walyoff import plugins  # noqa: PLC0415 - imported in a thread before
+
+    plugins.suite(suite)
+    if not isinstance(transports, Mapping):
+        for name in transports:
+            plugins.transport_factory(name)
 
 
 @asynccontextmanager

@@ -96,19 +96,26 @@ def transport_factory(name: str) -> TransportFactory:
 
 def forget_plugins() -> None:
     """Look at the installed distributions again the next time: for tests and installers."""
+    _all_entries.cache_clear()
     _entries.cache_clear()
     with _lock:
         _suites.clear()
 
 
 @cache
-def _entries(group: str) -> dict[str, tuple[EntryPoint, ...]]:
+def _all_entries() -> Any:
     # Imported late: reading metadata is slow, and a program that only reads our types
-    # should not pay for it.
+    # should not pay for it. All groups at once, as each reading looks at all distributions.
     from importlib.metadata import entry_points  # noqa: PLC0415
 
+    return entry_points()
+
+
+@cache
+def _entries(group: str) -> dict[str, tuple[EntryPoint, ...]]:
     found: dict[str, tuple[EntryPoint, ...]] = {}
-    for entry in entry_points(group=group):
+    entry: EntryPoint
+    for entry in _all_entries().select(group=group):
         same = found.get(entry.name, ())
         # The same object may be listed twice (an editable install beside its source).
         if all(_origin(entry) != _origin(other) for other in same):

@@ -15,10 +15,10 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from nacl import pwhash
 
 from walyoff.errors import StoreError
 from walyoff.files import open_private, replace_file, sweep_new
@@ -134,13 +134,20 @@ def decode(data: bytes, passphrase: str | None, path: Path) -> bytes:
 
 def _stretch(passphrase: str, salt: bytes, opslimit: int, memlimit: int) -> AESGCM:
     try:
-        key = pwhash.argon2id.kdf(
+        key = _argon2id().kdf(
             KEY_SIZE, passphrase.encode(), salt, opslimit=opslimit, memlimit=memlimit
         )
     except Exception as error:
         # PyNaCl raises ValueError, RuntimeError and MemoryError kinds for bad limits.
         raise StoreError("the passphrase cannot be stretched here") from error
     return AESGCM(key)
+
+
+def _argon2id() -> Any:
+    # A home without a passphrase starts without it.
+    from nacl import pwhash  # noqa: PLC0415
+
+    return pwhash.argon2id
 
 
 def _place(path: Path) -> Path:
@@ -153,8 +160,9 @@ def encode(key: bytes, passphrase: str | None) -> bytes:
     if passphrase is None:
         return _MAGIC + _PLAIN + key
     _check(passphrase)
-    ops, mem = pwhash.argon2id.OPSLIMIT_MODERATE, pwhash.argon2id.MEMLIMIT_MODERATE
-    salt, nonce = os.urandom(pwhash.argon2id.SALTBYTES), os.urandom(_NONCE_SIZE)
+    argon2id = _argon2id()
+    ops, mem = argon2id.OPSLIMIT_MODERATE, argon2id.MEMLIMIT_MODERATE
+    salt, nonce = os.urandom(argon2id.SALTBYTES), os.urandom(_NONCE_SIZE)
     head = _MAGIC + _PASSPHRASE + _PARAMETERS.pack(ops, mem, salt)
     return head + nonce + _stretch(passphrase, salt, ops, mem).encrypt(nonce, key, head)
 
