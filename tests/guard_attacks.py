@@ -16,10 +16,10 @@ import anyio
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from tests.walytis_blocks import make_block
 from walyoff.child.blocks import cid_of, decode_block
 from walyoff.child.chainfiles import parent_ids
 from walyoff.child.repo import ensure_repo
+from walyoff.testing.walytis_blocks import make_block
 
 
 def prepare_stock(home: Path) -> tuple[dict[str, str], IO[bytes]]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import anyio
 
-from tests.walytis_blocks import make_block
 from walyoff.abc import Block
 from walyoff.child.blocks import decode_block
 from walyoff.child.proofs import wrap
 from walyoff.epochs import Epoch, anchor_key, new_epoch, open_anchor, seal_anchor
+from walyoff.testing.walytis_blocks import make_block
 from walyoff.walytis.identity import WalytisIdentity
 from walyoff.walytis.process import Child, open_child
 from walyoff.walytis.register import RegisterLedger

@@ -17,7 +17,6 @@ import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from tests.walytis_blocks import make_block
 from walyoff import audit as auditing
 from walyoff import open_device
 from walyoff.audit import Report, audit, audit_with, find_channel
@@ -27,6 +26,7 @@ from walyoff.cli import run
 from walyoff.errors import HomeInUseError, LocalProtocolError
 from walyoff.graph import draw, layout
 from walyoff.stores import open_store
+from walyoff.testing.walytis_blocks import make_block
 from walyoff.walytis.platform import open_platform
 from walyoff.walytis.process import Child, open_child
 

@@ -29,8 +29,8 @@ from tests.ledger_support import (
     until,
     until_peers,
 )
-from tests.walytis_blocks import make_block
 from walyoff.child.blocks import cid_of, decode_block, decode_id
+from walyoff.testing.walytis_blocks import make_block
 from walyoff.walytis.identity import WalytisIdentity
 from walyoff.walytis.process import Child
 from walyoff.walytis.register import RegisterLedger

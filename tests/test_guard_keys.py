@@ -23,7 +23,6 @@ from tests.ledger_support import (
     until,
     until_peers,
 )
-from tests.walytis_blocks import birth
 from walyoff.child import guard
 from walyoff.child.blocks import MAX_CONTENT, BlockFile, decode_block
 from walyoff.child.chainfiles import parent_ids
@@ -40,6 +39,7 @@ from walyoff.child.proofs import (
 )
 from walyoff.epochs import anchor_key
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
+from walyoff.testing.walytis_blocks import birth
 from walyoff.wire import pack
 
 KEY = anchor_key(EPOCH)

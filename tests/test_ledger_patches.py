@@ -26,7 +26,7 @@ from pathlib import Path
 home, tests = Path(sys.argv[1]), sys.argv[2]
 sys.path.insert(0, tests)
 os.chdir(home)
-from tests.walytis_blocks import Birth, make_block
+from walyoff.testing.walytis_blocks import Birth, make_block
 from walyoff.child import repo, upstream, patches
 from walyoff.child.blocks import cid_of, decode_block
 from walyoff.child.kubo import Kubo

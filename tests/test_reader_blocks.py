@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.walytis_blocks import Birth, birth, make_block
 from walyoff.child import guard
 from walyoff.child.blocks import MAX_CONTENT, BlockFile, decode_block, decode_id
 from walyoff.child.chainfiles import POSITION_LINE, ChainFiles
 from walyoff.child.chainindex import index_differs
 from walyoff.child.dag import causal_order
 from walyoff.errors import LedgerError, RemoteProtocolError
+from walyoff.testing.walytis_blocks import Birth, birth, make_block
 
 
 def refused(data: bytes, cid: str | None = None) -> str:

@@ -11,10 +11,10 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from tests.walytis_blocks import make_block
 from walyoff import Device
 from walyoff.child.acts import Claim, expand, pin_of
 from walyoff.child.blocks import BlockFile, decode_block
+from walyoff.testing.walytis_blocks import make_block
 from walyoff.walytis.ledger import export_chain
 
 _TOPICS = {

@@ -36,7 +36,8 @@ STARTS = 5
 #: Blocks that a device misses in a short absence.
 FEW = 10
 
-_EPOCH: Epoch = new_epoch(key=b"benchmark".ljust(32), now_ms=1)
+#: The epoch that all of it is sealed under.
+EPOCH: Epoch = new_epoch(key=b"benchmark".ljust(32), now_ms=1)
 
 
 async def measure(bench: Bench) -> None:
@@ -53,21 +54,24 @@ async def measure(bench: Bench) -> None:
             bench.figures.add(OURS, figures)
 
 
-def _payload() -> bytes:
+def anchor_payload() -> bytes:
+    """What a block anchors."""
     parts = [(os.urandom(BATCH_BYTES), bytes(64)) for _ in range(BATCHES)]
-    return seal_anchor(_EPOCH, [], parts, salt=os.urandom(16))
+    return seal_anchor(EPOCH, [], parts, salt=os.urandom(16))
 
 
-async def _learn(identity: WalytisIdentity) -> RegisterLedger:
+async def learn(identity: WalytisIdentity) -> RegisterLedger:
+    """The register of an identity, with the key of the epoch."""
     ledger = await identity.ledger()
-    await ledger.learn_keys({_EPOCH.epoch_id: anchor_key(_EPOCH)})
+    await ledger.learn_keys({EPOCH.epoch_id: anchor_key(EPOCH)})
     return ledger
 
 
-async def _found(child: Child, segment: int) -> tuple[WalytisIdentity, RegisterLedger]:
+async def found(child: Child, segment: int) -> tuple[WalytisIdentity, RegisterLedger]:
+    """A new identity with its register."""
     did, _ = await WalytisIdentity.create_device_did(child)
     identity = await WalytisIdentity.create(child, did, guarded=True, segment_blocks=segment)
-    return identity, await _learn(identity)
+    return identity, await learn(identity)
 
 
 def _cpu(child: Child) -> float:
@@ -76,7 +80,7 @@ def _cpu(child: Child) -> float:
 
 async def _timed(ledger: RegisterLedger, child: Child) -> tuple[float, float]:
     """Seconds and the child's processor seconds of one block."""
-    payload = _payload()
+    payload = anchor_payload()
     cpu, began = _cpu(child), time.perf_counter()
     await ledger.append(payload)
     return time.perf_counter() - began, _cpu(child) - cpu
@@ -87,9 +91,9 @@ async def _append(
 ) -> tuple[dict[str, float], dict[str, tuple[Any, ...]]]:
     """Write all blocks, then some more in turns with a new register."""
     async with open_child(homes["long"]) as child, open_child(homes["new"]) as other:
-        identity, ledger = await _found(child, segment)
+        identity, ledger = await found(child, segment)
         written = [await _timed(ledger, child) for _ in range(blocks)]
-        fresh, short = await _found(other, segment)
+        fresh, short = await found(other, segment)
         late: list[tuple[float, float]] = []
         early: list[tuple[float, float]] = []
         for _ in range(TIMED):
@@ -122,12 +126,13 @@ def _median_ms(times: list[tuple[float, float]]) -> float:
 
 
 @asynccontextmanager
-async def _opened(
+async def opened(
     home: Path, group: tuple[Any, ...]
 ) -> AsyncIterator[tuple[Child, WalytisIdentity, RegisterLedger]]:
+    """A home that is there."""
     async with open_child(home) as child:
         identity = await WalytisIdentity.open(child, *group, guarded=True)
-        yield child, identity, await _learn(identity)
+        yield child, identity, await learn(identity)
 
 
 async def _start(
@@ -138,8 +143,8 @@ async def _start(
     for _ in range(STARTS):
         for name, spent in times.items():
             began = time.perf_counter()
-            async with _opened(homes[name], groups[name]) as (_, _, ledger):
-                await ledger.append(_payload())
+            async with opened(homes[name], groups[name]) as (_, _, ledger):
+                await ledger.append(anchor_payload())
                 spent.append(time.perf_counter() - began)
     long, new = (statistics.median(times[name]) for name in ("long", "new"))
     return {"start_new_s": new, "start_end_s": long, "start_ratio": long / new}
@@ -152,8 +157,8 @@ async def _join(
     times: dict[str, list[float]] = {"long": [], "new": []}
     figures: dict[str, float] = {}
     async with (
-        _opened(homes["long"], groups["long"]) as long,
-        _opened(homes["new"], groups["new"]) as new,
+        opened(homes["long"], groups["long"]) as long,
+        opened(homes["new"], groups["new"]) as new,
         open_child(home) as joiner,
     ):
         theirs: dict[str, RegisterLedger] = {}
@@ -165,8 +170,8 @@ async def _join(
             adopted = await WalytisIdentity.adopt(
                 joiner, await identity.grant(), did, guarded=True, segment_blocks=segment
             )
-            theirs[name] = await _learn(adopted)
-            await theirs[name].append(_payload())
+            theirs[name] = await learn(adopted)
+            await theirs[name].append(anchor_payload())
             times[name].append(time.perf_counter() - began)
         figures |= {
             "join_new_s": times["new"][0],
@@ -186,7 +191,7 @@ async def _join(
             "missed_taker_cpu_us": 1e6 * (_cpu(joiner) - before[1]) / count,
         }
         for _ in range(FEW):
-            await ledger.append(_payload())
+            await ledger.append(anchor_payload())
         began = time.perf_counter()
         await hand_over(ledger, theirs["long"])
         figures["missed_few_s"] = time.perf_counter() - began

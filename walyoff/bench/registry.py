@@ -83,6 +83,8 @@ ENTRIES = (
           {"seconds": ((15,), (60,))}),
     Entry("ledger", "the register after many batches: block, start, join, catching up", (1, 1),
           (), {"batches": ((2500,), (100_000,)), "segment": ((16,), (256,))}),
+    Entry("missed", "all blocks of a register, handed to a device that has none", (1, 3),
+          (), {"blocks": ((1024,), (9984,)), "segment": ((64,), (256,))}),
     Entry("import", "importing the library", (5, 20)),
     Entry("transport", "a transport by itself: round trip, throughput, broadcasts", (2, 5),
           ("tcp",), {"rounds": ((400,), (2000,)), "mib": ((32,), (256,))}),

@@ -1,4 +1,4 @@
-"""Writes Walytis block files for tests, well-formed ones and others."""
+"""Writes Walytis block files, well-formed ones and others, without Walytis."""
 
 from __future__ import annotations
 
