@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 
 from walyoff.channel import Channel
-from walyoff.engine.driver import SIGNATURE_LINGER
+from walyoff.engine.committing import SIGNATURE_LINGER
 from walyoff.testing.virtual import VirtualTimeLoop
 from walyoff.testing.world import SimWorld
 

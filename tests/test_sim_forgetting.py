@@ -61,7 +61,7 @@ async def gone_everywhere(g: Group, message: bytes, names: str = "abc") -> None:
 
 def in_memory(channel: Channel) -> bool:
     engine = channel.engine
-    return any(m.content == SECRET for m in engine._recent.values())
+    return any(m.content == SECRET for m in engine.recent._by_position.values())
 
 
 @in_virtual_time

@@ -7,7 +7,7 @@ import gc
 import anyio
 
 from tests.sim.virtual import group, in_virtual_time, read
-from walyoff.engine.driver import RECENT_BYTES
+from walyoff.engine.recent import RECENT_BYTES
 from walyoff.messages import PAGE, PAGE_BYTES
 from walyoff.testing.world import SimWorld
 
@@ -49,7 +49,7 @@ async def test_a_slow_consumer_holds_a_page_and_misses_nothing() -> None:
         for n in range(60):
             await a.send_many([b"%d" % n * 100_000] * 10)
             assert len(stream._buffer) <= PAGE
-        assert a.engine._recent_bytes <= RECENT_BYTES
+        assert a.engine.recent.size <= RECENT_BYTES
         count = 0
         while count < 600:
             message = await anext(stream)

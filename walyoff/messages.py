@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from walyoff.attachments import Attachment
-from walyoff.engine.driver import Delivered
 from walyoff.engine.forgetting import Forgotten
 from walyoff.engine.outbox import Outgoing
+from walyoff.engine.recent import Delivered
 from walyoff.errors import RemoteProtocolError, StoreError, WalyoffError
 from walyoff.manifest import decode_manifest
 from walyoff.records import KIND_ATTACHMENT, MAX_TIME_MS, Batch, Record, decode_batch
@@ -226,7 +226,7 @@ class MessageStream(AsyncIterator[Message]):
         while (
             len(recent) < PAGE
             and size < PAGE_BYTES
-            and (item := engine.recent(self._position + 1 + len(recent)))
+            and (item := engine.recent.get(self._position + 1 + len(recent)))
         ):
             recent.append(item)
             size += item.size

@@ -197,8 +197,10 @@ class World:
         """When all is settled, nothing is left in memory that grows."""
         assert node.channel is not None
         engine = node.channel.engine
-        assert len(engine._staged) <= 8, f"{node.name}: {len(engine._staged)} staged for ever"
-        assert engine._recent_bytes <= 16 * 2**20
+        assert len(engine.recent.staged) <= 8, (
+            f"{node.name}: {len(engine.recent.staged)} staged for ever"
+        )
+        assert engine.recent.size <= 16 * 2**20
         reconciler = engine.reconciler
         assert len(reconciler._delivery) <= 1
         liar = self.nodes[-1].did if self.liar else None

@@ -22,7 +22,6 @@ _STORE = "walyoff.stores.sqlite"
 _SENDER = (
     ("walyoff.channel", "Channel", "send", "send is called", "send returns"),
     ("walyoff.engine.outbox", "Outbox", "_make", "the outbox wakes", "the batch is made"),
-    ("walyoff.engine.driver", "Engine", "_sign_now", "signing begins", "signed"),
     (
         "walyoff.stores.sqlite",
         "SqliteChannelStore",

@@ -257,4 +257,6 @@ class AnchorKeeper:
     async def _is_held(self, batch_id: bytes) -> bool:
         """True for a batch that came from a peer before: most do, and need no second look."""
         engine = self._engine
-        return engine.accepted(batch_id) or await engine.store.batch(batch_id) is not None
+        return (
+            engine.commits.accepted(batch_id) or await engine.store.batch(batch_id) is not None
+        )

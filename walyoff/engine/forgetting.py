@@ -43,7 +43,8 @@ from walyoff.wire import expect_bytes, pack, unpack
 
 if TYPE_CHECKING:
     from walyoff.abc import LogEntry
-    from walyoff.engine.driver import Delivered, Engine
+    from walyoff.engine.driver import Engine
+    from walyoff.engine.recent import Delivered
     from walyoff.messages import MessageStream
 
 log = logging.getLogger("walyoff.engine")
@@ -379,12 +380,12 @@ class Forgetting:
             for message in dirty:
                 del self._dirty[message]
             # What has news up to here is judged when it cannot be lost any more.
-            await engine.settled()
+            await engine.commits.settled()
             await self._decide(dirty)
         if self._expiry_ms is not None and self._expiry_ms <= engine.runtime.wall_ms():
             # What comes from here on is noted anew; all before is in the store after this.
             self._expiry_ms = None
-            await engine.settled()
+            await engine.commits.settled()
             while expired := await self._expired():
                 await self._destroy(expired)
             due = await engine.store.next_expiry()
@@ -499,7 +500,7 @@ class Forgetting:
         self._blocked.update(messages)
         engine.reconciler.forget(messages, engine.runtime.now())
         # What was on its way to the store is in it after this, and nothing comes any more.
-        await engine.settled()
+        await engine.commits.settled()
         self._again.update(dict.fromkeys(messages))
         try:
             await engine.store.forget(messages)

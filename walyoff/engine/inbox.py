@@ -228,7 +228,7 @@ class Inbox:
     async def _is_held(self, batch: Batch, signature: bytes) -> bool:
         """A batch for known sequence numbers: the same, or a contradiction?"""
         engine = self._engine
-        if engine.accepted(batch.batch_id):
+        if engine.commits.accepted(batch.batch_id):
             return True
         if await engine.store.batch(batch.batch_id) is not None:
             return True
@@ -238,7 +238,7 @@ class Inbox:
     async def _find_fork(self, batch: Batch, signature: bytes) -> None:
         """A batch that does not fit: find the held one that it contradicts."""
         engine = self._engine
-        await engine.settled()
+        await engine.commits.settled()
         before = max(batch.first_seq - 1, 1)
         for held in await engine.store.batches(batch.author, before, batch.last_seq):
             if held.signature is not None and await engine.forks.convict(

@@ -145,7 +145,7 @@ class LinkServer:
                 engine.reconciler.peer_has(name, _as_vector(vector), now)
                 engine.dispatch()
             case frames.ContentsFrame(contents):
-                await engine.room()
+                await engine.commits.room()
                 engine.inbox.contents(contents, name)
             case frames.Hello(addresses, vector):
                 self._greeted(addresses, vector)
@@ -200,7 +200,7 @@ class LinkServer:
         contents: tuple[tuple[bytes, bytes] | None, ...],
     ) -> None:
         engine = self._engine
-        await engine.room()
+        await engine.commits.room()
         try:
             batch = await engine.inbox.offer(body, signature, contents, self._state)
         except RemoteProtocolError as error:

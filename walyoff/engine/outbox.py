@@ -167,7 +167,7 @@ class Outbox:
 
     async def _send_batch(self, items: list[Outgoing]) -> None:
         engine = self._engine
-        generation = engine.generation
+        generation = engine.commits.generation
         first_seq = engine.reconciler.next_own().seq + 1
         # From here on what an older copy of this device says is nothing.
         await engine.trust.began(engine.credentials.certificate, first_seq)
@@ -179,7 +179,7 @@ class Outbox:
         signature = await engine.sign(batch.batch_id)
         if not committed.is_set():
             await committed.wait()
-        if engine.generation != generation:
+        if engine.commits.generation != generation:
             # The store failed, and who waited was told: this batch never was.
             return
         if any(record.kind == KIND_REMOVAL for record in batch.records):
@@ -191,7 +191,7 @@ class Outbox:
             self._bytes -= turn.size
             turn.done.set()
         self._make_room()
-        engine.signed(batch, signature)
+        engine.commits.signed(batch, signature)
 
     def _make(self, items: list[Outgoing]) -> tuple[Batch, list[StoredContent]]:
         engine = self._engine
