@@ -14,7 +14,7 @@ TESTS ?= tests
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # Tests wait for other processes most of the time: files of them run side by side, three on two
-# processors.
+# processors. tests/conftest.py says which ones begin.
 WORKERS ?= 3
 
 BIN := $(VENV)/bin
@@ -32,7 +32,8 @@ demo: $(STAMP)
 # any size, which takes minutes for a megabyte.
 test: $(STAMP)
 	env -u CI -u BUILD_NUMBER PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest \
-		-p xdist.plugin -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) $(TESTS)
+		-p xdist.plugin -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		$(PYTEST_ARGS) $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

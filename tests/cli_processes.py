@@ -29,6 +29,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
         )
         self._buffer = b""
 
@@ -58,7 +59,13 @@ class Command:
         if signum is not None:
             # To the whole group, as a terminal does.
             os.killpg(self.process.pid, signum)
-        out, err = self.process.communicate(timeout=timeout)
+        try:
+            out, err = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            # What it waits for is in the last lines of its standard error.
+            self.process.send_signal(signal.SIGABRT)
+            out, err = self.process.communicate(timeout=timeout)
+            raise AssertionError(f"it did not end: {err.decode(errors='replace')}") from None
         return self.process.returncode, (self._buffer + out).decode(), err.decode()
 
 

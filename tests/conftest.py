@@ -19,12 +19,34 @@ _RUN = f"walyoff-tests-{uuid.uuid4().hex}"
 #: Seconds that processes get to notice that their parent is gone.
 _END_TIME = 15.0
 _PROC = Path("/proc")
+#: Files that take more than 20 seconds, the longest first (`pytest --durations=0`).
+LONGEST = (
+    "test_cli_devices.py", "test_sim_seeds.py", "test_bench.py", "test_real_transports.py",
+    "test_real_kills.py", "test_guard_attacks.py", "test_real_people.py",
+    "test_real_storm.py", "test_real_devices.py", "test_walytis_identity.py",
+    "test_reconciler.py", "test_real_joining.py", "test_security_cli.py",
+    "test_stock_homes.py", "test_real_forgetting.py", "test_child_hangs.py", "test_demo.py",
+    "test_ipfs_transport.py", "test_cli_moving.py", "test_real_attacks.py",
+    "test_bench_transport.py", "test_real_rules.py", "test_interop_devices.py",
+    "test_sim_nesting_seeds.py", "test_real_moving.py", "test_interop_finding.py",
+    "test_real_failover.py", "test_ledger_segments.py", "test_real_homes.py",
+    "test_child_process.py", "test_at_rest.py", "test_security_real.py",
+    "test_libp2p_lifecycle.py", "test_ledger_handover.py", "test_libp2p_guards.py",
+    "test_attachment_files.py",
+)  # fmt: skip
 
 # Time on a shared machine says nothing, so there is no deadline. On a build machine the
 # examples are the same each time; elsewhere new ones are tried in each run.
 settings.register_profile("walyoff", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("WALYOFF_CI") else "walyoff")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where files run side by side, those that take longest begin: none is left for last."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        order = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -59,16 +59,18 @@ def walyoff(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def test_help_answers_at_once_as_a_process() -> None:
+    """In processor time, which other work on the machine does not add to."""
     times = []
     for _ in range(3):
-        begun = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = subprocess.run(
             [*WALYOFF, "--help"], capture_output=True, timeout=BOUND_S, check=True
         )
-        times.append(time.monotonic() - begun)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     for command in ("init", "create", "invite", "join", "send", "listen", "log", "records"):
         assert command in result.stdout.decode()
-    # Alone on the machine it is 0.15 s; the best of three is not disturbed by others.
+    # It is 0.15 s on an idle machine.
     assert min(times) < 0.6, times
 
 

@@ -16,7 +16,16 @@ from typing import Any
 
 import pytest
 
-from tests.cli_processes import WALYOFF, failure, gone, objects, running, walyoff
+from tests.cli_processes import (
+    WALYOFF,
+    failure,
+    gone,
+    objects,
+    processes_of,
+    running,
+    walyoff,
+)
+from tests.real.processes import eventually
 from tests.test_did_document import check
 from walyoff.invitations import grouped
 
@@ -338,9 +347,16 @@ def test_standard_software_takes_the_did_document(pair: Pair) -> None:
 
 
 def test_a_signal_while_it_opens_leaves_nothing(pair: Pair) -> None:
-    for pause in (0.3, 0.9):
-        with running("status", *home(pair.bob)) as command:
-            time.sleep(pause)
+    def owns_the_home(pid: int) -> bool:
+        files = Path(f"/proc/{pid}/fd").iterdir()
+        return any(str(pair.bob) in str(file.readlink()) for file in files)
+
+    def has_a_child(pid: int) -> bool:
+        return len(processes_of(pair.bob)) > 1
+
+    for far_enough in (owns_the_home, has_a_child):
+        with running("listen", "--json", *home(pair.bob)) as command:
+            eventually(lambda: far_enough(command.process.pid))  # noqa: B023 - called at once
             code, _, errors = command.end(signal.SIGINT)
         assert code == 130
         assert errors.strip() == ""

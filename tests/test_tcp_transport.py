@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -14,6 +14,17 @@ from walyoff.abc import Transport
 from walyoff.errors import LocalProtocolError, TransportError
 from walyoff.testing import TransportConformance
 from walyoff.testing.transports import ENDED, drain, temporary_hosts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_group_of_its_own() -> Iterator[None]:
+    """All who use a group hear each other; other test runs of this machine are among them."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multicast, "GROUP", (multicast.GROUP[0], port))
+        yield
 
 
 class TestTcpTransport(TransportConformance):

@@ -210,7 +210,6 @@ class World:
         self.environment = os.environ | {
             "HOME": str(self.root / "h"),
             "TMPDIR": str(self.root / "t"),
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
         self.processes: list[Process] = []
 

@@ -56,15 +56,15 @@ class BroadcastChecks(TransportChecks):
             await self.until_heard(b, heard, "topic", b"" if limit == 0 else b"x")
 
     async def test_a_consumer_that_does_not_keep_up_loses_the_oldest(self) -> None:
-        async with self.heard("topic") as (_, b, heard):
+        async with self.heard("topic") as (a, b, heard), a.subscribe("topic") as second:
             await self.until_heard(b, heard, "topic")
             for number in range(self.flood_broadcasts):
                 await b.broadcast("topic", b"%d" % number)
-            # Any single one may be lost on the way.
-            for _ in range(5):
-                await anyio.sleep(0.02)
-                await b.broadcast("topic", b"newest")
-            await anyio.sleep(self.quiet)
+            # Another one that reads tells when it is over: the first time others may still be
+            # on their way, the second time none is.
+            for payload in (b"late", b"newest"):
+                await self.until_heard(b, second, "topic", payload)
+                await anyio.sleep(self.quiet)
             got = [item.payload for item in drain(heard)]
             assert b"newest" in got
             assert len(got) < self.flood_broadcasts, "what waits is not bounded"
