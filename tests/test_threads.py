@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from walyoff import threads
-from walyoff.threads import MAX_THREADS, run_in_thread
+from walyoff.threads import MAX_THREADS, Attempts, run_in_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -95,3 +95,33 @@ def test_a_loop_that_ended_is_no_trouble_for_its_threads() -> None:
 
     anyio.run(main)
     anyio.run(main)
+
+
+async def test_the_attempt_that_ends_first_counts() -> None:
+    began, first = threading.Event(), threading.Event()
+    begun: list[int] = []
+
+    def try_luck() -> int:
+        number = len(begun)
+        begun.append(number)
+        began.set()
+        if number == 0:
+            first.wait(10)
+        return number
+
+    attempts = Attempts(try_luck)
+    assert await run_in_thread(began.wait, 10)
+    assert attempts.again()
+    assert not attempts.again(), "two are enough"
+    with anyio.fail_after(5):
+        assert await attempts.value() == 1
+    first.set()
+    assert await Attempts(divmod, 7, 2).value() == (3, 1)
+
+
+async def test_what_has_ended_is_not_tried_again() -> None:
+    attempts = Attempts(divmod, 7, 2)
+    assert await attempts.value() == (3, 1)
+    assert not attempts.again()
+    with pytest.raises(ZeroDivisionError):
+        await Attempts(divmod, 7, 0).value()

@@ -14,7 +14,7 @@ from typing import TypeVar, TypeVarTuple
 
 import anyio
 
-from walyoff.threads import run_in_thread
+from walyoff.threads import Attempts, run_in_thread
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -46,6 +46,10 @@ class Runtime:
     async def in_thread(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run what takes milliseconds of CPU away from the event loop."""
         return await run_in_thread(function, *args)
+
+    def attempts(self, function: Callable[[*Ts], T], *args: *Ts) -> Attempts[T]:
+        """Begin what takes a random time of CPU in a thread; see there."""
+        return Attempts(function, *args)
 
 
 #: What every device uses outside of a simulation.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar, TypeVarTuple, cast
+from typing import Any, Generic, TypeVar, TypeVarTuple, cast
 
 import anyio
 from anyio.lowlevel import RunVar, checkpoint_if_cancelled
@@ -30,12 +30,18 @@ IDLE_S = 5.0
 class _Call:
     """One call on its way: the work, and then its value or its error."""
 
-    __slots__ = ("arguments", "done", "error", "function", "value")
+    __slots__ = ("arguments", "done", "ended", "error", "function", "value")
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        done: anyio.Event | None = None,
+    ) -> None:
         self.function = function
         self.arguments = arguments
-        self.done = anyio.Event()
+        self.done = done or anyio.Event()
+        self.ended = False
         self.value: Any = None
         self.error: BaseException | None = None
 
@@ -77,6 +83,7 @@ class _Threads:
             except BaseException as error:
                 # Whatever it was: who waits gets it, and the thread goes on.
                 call.error = error
+            call.ended = True
             with self._lock:
                 self._calls -= 1
             self._waker.wake([call.done])
@@ -86,6 +93,47 @@ class _Threads:
 _threads: RunVar[_Threads] = RunVar("walyoff.threads")
 
 
+def _own_threads() -> _Threads:
+    try:
+        threads = _threads.get()
+    except LookupError:
+        threads = _Threads()
+        _threads.set(threads)
+    return threads
+
+
+class Attempts(Generic[T]):
+    """A function of luck in a thread: begun at once, and once more if it takes long.
+
+    For one that takes a random time and whose results are all as good. The first that ends
+    counts; the other is left to end by itself, also when nobody waits any more.
+    """
+
+    def __init__(self, function: Callable[..., T], *arguments: Any) -> None:
+        self._threads = _own_threads()
+        self._calls = [_Call(function, arguments)]
+        self._threads.begin(self._calls[0])
+
+    def again(self) -> bool:
+        """Begin a further attempt, unless there is a result; True if it was begun."""
+        first = self._calls[0]
+        if first.done.is_set() or len(self._calls) > 1:
+            return False
+        self._calls.append(_Call(first.function, first.arguments, first.done))
+        self._threads.begin(self._calls[1])
+        return True
+
+    async def value(self) -> T:
+        """The first result; raises what the function raised."""
+        await self._calls[0].done.wait()
+        for call in self._calls:
+            if call.ended:
+                if call.error is not None:
+                    raise call.error
+                return cast(T, call.value)
+        raise AssertionError("a call that is done has ended")
+
+
 async def run_in_thread(function: Callable[[*Ts], T], *args: *Ts) -> T:
     """Run a short blocking function in a thread and give its value, or raise its error.
 
@@ -93,13 +141,8 @@ async def run_in_thread(function: Callable[[*Ts], T], *args: *Ts) -> T:
     be used only when it has ended.
     """
     await checkpoint_if_cancelled()
-    try:
-        threads = _threads.get()
-    except LookupError:
-        threads = _Threads()
-        _threads.set(threads)
     call = _Call(function, args)
-    threads.begin(call)
+    _own_threads().begin(call)
     with anyio.CancelScope(shield=True):
         await call.done.wait()
     if call.error is not None:

@@ -55,6 +55,7 @@ from walyoff.records import (
 )
 from walyoff.runtime import Runtime
 from walyoff.tasks import background_tasks
+from walyoff.threads import Attempts
 from walyoff.trust import Credentials, Trust
 
 log = logging.getLogger("walyoff.engine")
@@ -181,7 +182,7 @@ class Engine:
         self.durable = {h.author: h.seq for h in heads}
         self.top = await self.store.top()
         for batch in await self.store.unsigned():
-            signature = await self.sign(batch.batch_id)
+            signature = await self.signing(batch.batch_id).value()
             await self.store.write(signatures=[(batch.batch_id, signature)])
         await self.forgetting.restore()
         undelivered = await self.store.undelivered()
@@ -267,12 +268,10 @@ class Engine:
         """Forget what is in memory of contents that were destroyed."""
         self.recent.drop(record_ids, self.forgetting.strip)
 
-    async def sign(self, batch_id: bytes) -> bytes:
-        """Sign a batch with the device key, in a thread: it takes a millisecond or two."""
+    def signing(self, batch_id: bytes) -> Attempts[bytes]:
+        """Begin to sign a batch with the device key: it takes a millisecond or two."""
         self.signatures += 1
-        return await self.runtime.in_thread(
-            self.credentials.sign_key.sign, signed_message(batch_id)
-        )
+        return self.runtime.attempts(self.credentials.sign_key.sign, signed_message(batch_id))
 
     def await_anchor(self, batch_id: bytes, size: int, *, own: bool) -> None:
         """A batch is held that no known block anchors."""

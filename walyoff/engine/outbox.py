@@ -172,13 +172,19 @@ class Outbox:
         # From here on what an older copy of this device says is nothing.
         await engine.trust.began(engine.credentials.certificate, first_seq)
         batch, contents = self._make(items)
+        # A core that slept wakes up while the rest is prepared.
+        signing = engine.signing(batch.batch_id)
         # Known to be unanchored before anybody can see it.
         engine.await_anchor(batch.batch_id, len(batch.body) + _SIGNATURE_BYTES, own=True)
         engine.reconciler.own_batch(batch, contents, engine.runtime.now())
         committed = engine.dispatch()
-        signature = await engine.sign(batch.batch_id)
         if not committed.is_set():
             await committed.wait()
+        if len(items) == 1 and not self._turns:
+            # Signing is trial and error, and this device has nothing else to do: twice the
+            # luck, where one in a hundred signatures took four times as long as most.
+            signing.again()
+        signature = await signing.value()
         if engine.commits.generation != generation:
             # The store failed, and who waited was told: this batch never was.
             return

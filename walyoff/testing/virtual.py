@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, TypeVarTuple
 
 from walyoff.runtime import Runtime
+from walyoff.threads import Attempts
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -80,3 +81,18 @@ class SimRuntime(Runtime):
     async def in_thread(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run it here and now: a thread would not know of virtual time."""
         return function(*args)
+
+    def attempts(self, function: Callable[[*Ts], T], *args: *Ts) -> Attempts[T]:
+        """The same: one attempt, which has ended."""
+        return _Done(function(*args))
+
+
+class _Done(Attempts[T]):
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def again(self) -> bool:
+        return False
+
+    async def value(self) -> T:
+        return self._value
