@@ -63,6 +63,8 @@ KIND_ATTACHMENT = 2
 #: The author says whether a message is to be forgotten; see `walyoff.engine.consent`.
 KIND_CONSENT = 3
 MAX_KIND = 255
+#: What the size of a content is not larger than, whatever its author says.
+MAX_SIZE = (1 << 63) - 1
 #: The year 9999 in milliseconds, so that a time always converts.
 MAX_TIME_MS = 253_402_300_799_999
 #: A message that is to be forgotten by itself lives from a millisecond to a hundred years.
@@ -77,6 +79,8 @@ _CHAIN = b"walyoff/chain/1"
 _RECORD = b"walyoff/record/1"
 _BATCH = b"walyoff/batch/1"
 _CHUNK = b"walyoff/chunk/1"
+#: The number of a content's first chunk.
+_FIRST = bytes(8)
 _CONTENT = b"walyoff/content/1"
 _DEVICE = b"walyoff/device/1"
 
@@ -157,7 +161,7 @@ def commit(salt: bytes, content: bytes | memoryview) -> bytes:
     """
     size = len(content)
     if size <= CHUNK_SIZE:
-        hashes = blake3(b"".join((_CHUNK, salt, bytes(8), content))).digest()
+        hashes = blake3(b"".join((_CHUNK, salt, _FIRST, content))).digest()
     else:
         view = memoryview(content)
         hashes = b"".join(
@@ -280,6 +284,19 @@ def _decode_record(value: object) -> Record:
     forgets = isinstance(value, list) and len(value) == 6
     fields = expect_array(value, 6 if forgets else 5, "record")
     time_ms, kind, topics, size, commitment = fields[:5]
+    if (
+        not topics
+        and type(time_ms) is type(kind) is type(size) is int
+        and 0 <= time_ms <= MAX_TIME_MS
+        and 0 <= kind <= MAX_KIND
+        and 0 <= size <= MAX_SIZE
+        and type(topics) is list
+        and type(commitment) is bytes
+        and len(commitment) == HASH_SIZE
+        and not forgets
+    ):
+        # As below, without a call for each field: most records are of this kind.
+        return Record(time_ms, kind, (), size, commitment)
     if not isinstance(topics, list) or len(topics) > MAX_TOPICS:
         raise RemoteProtocolError("record has malformed topics")
     for topic in topics:
@@ -290,7 +307,7 @@ def _decode_record(value: object) -> Record:
         expect_int(time_ms, "record time", high=MAX_TIME_MS),
         expect_int(kind, "record kind", high=MAX_KIND),
         tuple(topics),
-        expect_int(size, "record size"),
+        expect_int(size, "record size", high=MAX_SIZE),
         expect_bytes(commitment, "commitment", size=HASH_SIZE),
         expect_int(fields[5], "lifetime", low=1, high=MAX_LIFETIME_MS) if forgets else 0,
     )

@@ -8,7 +8,7 @@ and to a few others, each time the next ones. The rest hear of it together a mom
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
@@ -24,6 +24,25 @@ if TYPE_CHECKING:
 AT_ONCE = 4
 #: The others are told after so many seconds, of everything since.
 LATER_S = 1.0
+
+
+#: So many missing contents at the end of a device's records are named one by one, so that
+#: others hear of these records.
+MAX_TAIL = 16
+
+
+def claim(author: str, seq: int, gaps: Sequence[int]) -> frames.Have:
+    """What is said of a device whose records are durable up to a number, but for contents."""
+    gaps = [gap for gap in gaps if gap <= seq]
+    # A batch whose contents are on their way is held as far as they have come: naming all the
+    # others would cost more than bringing them.
+    end = len(gaps)
+    while end and gaps[end - 1] == seq - (len(gaps) - end):
+        end -= 1
+    if len(gaps) - end > MAX_TAIL:
+        seq, gaps = gaps[end] - 1, gaps[:end]
+    # Who waits for a message waits for a new one: what is not named is the oldest.
+    return frames.Have(author, seq, tuple(gaps[-frames.MAX_GAPS :]))
 
 
 class Announcer:
@@ -73,4 +92,4 @@ class Announcer:
                     del self._later[name]
 
 
-__all__ = ["AT_ONCE", "LATER_S", "Announcer"]
+__all__ = ["AT_ONCE", "LATER_S", "Announcer", "claim"]

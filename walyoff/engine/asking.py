@@ -36,7 +36,7 @@ PUSH_GRACE = 0.3
 #: Back-off of a content that nobody gave: doubles from the first to the last, with jitter.
 RETRY_FIRST = 0.5
 RETRY_LAST = 60.0
-#: Contents asked for in one request, by number and by size, and in flight per peer.
+#: Contents asked for in one request, and in flight per peer, by number and by size.
 MAX_FETCH = 256
 MAX_FETCHING = 1024
 MAX_FETCHING_BYTES = 4 * 1024 * 1024
@@ -123,6 +123,7 @@ class Asking:
                 state.put_off.pop(author, None)
         self._plan_author(author, now, grace=False)
         self._plan_queued(state, now)
+        self._plan_contents(now)
 
     def author_counts(self, author: str, now: float) -> None:
         """More of a device's batches are accepted from now on: ask for them again."""
@@ -145,6 +146,7 @@ class Asking:
             self._end_range(author)
         self._plan_author(author, now, grace=False)
         self._plan_queued(state, now)
+        self._plan_contents(now)
 
     def _progress(self, peer: str, author: str, size: int, now: float) -> None:
         """So many bytes of an answer came: it is not late, and there is room for more."""
@@ -279,39 +281,53 @@ class Asking:
 
     def _plan_contents(self, now: float) -> None:
         """Hand open records to peers that hold them, within each peer's limits."""
-        if not self.open or not self.peers:
-            return
+        free = {name: state for name, state in self.peers.items() if _has_room(state)}
         asks: dict[str, list[bytes]] = {}
         for record in self.open.values():
-            if record.peer is not None:
+            if not free:
+                # Whatever ends a request plans again.
+                break
+            if record.peer is not None or (record.bare and self._comes_with_range(record)):
                 continue
             if record.until > now:
                 self.wake_at(record.until)
                 continue
-            peer = self._best_holder(record, asks, now)
+            peer = self._best_holder(record, free, now)
             if peer is None:
                 continue
             asks.setdefault(peer, []).append(record.record_id)
-            self._assign(record, peer, self.peers[peer], now)
+            self._assign(record, peer, free[peer], now)
+            if not _has_room(free[peer]):
+                del free[peer]
         for peer, ids in asks.items():
-            self._orders.append(FetchContents(peer, tuple(ids)))
+            for start in range(0, len(ids), MAX_FETCH):
+                self._orders.append(FetchContents(peer, tuple(ids[start : start + MAX_FETCH])))
+
+    def _comes_with_range(self, record: OpenRecord) -> bool:
+        """True if an answer that is under way brings its batch again, and its content."""
+        running = self._ranges.get(record.author)
+        return (
+            running is not None
+            and running.peer is not None
+            and 0 < running.first <= record.seq
+            and record.size <= MAX_INLINE
+            and self.peers[running.peer].has(record.author, record.seq)
+        )
 
     def _best_holder(
-        self, record: OpenRecord, asks: Mapping[str, list[bytes]], now: float
+        self, record: OpenRecord, free: Mapping[str, PeerState], now: float
     ) -> str | None:
         best: tuple[float, int, float] | None = None
         choice = None
-        for name, state in self.peers.items():
+        for name, state in free.items():
             if not state.has(record.author, record.seq):
                 continue
             again = state.gone.get(record.record_id)
             if again is not None and again > now:
                 self.wake_at(again)
                 continue
-            if state.fetching >= MAX_FETCHING or len(asks.get(name, ())) >= MAX_FETCH:
-                continue
-            if state.bytes >= MAX_FETCHING_BYTES:
-                continue
+            if len(free) == 1:
+                return name
             rank = (state.score, state.fetching, self._random.random())
             if best is None or rank < best:
                 best, choice = rank, name
@@ -332,6 +348,10 @@ class Asking:
         record.until = now + self._pause(record.attempts)
         record.attempts += 1
         self.wake_at(record.until)
+
+
+def _has_room(state: PeerState) -> bool:
+    return state.fetching < MAX_FETCHING and state.bytes < MAX_FETCHING_BYTES
 
 
 def _weight(record: OpenRecord) -> int:

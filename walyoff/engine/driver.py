@@ -23,7 +23,7 @@ from walyoff import frames
 from walyoff.abc import ChannelStore, Ledger, StoredContent
 from walyoff.engine.anchoring import Anchoring
 from walyoff.engine.anchors import AnchorKeeper
-from walyoff.engine.announcing import Announcer
+from walyoff.engine.announcing import Announcer, claim
 from walyoff.engine.asking import RANGE_BYTES
 from walyoff.engine.attachments import Attachments
 from walyoff.engine.committing import Commits
@@ -340,11 +340,7 @@ class Engine:
 
     def have(self, author: str) -> frames.Have:
         """What is durably held of one device."""
-        gaps, seq = self.reconciler.gaps(author), self.durable.get(author, 0)
-        if len(gaps) > frames.MAX_GAPS:
-            # What cannot be named as a gap must not be claimed.
-            seq = min(seq, gaps[frames.MAX_GAPS] - 1)
-        return frames.Have(author, seq, tuple(gaps[: frames.MAX_GAPS]))
+        return claim(author, self.durable.get(author, 0), self.reconciler.gaps(author))
 
     def vector(self) -> tuple[frames.Have, ...]:
         """What is durably held of every device."""

@@ -125,6 +125,8 @@ class OpenRecord:
     #: Its place in the order was given up: it is delivered as soon as it comes.
     late: bool = False
     kind: int = KIND_MESSAGE
+    #: The batch came without any peer: who is asked for batches may still bring the content.
+    bare: bool = False
     #: Its batch, if it came in this run.
     batch: Batch | None = field(default=None, repr=False)
 

@@ -26,7 +26,13 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from walyoff.abc import Head, StoredContent
-from walyoff.engine.asking import GONE_FOR, MAX_AUTHORS, MAX_FETCH, MAX_FETCHING_BYTES, Asking
+from walyoff.engine.asking import (
+    GONE_FOR,
+    MAX_AUTHORS,
+    MAX_FETCHING,
+    MAX_FETCHING_BYTES,
+    Asking,
+)
 from walyoff.engine.delivery import Delivery
 from walyoff.engine.facts import (
     HeadInfo,
@@ -138,7 +144,7 @@ class Reconciler(Asking):
         if batch.prev != (head.record_id if head else chain_start(self.channel, author)):
             self.fork(author, f"broken chain at {batch.first_seq}")
             return Verdict.FORK
-        later = self._extend(batch, signature, contents, now)
+        later = self._extend(batch, signature, contents, now, bare=peer is None)
         if peer is not None and (state := self.peers.get(peer)):
             state.score /= 2
             self._coming(later, peer, now)
@@ -171,11 +177,12 @@ class Reconciler(Asking):
         pairs: list[tuple[bytes, StoredContent]] = []
         records: list[OpenRecord] = []
         late: list[bytes] = []
-        size = 0
+        size, asked = 0, False
         for record_id, content in given:
             record = self.open.get(record_id)
             if record is None:
                 continue
+            asked = asked or record.peer is not None
             self._settle(record)
             self._landing[record_id] = (record.author, record.seq)
             pairs.append((record_id, content))
@@ -193,10 +200,11 @@ class Reconciler(Asking):
                 self.peers[peer].score /= 2
                 self._progress(peer, author, size, now)
         state = self.peers.get(peer)
+        has_room = state is None or (
+            state.fetching <= MAX_FETCHING // 2 and state.bytes <= MAX_FETCHING_BYTES // 2
+        )
         # Planning looks at every open record, so it waits until there is room for many.
-        if state is None or (
-            state.fetching <= MAX_FETCH // 2 and state.bytes <= MAX_FETCHING_BYTES // 2
-        ):
+        if asked and has_room:
             self._plan_contents(now)
 
     def forget(self, record_ids: Iterable[bytes], now: float) -> None:
@@ -300,8 +308,10 @@ class Reconciler(Asking):
         signature: bytes | None,
         contents: Sequence[StoredContent | None],
         now: float,
+        *,
+        bare: bool = False,
     ) -> list[OpenRecord]:
-        """Take up a batch; the records whose contents are not among the given ones' places."""
+        """Take up a batch; the records beyond those whose contents are given, or not there."""
         author, given, seq = batch.author, len(contents), batch.first_seq
         self.heads[author] = HeadInfo(batch.last_seq, batch.record_ids[-1], batch.batch_id)
         held: list[tuple[bytes, StoredContent]] = []
@@ -319,6 +329,7 @@ class Reconciler(Asking):
                 record.commitment,
                 now,
                 kind=record.kind,
+                bare=bare,
                 batch=batch,
             )
             self.open[record_id] = opened
@@ -340,6 +351,10 @@ class Reconciler(Asking):
         """Take from a batch that is known the contents that are missing."""
         if not self.open or peer is None:
             return
+        for record_id, content in zip(batch.record_ids, contents, strict=False):
+            if content is None and (record := self.open.get(record_id)):
+                # It does not come by itself.
+                record.bare = False
         pairs = zip(batch.record_ids, contents, strict=False)
         self.contents([(i, content) for i, content in pairs if content is not None], peer, now)
 

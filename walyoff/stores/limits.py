@@ -44,6 +44,13 @@ def check_hash(value: bytes, what: str) -> None:
         raise LocalProtocolError(f"{what} of {len(value)} bytes is no hash of {HASH_SIZE}")
 
 
+def check_hashes(values: Sequence[bytes], what: str) -> None:
+    """`check_hash` for many. Raises LocalProtocolError."""
+    if set(map(len, values)) - {HASH_SIZE}:
+        for value in values:
+            check_hash(value, what)
+
+
 def check_number(value: int, what: str) -> None:
     """Raises LocalProtocolError unless it is from 0 to 2**63 - 1."""
     if not 0 <= value <= MAX_INTEGER:
@@ -75,11 +82,9 @@ def check_write(
     total = 0
     for batch in batches:
         total += _check_batch(batch)
-    for record_id, content in contents:
-        check_hash(record_id, "record hash")
-        total += _check_content(content)
-    for record_id in deliver:
-        check_hash(record_id, "record hash")
+    check_hashes([record_id for record_id, _ in contents], "record hash")
+    total += _check_contents([content for _, content in contents])
+    check_hashes(deliver, "record hash")
     for batch_id, signature in signatures:
         check_hash(batch_id, "batch hash")
         _check_size(len(signature), MAX_VALUE, "signature")
@@ -126,19 +131,19 @@ def _check_batch(batch: NewBatch) -> int:
     if batch.anchor is not None:
         check_name(batch.anchor, "block name")
     total = len(batch.body) + count * HASH_SIZE
-    for record_id in batch.record_ids:
-        check_hash(record_id, "record hash")
-    for content in batch.contents:
-        if content is not None:
-            total += _check_content(content)
-    return total
+    check_hashes(batch.record_ids, "record hash")
+    return total + _check_contents([c for c in batch.contents if c is not None])
 
 
-def _check_content(content: StoredContent) -> int:
-    _check_size(len(content.salt), MAX_SALT, "salt")
-    _check_size(len(content.data), MAX_CONTENT, "content")
+def _check_contents(contents: Sequence[StoredContent]) -> int:
+    """About how many bytes they are in the database."""
+    if not contents:
+        return 0
+    sizes = [len(data) for _, data in contents]
+    _check_size(max([len(salt) for salt, _ in contents]), MAX_SALT, "salt")
+    _check_size(max(sizes), MAX_CONTENT, "content")
     # Large ones go to files, not through the database's log.
-    return len(content.data) if len(content.data) <= MAX_INLINE else 0
+    return sum([size for size in sizes if size <= MAX_INLINE])
 
 
 def _check_size(size: int, limit: int, what: str) -> None:

@@ -350,8 +350,7 @@ class SqliteChannelStore:
     async def contents(self, record_ids: Sequence[bytes]) -> list[StoredContent | None]:
         """The contents of records, None where not held (or the record is not known)."""
         wanted = tuple(record_ids)
-        for record_id in wanted:
-            limits.check_hash(record_id, "record hash")
+        limits.check_hashes(wanted, "record hash")
         return await self._read(lambda reading: reading.contents(wanted))
 
     async def missing(self, limit: int) -> list[tuple[str, int, bytes]]:

@@ -143,7 +143,7 @@ def split_content(plain: bytes, record_id: bytes) -> StoredContent:
     if not plain or len(plain) < 1 + plain[0]:
         raise damaged(record_id)
     at = 1 + plain[0]
-    return StoredContent(salt=plain[1:at], data=plain[at:])
+    return StoredContent(plain[1:at], plain[at:])
 
 
 def _nonce(index: int, last: bool) -> bytes:
