@@ -58,6 +58,9 @@ MEASUREMENTS: dict[str, tuple[dict[str, tuple[int, ...]], set[str], tuple[str, .
 
 #: How much dearer things may be after a long history; times vary on a machine with other work.
 FLAT = {"append_cpu_ratio": 1.5, "append_ratio": 2.0, "start_ratio": 2.0, "join_ratio": 3.0}
+#: Processor time of a start to that of importing the library. It was 1.8 and 1.3 when this was
+#: written, and the child's was 2.8 with all that stock code brings along.
+START = {"cpu_to_import": 2.7, "child_cpu_to_import": 2.1}
 
 
 def check_complete(value: dict[str, Any], figures: set[str], versus: tuple[str, ...]) -> None:
@@ -96,9 +99,15 @@ def test_a_measurement_is_complete(name: str, monkeypatch: pytest.MonkeyPatch) -
     if name == "ledger":
         # Several segments against one: the long form has forty.
         assert value["segments"]["median"] >= 6
-        for ratio, bound in FLAT.items():
-            assert value[ratio]["median"] <= bound, ratio
+        check_bounds(value, FLAT)
         assert value["missed_few_s"]["median"] < 3
+    if name == "start":
+        check_bounds(value, START)
+
+
+def check_bounds(value: dict[str, Any], bounds: dict[str, float]) -> None:
+    for ratio, bound in bounds.items():
+        assert value[ratio]["median"] <= bound, ratio
 
 
 def test_latency_is_a_command_for_users(tmp_path: Path) -> None:

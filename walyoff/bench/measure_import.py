@@ -24,7 +24,8 @@ print(json.dumps([1000 * (first - began), 1000 * (second - began), 1000 * used,
 TIMEOUT_S = 30.0
 
 
-def _once() -> list[float]:
+def once() -> list[float]:
+    """Milliseconds of both imports, processor milliseconds, and modules."""
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-c", _CODE],
         capture_output=True,
@@ -40,9 +41,9 @@ def _once() -> list[float]:
 
 async def measure(bench: Bench) -> None:
     """A fresh interpreter each time; the first one only fills the caches of files."""
-    await to_thread.run_sync(_once)
+    await to_thread.run_sync(once)
     for _ in range(bench.repeats):
-        alone, with_device, cpu, modules = await to_thread.run_sync(_once)
+        alone, with_device, cpu, modules = await to_thread.run_sync(once)
         bench.figures.add(
             OURS,
             {
