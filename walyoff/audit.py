@@ -9,29 +9,26 @@ held. It changes nothing, and needs the home for itself.
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
 
-from walyoff import certificates, plugins
-from walyoff.abc import ChannelStore, Head, Store, StoredBatch, StoredContent
+from walyoff.abc import Store
 from walyoff.audit_chains import (
     BLOCK_MISSING,
     CHAIN_MISSING,
     Finding,
     RawChain,
-    RawSegment,
     Verify,
     count_blocks,
     read_chain,
     read_segments,
 )
+from walyoff.audit_records import RecordAudit
+from walyoff.audit_report import NO_SEGMENT, STORE_DAMAGED, Meter, Progress, Report
 from walyoff.channel_state import ChannelState, load_epochs
 from walyoff.child.acts import expand
 from walyoff.child.family import State, flatten
@@ -43,77 +40,9 @@ from walyoff.child.reader import (
     read_identity,
 )
 from walyoff.epochs import anchor_key
-from walyoff.errors import CipherError, LocalProtocolError, RemoteProtocolError, StoreError
-from walyoff.records import Batch, chain_start, commit, decode_batch, signed_message
+from walyoff.errors import LocalProtocolError, RemoteProtocolError, StoreError
 from walyoff.stores import open_store
 from walyoff.walytis.process import Child, open_child
-
-BATCH_MISSING = "batch-missing"
-BATCH_DAMAGED = "batch-damaged"
-BATCH_FORGED = "batch-forged"
-CHAIN_BROKEN = "hash-chain-broken"
-FORK = "fork"
-ANCHOR_FALSE = "anchor-false"
-CONTENT_DAMAGED = "content-damaged"
-CONTENT_WRONG = "content-wrong"
-NO_CERTIFICATE = "certificate-missing"
-NO_SEGMENT = "register-missing"
-STORE_DAMAGED = "store-damaged"
-#: Contents read at once.
-_PAGE = 64
-#: Findings of one audit; more say nothing more.
-MAX_FINDINGS = 10_000
-
-#: progress(done, of about)
-Progress = Callable[[int, int], None]
-
-
-@dataclass(slots=True)
-class Report:
-    """What an audit found."""
-
-    channel: str
-    name: str
-    #: How much was checked, by kind.
-    counts: Counter[str] = field(default_factory=Counter)
-    findings: list[Finding] = field(default_factory=list)
-    segments: list[RawSegment] = field(default_factory=list)
-    #: Blocks of the identity's chain that are well-formed and do not count, by reason.
-    refused: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def sound(self) -> bool:
-        """True if nothing is wrong."""
-        return not self.findings
-
-    def add(self, kind: str, where: str, detail: str) -> None:
-        """One more finding."""
-        if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Finding(kind=kind, where=where, detail=detail))
-
-    def as_json(self) -> dict[str, Any]:
-        """For machines."""
-        return {
-            "channel": self.channel,
-            "name": self.name,
-            "sound": self.sound,
-            "checked": dict(self.counts),
-            "refused": self.refused,
-            "findings": [asdict(finding) for finding in self.findings],
-        }
-
-
-class _Progress:
-    """Counts what is done, from any thread."""
-
-    def __init__(self, total: int, tell: Progress) -> None:
-        self._done = 0
-        self._total = total
-        self._tell = tell
-
-    def tick(self) -> None:
-        self._done += 1
-        self._tell(self._done, max(self._total, self._done))
 
 
 async def find_channel(store: Store, name: str | None) -> ChannelState:
@@ -180,13 +109,9 @@ class _Audit:
         self._child = child
         self._tell = progress
         self._report = Report(channel=state.did, name=state.name)
-        #: Certificates that hold, by id, and what they verify with.
-        self._trusted: dict[bytes, certificates.Certificate] = {}
         self._keys_of: dict[str, list[str]] = {}
         #: Control keys of those who acted on the identity's chain, by DID and pin.
         self._actors: dict[tuple[str, bytes], list[str]] = {}
-        #: (batch id, signature) that was verified.
-        self._verified: set[tuple[bytes, bytes]] = set()
 
     async def run(self, *, contents: bool) -> Report:
         report, channel = self._report, self._store.channel(self._state.did)
@@ -195,10 +120,11 @@ class _Audit:
         except StoreError as error:
             report.add(STORE_DAMAGED, self._state.did, str(error))
             heads = []
-        total = count_blocks(self._home, chain_of(self._state.did)) + sum(h.seq for h in heads)
-        listed = self._home / "walytis"
-        total += sum(count_blocks(self._home, path.name) for path in listed.glob("Qm*"))
-        meter = _Progress(total, self._tell)
+        # Those of other channels as well: which chains are this one's is seen as it goes.
+        chains = [path.name for path in (self._home / "walytis").glob("Qm*")]
+        total = sum(count_blocks(self._home, chain) for chain in chains)
+        total += sum(head.seq for head in heads)
+        meter = Meter(total, self._tell)
 
         def verify(keys: str, signature: bytes, data: bytes) -> bool:
             return anyio.from_thread.run(self._verify, keys, signature, data)
@@ -209,10 +135,11 @@ class _Audit:
         await anyio.to_thread.run_sync(self._read_members, reading, meter, verify)
         await self._read_segments(reading, meter, verify)
         if contents:
-            await self._load_certificates()
-            anchored = await self._check_anchors()
+            records = RecordAudit(report, self._store, self._child, self._keys_of)
+            await records.load_certificates()
+            anchored = await records.check_anchors()
             for head in heads:
-                await self._check_author(channel, head, anchored, meter)
+                await records.check_author(channel, head, anchored, meter)
         return report
 
     async def _verify(self, keys: str, signature: bytes, data: bytes) -> bool:
@@ -227,7 +154,7 @@ class _Audit:
     # ---------------------------------------------------------------------- chains
 
     def _read(
-        self, did: str, pin: bytes | None, meter: _Progress, verify: Verify
+        self, did: str, pin: bytes | None, meter: Meter, verify: Verify
     ) -> tuple[RawChain, Reading]:
         raw = read_chain(self._home, chain_of(did), meter.tick)
         blocks = [
@@ -250,7 +177,7 @@ class _Audit:
             if (did, pin) not in self._actors:
                 # Who stands above itself has no say.
                 self._actors[did, pin] = []
-                idle = _Progress(0, lambda *_: None)
+                idle = Meter(0, lambda *_: None)
                 self._actors[did, pin] = self._read(did, pin or None, idle, verify)[1].keys
             stock = expand(signature)
         except RemoteProtocolError:
@@ -258,10 +185,10 @@ class _Audit:
         keys = list(enumerate(self._actors[did, pin], 1))
         return next((n for n, key in reversed(keys) if verify(key, stock, body)), 0)
 
-    def _read_identity(self, meter: _Progress, verify: Verify) -> tuple[RawChain, Reading]:
+    def _read_identity(self, meter: Meter, verify: Verify) -> tuple[RawChain, Reading]:
         return self._read(self._state.did, self._state.pin, meter, verify)
 
-    def _read_members(self, reading: Reading, meter: _Progress, verify: Verify) -> None:
+    def _read_members(self, reading: Reading, meter: Meter, verify: Verify) -> None:
         """The chains of all who stand under the identity: whose keys certify devices."""
         found: dict[tuple[str, bytes], Reading] = {}
 
@@ -283,7 +210,7 @@ class _Audit:
             if keys and (not pin or pin_of(keys[0]) == pin):
                 self._keys_of[did] = list(keys)
 
-    async def _read_segments(self, reading: Reading, meter: _Progress, verify: Verify) -> None:
+    async def _read_segments(self, reading: Reading, meter: Meter, verify: Verify) -> None:
         if reading.segment is None:
             self._report.add(NO_SEGMENT, self._state.did, "the chain names no register")
             return
@@ -303,176 +230,6 @@ class _Audit:
             self._take(segment.raw)
             self._report.counts["segments"] += 1
             self._report.counts["anchors"] += len(segment.anchors)
-
-    # --------------------------------------------------------------------- batches
-
-    async def _load_certificates(self) -> None:
-        for key in await self._store.keys(f"certificate/{self._state.did}/"):
-            if value := await self._store.get(key):
-                await self._trust(value)
-        for segment in self._report.segments:
-            for anchor in segment.anchors.values():
-                for encoded in anchor.certificates:
-                    await self._trust(encoded)
-
-    async def _trust(self, encoded: bytes) -> None:
-        try:
-            signed = certificates.decode(encoded)
-        except RemoteProtocolError as error:
-            self._report.add(NO_CERTIFICATE, self._state.did, str(error))
-            return
-        certificate = signed.certificate
-        if certificate.certificate_id in self._trusted:
-            return
-        self._report.counts["certificates"] += 1
-        for keys in reversed(self._keys_of.get(certificate.member, [])):
-            args = {
-                "key_group_id": keys,
-                "signature": signed.signature,
-                "data": certificate.body(),
-            }
-            if await self._child.call("did.check_compact", args) is True:
-                self._trusted[certificate.certificate_id] = certificate
-                return
-        self._report.add(
-            NO_CERTIFICATE, certificate.member, "a certificate is not signed by its member"
-        )
-
-    async def _check_batch(
-        self, body: bytes, signature: bytes | None, where: str
-    ) -> Batch | None:
-        """A batch whose form and signature hold."""
-        try:
-            batch = decode_batch(body)
-        except RemoteProtocolError as error:
-            self._report.add(BATCH_DAMAGED, where, str(error))
-            return None
-        if batch.channel != self._state.did:
-            self._report.add(BATCH_FORGED, where, "of another channel")
-            return None
-        if signature is None or (batch.batch_id, signature) in self._verified:
-            return batch
-        certificate = self._trusted.get(batch.certificate_id)
-        if certificate is None or certificate.member != batch.author:
-            self._report.add(NO_CERTIFICATE, where, f"of a batch of {batch.author}")
-            return None
-        cipher = plugins.suite(certificate.suite)
-        message = signed_message(batch.batch_id)
-        try:
-            await anyio.to_thread.run_sync(
-                cipher.verify, certificate.sign_public, message, signature
-            )
-        except CipherError:
-            self._report.add(BATCH_FORGED, where, f"not signed by {batch.author}")
-            return None
-        self._verified.add((batch.batch_id, signature))
-        return batch
-
-    async def _check_anchors(self) -> dict[str, set[bytes]]:
-        """Every anchored batch; the batch ids of each block."""
-        anchored: dict[str, set[bytes]] = {}
-        firsts: dict[tuple[str, int], bytes] = {}
-        for segment in self._report.segments:
-            for ref, anchor in segment.anchors.items():
-                for body, signature in anchor.batches:
-                    where = f"{segment.chain}/{ref}"
-                    batch = await self._check_batch(body, signature, where)
-                    if batch is None:
-                        continue
-                    self._report.counts["anchored batches"] += 1
-                    anchored.setdefault(ref, set()).add(batch.batch_id)
-                    place = batch.author, batch.first_seq
-                    if firsts.setdefault(place, batch.batch_id) != batch.batch_id:
-                        self._report.add(FORK, where, f"a second batch of {batch.author}")
-        return anchored
-
-    # --------------------------------------------------------------------- authors
-
-    async def _check_author(
-        self,
-        channel: ChannelStore,
-        head: Head,
-        anchored: dict[str, set[bytes]],
-        meter: _Progress,
-    ) -> None:
-        author = head.author
-        seq, before = 1, chain_start(self._state.did, author)
-        while seq <= head.seq:
-            where = f"{author} #{seq}"
-            try:
-                page = await channel.batches(author, seq, head.seq)
-            except StoreError as error:
-                self._report.add(STORE_DAMAGED, where, str(error))
-                return
-            if not page or page[0].first_seq > seq:
-                self._report.add(BATCH_MISSING, where, "no batch holds it")
-                if not page:
-                    return
-                seq = page[0].first_seq
-                before = b""
-            stored = page[0]
-            batch = await self._check_batch(stored.body, stored.signature, where)
-            if batch is None:
-                return
-            self._report.counts["batches"] += 1
-            follows = not before or batch.prev == before
-            if (batch.author, batch.first_seq) != (author, seq) or not follows:
-                self._report.add(CHAIN_BROKEN, where, "it does not follow on what is before")
-                return
-            self._check_anchor(stored, batch, anchored, where)
-            await self._check_contents(channel, batch, meter)
-            seq, before = batch.last_seq + 1, batch.record_ids[-1]
-
-    def _check_anchor(
-        self,
-        stored: StoredBatch,
-        batch: Batch,
-        anchored: dict[str, set[bytes]],
-        where: str,
-    ) -> None:
-        if stored.batch_id != batch.batch_id:
-            self._report.add(BATCH_DAMAGED, where, "kept under another name")
-        if stored.anchor is None:
-            self._report.counts["batches without anchor"] += 1
-        elif stored.anchor not in anchored:
-            self._report.add(ANCHOR_FALSE, where, f"no block {stored.anchor} anchors anything")
-        elif batch.batch_id not in anchored[stored.anchor]:
-            self._report.add(ANCHOR_FALSE, where, f"block {stored.anchor} anchors others")
-
-    async def _check_contents(
-        self, channel: ChannelStore, batch: Batch, meter: _Progress
-    ) -> None:
-        for start in range(0, len(batch.records), _PAGE):
-            ids = batch.record_ids[start : start + _PAGE]
-            try:
-                page = await channel.contents(ids)
-            except StoreError:
-                # One by one, so that a damaged one hides no other.
-                page = [
-                    await self._content(channel, record_id, f"{batch.author} #{seq}")
-                    for seq, record_id in enumerate(ids, batch.first_seq + start)
-                ]
-            for offset, content in enumerate(page, start):
-                meter.tick()
-                record = batch.records[offset]
-                self._report.counts["records"] += 1
-                if content is None:
-                    self._report.counts["contents not held"] += 1
-                    continue
-                self._report.counts["contents"] += 1
-                right = len(content.data) == record.size
-                if not right or commit(content.salt, content.data) != record.commitment:
-                    where = f"{batch.author} #{batch.first_seq + offset}"
-                    self._report.add(CONTENT_WRONG, where, "another content than was signed")
-
-    async def _content(
-        self, channel: ChannelStore, record_id: bytes, where: str
-    ) -> StoredContent | None:
-        try:
-            return (await channel.contents([record_id]))[0]
-        except StoreError as error:
-            self._report.add(CONTENT_DAMAGED, where, str(error))
-            return None
 
 
 __all__ = [
