@@ -303,6 +303,13 @@ def test_the_graph_shows_every_block_and_says_what_it_is(
     assert sum("link to segment" in title for title in titles) >= 1
     assert sum("birth" in title for title in titles) == 5 * len(original.report.segments)
     assert any(original.did[:10] in title and "anchors" in title for title in titles)
+    texts = {e.text for e in root.iter() if e.tag.endswith("text")}
+    assert {f"segment {s.number}" for s in original.report.segments} <= texts
+    # The legend: who, a birth, a link; and nothing that is not there.
+    (author,) = {item.author for item in layout(original.report.segments)} - {None}
+    assert author is not None
+    assert {f"…{author[-6:]}", "birth of a chain", "link to the next"} <= texts
+    assert "does not open" not in texts
 
 
 def test_the_graph_of_a_long_channel_shows_the_newest(original: Made) -> None:

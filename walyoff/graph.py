@@ -2,7 +2,8 @@
 
 Decided here: the layout. Blocks of one height stand above each other, heights run to the
 right, segments follow each other. Colours tell who wrote what is anchored; a link to the next
-segment is a diamond, a chain's birth is hollow. SVG, with the names in tooltips.
+segment is a diamond, a chain's birth is hollow. SVG, with a legend below, and the names in
+tooltips.
 """
 
 from __future__ import annotations
@@ -26,9 +27,14 @@ LANE = 22
 RADIUS = 7
 MARGIN = 40
 GAP = 30
+#: A line of the legend, and what stands in it: a block and a short name.
+LEGEND = 20
+LEGEND_ITEM = 120
 #: Colours of authors, told apart by people who see few colours too (Okabe and Ito).
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
 UNOPENED = "#999999"
+#: The end of a DID, which differs.
+SHORT = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,8 @@ class Placed:
     colour: str
     title: str
     is_link: bool
+    #: Who wrote the first batch that it anchors.
+    author: str | None
 
     def is_first(self) -> bool:
         """Whether it is a chain's first block."""
@@ -72,6 +80,7 @@ def layout(segments: Iterable[RawSegment], *, limit: int = MAX_DRAWN) -> list[Pl
                     colour=UNOPENED if author is None else colours[author],
                     title=_title(segment, block, author),
                     is_link=block.cid in segment.links,
+                    author=author,
                 )
             )
             lanes[height] += 1
@@ -121,6 +130,11 @@ def draw(segments: list[RawSegment], title: str, *, limit: int = MAX_DRAWN) -> s
     by_cid = {item.block.cid: item for item in placed}
     width = max((item.x for item in placed), default=0) + MARGIN
     height = max((item.y for item in placed), default=0) + MARGIN
+    items = _legend(placed)
+    width = max(width, MARGIN + LEGEND_ITEM * min(len(items), 4))
+    columns = max(int(width - MARGIN) // LEGEND_ITEM, 1)
+    legend_top = height
+    height += LEGEND * -(-len(items) // columns)
     drawing = drawsvg.Drawing(width, height)
     drawing.append(drawsvg.Rectangle(0, 0, width, height, fill="white"))
     drawing.append(drawsvg.Text(title, 12, MARGIN / 2, 18, font_family="sans-serif"))
@@ -141,18 +155,49 @@ def draw(segments: list[RawSegment], title: str, *, limit: int = MAX_DRAWN) -> s
             )
     for item in placed:
         drawing.append(_shape(drawsvg, item))
+    lefts: dict[int, float] = {}
+    for item in placed:
+        lefts[item.segment] = min(item.x, lefts.get(item.segment, item.x))
+    for number, left in lefts.items():
+        drawing.append(_text(drawsvg, f"segment {number}", left - RADIUS, MARGIN + 4))
+    for index, (colour, text, is_link) in enumerate(items):
+        x = MARGIN / 2 + RADIUS + index % columns * LEGEND_ITEM
+        y = legend_top + index // columns * LEGEND
+        drawing.append(_mark(drawsvg, x, y, colour, is_link=is_link))
+        drawing.append(_text(drawsvg, text, x + RADIUS + 5, y + 4))
     svg: str = drawing.as_svg()
     return svg
 
 
+def _legend(placed: list[Placed]) -> list[tuple[str, str, bool]]:
+    """(colour, text, whether it is a link) of what is drawn."""
+    authors = {item.author: item.colour for item in placed if item.author is not None}
+    items = [(colour, f"…{author[-SHORT:]}", False) for author, colour in authors.items()]
+    if any(GENESIS in item.block.topics for item in placed):
+        items.append(("white", "birth of a chain", False))
+    if any(item.is_link for item in placed):
+        items.append((UNOPENED, "link to the next", True))
+    plain = (i for i in placed if i.author is None and not i.is_link)
+    if any(GENESIS not in item.block.topics for item in plain):
+        items.append((UNOPENED, "does not open", False))
+    return items
+
+
+def _text(drawsvg: Any, text: str, x: float, y: float) -> Any:
+    return drawsvg.Text(text, 11, x, y, font_family="sans-serif", fill="#333333")
+
+
+def _mark(drawsvg: Any, x: float, y: float, colour: str, *, is_link: bool) -> Any:
+    style = {"fill": colour, "stroke": "#333333"}
+    if not is_link:
+        return drawsvg.Circle(x, y, RADIUS, **style)
+    r = RADIUS + 1
+    return drawsvg.Lines(x, y - r, x + r, y, x, y + r, x - r, y, close=True, **style)
+
+
 def _shape(drawsvg: Any, item: Placed) -> Any:
-    hollow = GENESIS in item.block.topics
-    style = {"fill": "white" if hollow else item.colour, "stroke": "#333333"}
-    if item.is_link:
-        x, y, r = item.x, item.y, RADIUS + 1
-        shape = drawsvg.Lines(x, y - r, x + r, y, x, y + r, x - r, y, close=True, **style)
-    else:
-        shape = drawsvg.Circle(item.x, item.y, RADIUS, **style)
+    colour = "white" if GENESIS in item.block.topics else item.colour
+    shape = _mark(drawsvg, item.x, item.y, colour, is_link=item.is_link)
     shape.append_title(item.title)
     return shape
 
