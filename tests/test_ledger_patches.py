@@ -26,6 +26,7 @@ from pathlib import Path
 home, tests = Path(sys.argv[1]), sys.argv[2]
 sys.path.insert(0, tests)
 os.chdir(home)
+from tests.guard_attacks import claim
 from walyoff.testing.walytis_blocks import Birth, make_block
 from walyoff.child import repo, upstream, patches
 from walyoff.child.blocks import cid_of, decode_block
@@ -194,6 +195,27 @@ result["ours_torn"] = [len(chains.files(name)), len(entries)]
 methods["chain.append"](chain=name, content=b"after", topics=["t"])
 result["import"] = methods["chain.import"](chain=name, files=[data])["admitted"]
 result["limit"] = sys.getrecursionlimit()
+
+# A block with an empty topic: stock code takes it, and then neither adds nor starts.
+born = birth()
+name = born.chain
+methods["chain.import"](chain=name, files=born.files)
+methods["chain.open"](chain=name)
+methods["chain.close"](chain=name)
+bad = make_block(b"bad", ["", name], [born.blocks[4].short_id, born.blocks[0].short_id])
+result["ours_bad"] = methods["chain.import"](chain=name, files=[bad])["refused"]
+methods["chain.open"](chain=name)
+methods["chain.append"](chain=name, content=b"goes on", topics=["t"])
+methods["chain.close"](chain=name)
+files.publish_bytes(cid_of(bad), bad)
+victim = stock.blockchain(name)
+try:
+    victim.download_and_process_block(bytearray(claim(bad, cid_of(bad))))
+    victim.create_block(b"more", ["t"])
+    result["stock_bad"] = "added"
+except Exception as error:
+    result["stock_bad"] = type(error).__name__
+result["stock_bad_start"] = by_stock()
 print("RESULT" + json.dumps(result), flush=True)
 os._exit(0)
 """
@@ -256,6 +278,12 @@ def test_torn_files_are_repaired_and_what_is_lost_can_come_again(
     assert (result["stock_whole"], result["stock_torn"] != "opened") == ("opened", True)
     assert result["ours_torn"] == [result["ours_torn"][1] - 1, result["ours_torn"][1]]
     assert result["import"] == 1
+
+
+def test_a_block_that_ends_a_stock_chain_is_refused(result: dict[str, Any]) -> None:
+    # Stock code: neither another block, nor a start of the chain.
+    assert (result["stock_bad"], result["stock_bad_start"]) == ("IndexError", "IndexError")
+    assert result["ours_bad"] == {"bad-topics": 1}
 
 
 def test_the_recursion_limit_is_pythons_own(result: dict[str, Any]) -> None:
