@@ -15,7 +15,9 @@ def main() -> None:
     with atheris.instrument_imports(include=WATCHED):
         from fuzz.targets import attempt  # noqa: PLC0415 - watched from its import on
 
-    name, *arguments = sys.argv[1:]
+        name, *arguments = sys.argv[1:]
+        # What a target imports late is not the time of any input.
+        attempt(name, b"")
 
     def try_input(data: bytes) -> None:
         attempt(name, data)

@@ -299,6 +299,35 @@ def test_file_names_are_as_long_as_the_zeros_that_take_their_place() -> None:
     assert FILE_NAME_SIZE == 32
 
 
+@pytest.mark.parametrize("sizes", [(100, 300), (900, 5000, 70_000)])
+def test_no_byte_is_left_of_a_channel_that_was_erased(
+    tmp_path: Path, sizes: tuple[int, ...]
+) -> None:
+    home = tmp_path / "home"
+    given = contents(1, 40, sizes)
+
+    async def main() -> None:
+        await write(home, given, shuffle=True)
+        needles = stored(home)
+        assert left(home, needles) == len(given)
+        async with open_store(home) as store:
+            # Another channel, before and after, keeps what it has.
+            other = store.channel("did:walytis:other")
+            kept = contents(2, 8, sizes)
+            for at, part in enumerate((kept[:4], kept[4:])):
+                batch = make_batch(4 * at + 1, list(part))
+                await other.write(batches=[batch], deliver=batch.record_ids)
+                if not at:
+                    await store.erase(CHANNEL)
+                    assert (home / "store.db-wal").stat().st_size == 0
+                    assert left(home, needles) == 0
+            ids = [e.record_id for e in await other.log(after=0, limit=10)]
+            assert await other.contents(ids) == kept
+        assert left(home, needles) == 0
+
+    anyio.run(main)
+
+
 def test_chunks_go_with_their_message_and_shared_ones_stay(tmp_path: Path) -> None:
     home = tmp_path / "home"
 

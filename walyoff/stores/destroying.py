@@ -45,19 +45,7 @@ def destroy(
     files: list[bytes] = []
     for record, held, place in found:
         if held == HELD:
-            files += [
-                row[0]
-                for row in connection.execute(
-                    "SELECT file FROM contents WHERE record = ? AND file IS NOT NULL", (place,)
-                )
-            ]
-            connection.execute(
-                "UPDATE contents SET key = zeroblob(length(key)),"
-                " data = CASE WHEN data IS NULL THEN NULL ELSE zeroblob(length(data)) END,"
-                " file = CASE WHEN file IS NULL THEN NULL ELSE zeroblob(length(file)) END"
-                " WHERE record = ?",
-                (place,),
-            )
+            files += blank(connection, "record = ?", (place,))
         connection.execute(
             "UPDATE records SET held = ? WHERE record = ?",
             (FORGOTTEN, record),
@@ -65,6 +53,24 @@ def destroy(
         connection.execute("DELETE FROM expiries WHERE record = ?", (record,))
         files += release(connection, record)
     return files
+
+
+def blank(
+    connection: sqlite3.Connection, which: str, values: tuple[object, ...]
+) -> list[bytes]:
+    """Overwrite contents, and their keys, in their places; returns the names of files."""
+    files = connection.execute(
+        f"SELECT file FROM contents WHERE file IS NOT NULL AND ({which})",  # noqa: S608
+        values,
+    ).fetchall()
+    connection.execute(
+        "UPDATE contents SET key = zeroblob(length(key)),"  # noqa: S608
+        " data = CASE WHEN data IS NULL THEN NULL ELSE zeroblob(length(data)) END,"
+        " file = CASE WHEN file IS NULL THEN NULL ELSE zeroblob(length(file)) END"
+        f" WHERE {which}",
+        values,
+    )
+    return [name for (name,) in files]
 
 
 def truncate_log(connection: sqlite3.Connection) -> None:

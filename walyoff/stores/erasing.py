@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import sqlite3
 
+from walyoff.stores.destroying import blank
 from walyoff.stores.schema import PLACE
 
 _CHANNEL_TABLES = ("attachments", "expiries", "chunks", "records", "batches", "authors")
 
 
 def erase(connection: sqlite3.Connection, channel_ref: bytes) -> list[bytes]:
-    """Delete a channel's rows, inside a transaction.
+    """Destroy a channel's contents and delete its rows, inside a transaction.
 
-    Returns the names of the files to be removed after it, whose keys are gone with it.
+    Returns the names of the files to be destroyed after it, whose keys are gone with it.
     """
     row = connection.execute("SELECT channel FROM channels WHERE ref = ?", (channel_ref,))
     found = row.fetchone()
@@ -24,16 +25,16 @@ def erase(connection: sqlite3.Connection, channel_ref: bytes) -> list[bytes]:
         return []
     records = "(SELECT record FROM records WHERE channel = ?)"
     places = f"(SELECT {PLACE} FROM records r WHERE channel = ?)"  # noqa: S608
-    files = connection.execute(
-        f"SELECT file FROM contents WHERE file IS NOT NULL AND record IN {places}"  # noqa: S608
-        " UNION SELECT file FROM chunks WHERE channel = ?",
-        (found[0], found[0]),
-    ).fetchall()
+    # First in their places: what follows a deletion moves rows, and leaves copies of them.
+    files = blank(connection, f"record IN {places}", found)
+    chunks = "SELECT file FROM chunks WHERE channel = ?"
+    files += [name for (name,) in connection.execute(chunks, found)]
+    connection.execute("UPDATE chunks SET key = zeroblob(length(key)) WHERE channel = ?", found)
     connection.execute(f"DELETE FROM contents WHERE record IN {places}", found)  # noqa: S608
     connection.execute(f"DELETE FROM uses WHERE record IN {records}", found)  # noqa: S608
     for table in _CHANNEL_TABLES:
         connection.execute(f"DELETE FROM {table} WHERE channel = ?", found)  # noqa: S608
-    return [name for (name,) in files]
+    return files
 
 
 __all__ = ["erase"]

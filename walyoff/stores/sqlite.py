@@ -141,9 +141,7 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> list[bytes]:
             return erase(connection, ref)
 
-        with anyio.CancelScope(shield=True):
-            names = await self.write(Job(work))
-            await anyio.to_thread.run_sync(self._files.remove, names)
+        await self._destroy(work)
 
     async def aclose(self) -> None:
         """Finish what was queued and release the home. Idempotent, not cancellable."""
@@ -226,11 +224,16 @@ class SqliteStore:
 
     async def destroy(self, channel_id: str, record_ids: Sequence[bytes]) -> None:
         """Destroy contents: rows, files, and what the write-ahead log has of them."""
-        vault, files = self._vault, self._files
+        vault = self._vault
 
         def work(connection: sqlite3.Connection) -> list[bytes]:
             return destroy(connection, vault, channel_id, record_ids)
 
+        await self._destroy(work)
+
+    async def _destroy(self, work: Callable[[sqlite3.Connection], list[bytes]]) -> None:
+        """Do it, and destroy the files that it names and what the write-ahead log has."""
+        files = self._files
         # Once begun it is not left half done; what fails is done by the next call.
         with anyio.CancelScope(shield=True):
             self._doomed += await self.write(Job(work))
