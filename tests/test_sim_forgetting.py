@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import ByteReceiveStream
 
 from tests.sim.virtual import Group, group, in_virtual_time, run
 from walyoff import Channel, LocalProtocolError, NotAMemberError
@@ -15,7 +17,8 @@ from walyoff.engine.consent import ERASED, State, Statement
 from walyoff.engine.outbox import Outgoing
 from walyoff.errors import StoreError
 from walyoff.forgetting import ForgetRequest
-from walyoff.records import KIND_CONSENT
+from walyoff.records import CHUNK_SIZE, KIND_CONSENT
+from walyoff.testing.network import Link
 from walyoff.testing.virtual import SimRuntime
 
 SECRET = b"what nobody should have said"
@@ -48,6 +51,16 @@ async def told(g: Group, text: bytes = SECRET, sender: int = 0, **options: Any) 
     others = [c.me for i, c in enumerate(g.channels) if i != sender]
     await receipt.wait_received(by=others)
     return receipt.id
+
+
+async def pieces(data: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), CHUNK_SIZE):
+        yield data[at : at + CHUNK_SIZE]
+
+
+async def drain(source: ByteReceiveStream) -> None:
+    while True:
+        await source.receive()
 
 
 async def request(channel: Channel) -> ForgetRequest:
@@ -295,6 +308,60 @@ async def test_what_is_sent_for_a_time_is_forgotten_by_each_device() -> None:
             assert status.expires is not None
         with pytest.raises(LocalProtocolError):
             await a.send(b"", forget_after=timedelta(0))
+
+
+@in_virtual_time
+async def test_a_file_that_is_sent_for_a_time_goes_with_its_message() -> None:
+    async with group(2) as g:
+        a, b = g.channels
+        data = os.urandom(3 * CHUNK_SIZE)
+        receipt = await a.send_stream(
+            pieces(data), name="film", caption=SECRET, forget_after=timedelta(seconds=30)
+        )
+        async for message in b.messages():
+            assert message.attachment is not None
+            await message.attachment.fetch()
+            break
+        assert [c.engine.attachments.total for c in (a, b)] == [len(data)] * 2
+        await anyio.sleep(31)
+        for name, channel in (("a", a), ("b", b)):
+            assert not holds(g, name, receipt.id)
+            assert channel.engine.attachments.total == 0
+            assert not disk(g, name).chunks.chunks
+            shown = [m async for m in channel.history()]
+            assert shown[0].forgotten is not None
+            assert shown[0].forgotten.expired
+
+
+@in_virtual_time
+async def test_what_is_forgotten_in_the_middle_of_its_transfer_is_fetched_no_more() -> None:
+    async with group(2, Link(latency=0.05, bandwidth=2_000_000)) as g:
+        a, b = g.channels
+        await b.set_forget_policy("auto")
+        data = os.urandom(20 * CHUNK_SIZE)
+        receipt = await a.send_stream(pieces(data), name="film", caption=SECRET)
+        async for message in b.messages():
+            found = message.attachment
+            assert found is not None
+            break
+        await until(lambda: 2 * CHUNK_SIZE < found.held < 15 * CHUNK_SIZE, within=120)
+        reading = found.open()
+        assert await reading.receive() == data[:65536]
+        await a.forget(receipt.id)
+        await until(lambda: not holds(g, "a", receipt.id) and not holds(g, "b", receipt.id))
+        await until(lambda: not disk(g, "a").chunks.chunks and not disk(g, "b").chunks.chunks)
+        # The reader is told, and nothing comes any more: not of what was under way either.
+        with pytest.raises(StoreError, match="forgotten"):
+            await drain(reading)
+        engine = b.engine.attachments
+        assert receipt.id not in engine.open
+        assert receipt.id not in engine.transfers.transfers
+        await anyio.sleep(60)
+        assert engine.total == a.engine.attachments.total == 0
+        assert not disk(g, "b").chunks.chunks
+        # And the session went on.
+        await a.send(b"after")
+        await until(lambda: len(disk(g, "b").contents) > 0)
 
 
 def test_what_expired_while_a_device_was_off_is_gone_before_it_serves_anything() -> None:

@@ -73,7 +73,9 @@ class Draft:
         self._stored = 0
         self._progress = progress
 
-    async def send(self, source: AsyncIterable[bytes], topics: tuple[str, ...]) -> Outgoing:
+    async def send(
+        self, source: AsyncIterable[bytes], topics: tuple[str, ...], lifetime_ms: int
+    ) -> Outgoing:
         """Store what a source gives, and then send the message."""
         attachments = self._engine.attachments
         try:
@@ -104,7 +106,7 @@ class Draft:
                 size=self._size,
                 ids=b"".join(self._ids[place] for place in range(len(self._ids))),
             )
-            item = Outgoing(encode_manifest(manifest), topics, KIND_ATTACHMENT)
+            item = Outgoing(encode_manifest(manifest), topics, KIND_ATTACHMENT, lifetime_ms)
             await self._engine.outbox.send([item])
             while item.record_id in attachments.open:
                 # All of it is here, as is seen in a moment.
@@ -194,6 +196,7 @@ async def send_stream(
     topics: Sequence[str],
     size: int | None,
     progress: Callable[[int], None] | None,
+    lifetime_ms: int = 0,
 ) -> Outgoing:
     """Send what a source gives; see `walyoff.channel.Channel.send_stream`."""
     draft = Draft(
@@ -204,7 +207,7 @@ async def send_stream(
         size=size,
         progress=progress,
     )
-    return await draft.send(source, tuple(topics))
+    return await draft.send(source, tuple(topics), lifetime_ms)
 
 
 async def send_file(
@@ -216,6 +219,7 @@ async def send_file(
     caption: bytes,
     topics: Sequence[str],
     progress: Callable[[int], None] | None,
+    lifetime_ms: int = 0,
 ) -> Outgoing:
     """Send a file; see `walyoff.channel.Channel.send_file`."""
     file = await anyio.to_thread.run_sync(_File, path)
@@ -230,6 +234,7 @@ async def send_file(
                 topics=topics,
                 size=file.size,
                 progress=progress,
+                lifetime_ms=lifetime_ms,
             )
     finally:
         file.close()

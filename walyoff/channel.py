@@ -366,6 +366,7 @@ class Channel(ForgettingApi):
         media_type: str | None = None,
         topics: Sequence[str] = (),
         progress: Callable[[int], None] | None = None,
+        forget_after: timedelta | None = None,
     ) -> Receipt:
         """Send a file, with a caption, which is the message's content.
 
@@ -373,7 +374,8 @@ class Channel(ForgettingApi):
         this returns; others fetch it as they wish, up to 216 GiB. What was sent in this
         channel before is neither stored nor transferred again. Cancelling leaves it sent or
         not sent, and sending it again goes on where this one stopped. `progress` is called
-        with the bytes that are stored so far.
+        with the bytes that are stored so far. `forget_after` is as in `send`: the file goes
+        with its caption.
 
         Raises:
             OSError: the file cannot be read.
@@ -382,7 +384,7 @@ class Channel(ForgettingApi):
             QuotaExceededError: the channel's quota does not allow it.
             NotAMemberError, StoreError: as `send`.
         """
-        checked = check_topics(topics)
+        checked, lifetime = check_topics(topics), lifetime_ms(forget_after)
         self._check_member()
         item = await send_file(
             self._engine,
@@ -392,6 +394,7 @@ class Channel(ForgettingApi):
             caption=check_text(caption),
             topics=checked,
             progress=progress,
+            lifetime_ms=lifetime,
         )
         return make_receipt(self._engine, item)
 
@@ -405,13 +408,14 @@ class Channel(ForgettingApi):
         size: int | None = None,
         topics: Sequence[str] = (),
         progress: Callable[[int], None] | None = None,
+        forget_after: timedelta | None = None,
     ) -> Receipt:
         """Send what an async iterable gives as a file; see `send_file`.
 
         With a `size` nothing is sent unless it gives exactly so many bytes. What the source
         raises comes out, and nothing is sent.
         """
-        checked = check_topics(topics)
+        checked, lifetime = check_topics(topics), lifetime_ms(forget_after)
         self._check_member()
         item = await send_stream(
             self._engine,
@@ -422,6 +426,7 @@ class Channel(ForgettingApi):
             topics=checked,
             size=size,
             progress=progress,
+            lifetime_ms=lifetime,
         )
         return make_receipt(self._engine, item)
 

@@ -42,9 +42,9 @@ async def send(
     channel, text = _sort_out(device, arguments, file)
     await _may_write(console, channel)
     if file is not None:
-        if lifetime is not None:
-            raise click.UsageError("--forget-after is for messages without a file")
-        await send_file(console, channel, text, file=file, topics=topics, wait=wait)
+        await send_file(
+            console, channel, text, file=file, topics=topics, wait=wait, forget_after=lifetime
+        )
         return
     content = await _content(text)
     receipt = await channel.send(content, topics=topics, forget_after=lifetime)

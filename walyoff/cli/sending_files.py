@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import aclosing
+from datetime import timedelta
 from pathlib import Path
 
 import anyio
@@ -25,6 +26,7 @@ async def send_file(
     file: Path,
     topics: Sequence[str],
     wait: float,
+    forget_after: timedelta | None = None,
 ) -> None:
     """Send one file, and stay while others fetch it."""
     size = (await anyio.Path(file).stat()).st_size
@@ -35,7 +37,11 @@ async def send_file(
 
     with console.step(f"storing {name}"):
         receipt = await channel.send_file(
-            file, caption=os.fsencode(caption), topics=topics, progress=stored
+            file,
+            caption=os.fsencode(caption),
+            topics=topics,
+            progress=stored,
+            forget_after=forget_after,
         )
     expected = others(channel)
     held: dict[str, int] = {}
