@@ -9,11 +9,13 @@ about one of them do not understand each other.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -33,6 +35,7 @@ from walyoff.engine.consent import PROPOSE, Statement
 from walyoff.epochs import Epoch, seal_anchor
 from walyoff.invitations import Invitation
 from walyoff.manifest import Manifest, chunk_id, encode_manifest
+from walyoff.moving.archive import EXPORT, SALT_SIZE, ArchiveWriter
 from walyoff.records import (
     CHUNK_SIZE,
     KIND_CONSENT,
@@ -47,6 +50,8 @@ from walyoff.records import (
     signed_message,
 )
 from walyoff.session.transcript import blinded_tag
+from walyoff.stores import keyfile
+from walyoff.stores.vault import Vault
 from walyoff.wire import pack
 from walyoff.words import session_words
 
@@ -291,6 +296,7 @@ def wire_vectors() -> dict[str, str]:
             incarnation=NOW_MS,
         ).body(),
         **{f"rpc.{name}": rpc.encode(message) for name, message in messages.items()},
+        "archive": example_archive(),
     }
     return {
         **{name: value.hex() for name, value in vectors.items()},
@@ -298,6 +304,27 @@ def wire_vectors() -> dict[str, str]:
         "invitation.old_string": OLD_STRING,
         "invitation.words": "-".join(session_words(bytes(range(32)))),
     }
+
+
+#: The key of the home that the archive is of.
+ARCHIVE_KEY = bytes(range(64, 96))
+ARCHIVE_PARTS = {"cursors": b"all cursors", "keys/name": b"", "store.db": b"database"}
+
+
+def example_archive() -> bytes:
+    """An export without a passphrase, with three parts."""
+    file = io.BytesIO()
+    with mock.patch("walyoff.moving.archive.os.urandom", return_value=b"\x31" * SALT_SIZE):
+        writer = ArchiveWriter(
+            file,
+            kind=EXPORT,
+            key_block=keyfile.encode(ARCHIVE_KEY, None),
+            key=Vault(ARCHIVE_KEY).archive_key,
+        )
+    for path, data in ARCHIVE_PARTS.items():
+        writer.add(path, io.BytesIO(data), len(data))
+    writer.finish()
+    return file.getvalue()
 
 
 def stored(file: str) -> dict[str, Any]:

@@ -465,6 +465,17 @@ def test_an_identity_is_a_member_of_another_one(tmp_path: Path) -> None:
     objects("send", "team", "hello", "--no-wait", *home(tmp_path))
     (message,) = objects("log", "team", *home(tmp_path))
     assert message["path"] == [me["me"], me["channel"], team["channel"]]
+    # Somebody else joins it as an identity.
+    friend = home(tmp_path / "friend")
+    (other,) = objects("create", "friend", *friend)
+    with running("invite", "team", "--json", *home(tmp_path)) as inviting:
+        invited = inviting.json()["invitation"]
+        (joined,) = objects("join", "-", "--as", "friend", *friend, stdin=invited.encode())
+        assert inviting.json()["joined"] == other["channel"]
+        inviting.end()
+    assert (joined["channel"], joined["members"]) == (team["channel"], 2)
+    paths = [m["path"] for m in objects("members", "team", *friend)]
+    assert [other["me"], other["channel"]] in paths
     shown = walyoff("log", "team", *home(tmp_path)).stdout.decode()
     assert f"you     of …{me['channel'][-6:]}  hello" in shown
 

@@ -118,3 +118,11 @@ def test_rules_roles_renewal_and_leaving_on_every_device(world: World) -> None:
     assert governance(b)["members"] == {one: "admin", two: "member"}
     b.call("send", content=b"back again")
     a.call("wait_content", contents=[b"back again"], limit=60)
+
+    # The only admin does not leave the others without one, and nothing is written of it.
+    before = a.call("attack", name="tips", args={})
+    with pytest.raises(FailedError, match="only admin"):
+        a.call("leave", limit=60)
+    assert a.call("attack", name="tips", args={}) == before
+    for device in (a, b):
+        assert governance(device)["members"] == {one: "admin", two: "member"}

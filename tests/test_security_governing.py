@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import anyio
 import pytest
 
@@ -10,7 +12,8 @@ from tests.test_security_removal import contents, until
 from walyoff import Channel, frames
 from walyoff.abc import Governance
 from walyoff.engine.control_keys import RENEW_AFTER_MS
-from walyoff.errors import LocalProtocolError, NotAMemberError
+from walyoff.errors import LedgerError, LocalProtocolError, NotAMemberError
+from walyoff.testing.world import SimPlatform
 
 
 def governance(channel: Channel) -> Governance:
@@ -36,6 +39,39 @@ async def test_renewed_control_keys_reach_all_members_while_messages_flow() -> N
         assert len({governance(x).newest_key for x in g.channels}) == 1
         await until(lambda: b.keys_given() == sorted([a.me, c.me]))
         assert await read(c, 5) == [b"%d" % n for n in range(5)]
+
+
+@in_virtual_time
+async def test_a_devices_own_control_keys_are_renewed_by_age() -> None:
+    renewed: list[str] = []
+    renew = SimPlatform.renew_device
+
+    async def note(self: SimPlatform, did: str) -> None:
+        renewed.append(did)
+        if renewed.count(did) == 1:
+            raise LedgerError("not now")
+        await renew(self, did)
+
+    with (
+        mock.patch("walyoff.own_keys.CHECK_EVERY_S", 10.0),
+        mock.patch("walyoff.own_keys.RENEW_AFTER_MS", 100_000),
+        mock.patch.object(SimPlatform, "renew_device", note),
+    ):
+        async with group(2) as g:
+            a, b = g.channels
+            first = a.engine.credentials.certificate.certificate_id
+            # From the first look on it is known how old they are.
+            await anyio.sleep(100)
+            assert renewed == []
+            await anyio.sleep(40)
+            # One that failed is tried again, and then not before its time.
+            assert [did for did in renewed if did == a.me] == [a.me, a.me]
+            await anyio.sleep(60)
+            assert [did for did in renewed if did == a.me] == [a.me, a.me]
+            # What it signs by is certified by the new ones.
+            assert a.engine.credentials.certificate.certificate_id != first
+            await a.send(b"after")
+            assert await read(b, 1) == [b"after"]
 
 
 @in_virtual_time

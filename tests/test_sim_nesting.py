@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -368,6 +369,46 @@ async def test_groups_that_another_device_founds_without_end_are_taken_up_to_a_n
             assert state.given_by == h.channel("alice0", "alice").me
         # What the previous format kept has none.
         assert ChannelState.decode(pack(unpack(states[0].encode(), 4096)[:4])).given_by == ""
+
+
+@in_virtual_time
+async def test_a_grant_that_is_larger_than_a_frame_travels_in_parts() -> None:
+    """Both to who joins as an identity and to a further device of it."""
+    async with houses() as h:
+        club = await h.group("club", {"alice": 1})
+        # Blocks of others, which everybody keeps and nobody believes.
+        ledger = h.world.chain("alice0", f"{club.did}/ledger")
+        for _ in range(20):
+            ledger.append(os.urandom(1 << 20))
+        sent: list[list[frames.Frame]] = []
+        grant_frames = granting.grant_frames
+
+        def noted(grant: Any) -> list[frames.Frame]:
+            sent.append(list(grant_frames(grant)))
+            return sent[-1]
+
+        with (
+            mock.patch("walyoff.joining.grant_frames", noted),
+            mock.patch("walyoff.kinship.grant_frames", noted),
+        ):
+            bob = await h.person("bob", 1)
+            joined = await h.devices["bob0"].join(await club.invite(), identity=bob)
+            await joined.wait_peer(club.me)
+            new = await h.device("bob1")
+            await new.join(await bob.invite())
+            await until(lambda: h.has("bob1", "club"))
+        large = [made for made in sent if len(made) > 1]
+        assert [type(made[-1]) for made in large] == [frames.JoinGrant, frames.GroupGrant]
+        for made in large:
+            parts = [part for part in made if isinstance(part, frames.Part)]
+            assert sum(len(part.data) for part in parts) > frames.MAX_FRAME
+            assert max(len(frames.encode(frame)) for frame in made) < frames.MAX_FRAME / 2
+        for name in ("bob0", "bob1"):
+            theirs = h.world.chain(name, f"{club.did}/ledger")
+            assert set(ledger.blocks) <= set(theirs.blocks)
+        await club.send(b"to everybody")
+        for name in ("bob0", "bob1"):
+            assert await reads(h.channel(name, "club"), b"to everybody")
 
 
 @in_virtual_time

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from walyoff_codecs.hybrid1 import Hybrid1
 
@@ -16,7 +19,10 @@ from walyoff.certificates import decode
 from walyoff.discovery import decode_presence
 from walyoff.epochs import open_anchor, seal_anchor
 from walyoff.invitations import parse
+from walyoff.moving.archive import EXPORT, ArchiveReader
 from walyoff.records import decode_batch
+from walyoff.stores import keyfile
+from walyoff.stores.vault import Vault
 from walyoff.trust import Credentials
 from walyoff.wire import unpack
 
@@ -65,6 +71,30 @@ def test_the_anchor_that_the_vectors_are_of_opens() -> None:
     payload = seal_anchor(EPOCH, [b"\x0d" * 4], [(batch.body, b"\x0e" * 4)], salt=salt)
     assert payload.hex().startswith(WIRE["anchor.block_begins"])
     assert open_anchor(EPOCH, payload).batches == ((batch.body, b"\x0e" * 4),)
+
+
+def test_the_archive_that_the_vector_is_can_be_read_by_its_description() -> None:
+    data = bytes.fromhex(WIRE["archive"])
+    head = data[: 8 + 38 + 32]
+    assert head[:8] == b"WOAR\x01\x01" + (38).to_bytes(2, "big")
+    assert head[8:46] == b"WOFK\x01\x00" + make_vectors.ARCHIVE_KEY
+    derived = blake3(
+        make_vectors.ARCHIVE_KEY, derive_key_context="walyoff store 2025 archives"
+    ).digest()
+    key = blake3(head[46:], key=derived).digest()
+    plain = AESGCM(key).decrypt(bytes(11) + b"\x01", data[len(head) :], head)
+    for path, value in make_vectors.ARCHIVE_PARTS.items():
+        size = int.from_bytes(plain[:4], "big")
+        assert unpack(plain[4 : 4 + size], 512) == [path, len(value)]
+        assert plain[4 + size : 4 + size + len(value)] == value
+        plain = plain[4 + size + len(value) :]
+    assert plain == bytes(4)
+    # And by the code, as any export of today.
+    reader = ArchiveReader(io.BytesIO(data), EXPORT)
+    keys = Vault(keyfile.decode(reader.key_block, None, Path("export")))
+    parts = reader.parts(keys.archive_key(reader.salt))
+    found = {path: b"".join(pieces) for path, _, pieces in parts}
+    assert found == make_vectors.ARCHIVE_PARTS
 
 
 def test_the_integers_of_the_vector_are_those_of_the_documentation() -> None:
