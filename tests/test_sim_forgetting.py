@@ -13,6 +13,7 @@ from anyio.abc import ByteReceiveStream
 
 from tests.sim.virtual import Group, group, in_virtual_time, run
 from walyoff import Channel, LocalProtocolError, NotAMemberError
+from walyoff.attachments import Attachment
 from walyoff.engine.consent import ERASED, State, Statement
 from walyoff.engine.outbox import Outgoing
 from walyoff.errors import StoreError
@@ -56,6 +57,13 @@ async def told(g: Group, text: bytes = SECRET, sender: int = 0, **options: Any) 
 async def pieces(data: bytes) -> AsyncIterator[bytes]:
     for at in range(0, len(data), CHUNK_SIZE):
         yield data[at : at + CHUNK_SIZE]
+
+
+async def first_file(channel: Channel) -> Attachment:
+    """The attachment of the first message."""
+    message = await anext(channel.messages())
+    assert message.attachment is not None
+    return message.attachment
 
 
 async def drain(source: ByteReceiveStream) -> None:
@@ -318,10 +326,7 @@ async def test_a_file_that_is_sent_for_a_time_goes_with_its_message() -> None:
         receipt = await a.send_stream(
             pieces(data), name="film", caption=SECRET, forget_after=timedelta(seconds=30)
         )
-        async for message in b.messages():
-            assert message.attachment is not None
-            await message.attachment.fetch()
-            break
+        await (await first_file(b)).fetch()
         assert [c.engine.attachments.total for c in (a, b)] == [len(data)] * 2
         await anyio.sleep(31)
         for name, channel in (("a", a), ("b", b)):
@@ -340,10 +345,7 @@ async def test_what_is_forgotten_in_the_middle_of_its_transfer_is_fetched_no_mor
         await b.set_forget_policy("auto")
         data = os.urandom(20 * CHUNK_SIZE)
         receipt = await a.send_stream(pieces(data), name="film", caption=SECRET)
-        async for message in b.messages():
-            found = message.attachment
-            assert found is not None
-            break
+        found = await first_file(b)
         await until(lambda: 2 * CHUNK_SIZE < found.held < 15 * CHUNK_SIZE, within=120)
         reading = found.open()
         assert await reading.receive() == data[:65536]
