@@ -78,6 +78,14 @@ assert not public.verify_signature(keys.sign(b"text"), b"other")
 assert not {"ecies", "Crypto"} & set(sys.modules)
 assert keys.decrypt(public.encrypt(b"secret")) == b"secret"
 assert {"ecies", "Crypto"} < set(sys.modules)
+
+# What keys there are is told without loading them, which signs to check the pairs.
+from walyoff.child.keyring import Keyring
+from walyoff.sealing import Sealing
+sealing = Sealing(b"k" * 32)
+Keyring(stock.keys, home / "keys", sealing).save("did:walytisidentities:x", [keys, keys])
+again = Keyring(None, home / "keys", sealing)
+assert again.ids("did:walytisidentities:x") == [keys.get_id()] * 2
 """
     loaded = {name.partition(".")[0] for name in run(code, str(tmp_path / "home"))}
     assert {"walytis_beta", "walytis_identities", "multi_crypt"} <= loaded

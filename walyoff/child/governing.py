@@ -264,7 +264,7 @@ class Governing:
     def _lacking(self, did: str, reading: Reading) -> list[bytes]:
         """Only the newest are of use; older ones are history."""
         newest = reading.keys[-1]
-        return [] if newest in self._held(did) else [pin_of(newest)]
+        return [] if newest in self._keyring.ids(did) else [pin_of(newest)]
 
     def _keys(self, did: str) -> Any:
         if self._lacking(did, self._read(did)):
@@ -285,7 +285,7 @@ class Governing:
         self._keyring.save(did, [groups[key] for key in order])
 
     def _first_pin(self, did: str) -> bytes:
-        return pin_of(self._keyring.groups(did)[0].get_id())
+        return pin_of(self._keyring.ids(did)[0])
 
     # ------------------------------------------------------------------- writing
 

@@ -304,7 +304,7 @@ class Identities:
         return any(verify(key, signature, data) for key in reversed(reading.keys))
 
     def _own_pin(self, did: str) -> bytes:
-        return pin_of(self._keyring.groups(did)[0].get_id())
+        return pin_of(self._keyring.ids(did)[0])
 
     def _pin_of_group(self, did: str) -> bytes:
         group = self._groups.get(did)

@@ -45,6 +45,7 @@ class Keyring:
         self._sealing = sealing
         self._lock = threading.Lock()
         self._loaded: dict[str, list[Any]] = {}
+        self._ids: dict[str, list[str]] = {}
         #: So that reading a chain again is cheap.
         self.verified = Verified(folder.parent / "child" / "verified", sealing)
         self._public = functools.lru_cache(maxsize=128)(self._parse_public)
@@ -78,6 +79,7 @@ class Keyring:
             sealed = self._sealing.seal(self.serialise(groups), self._place(path))
             replace_file(path, sealed)
             self._loaded[did] = list(groups)
+            self._ids[did] = [group.get_id() for group in groups]
 
     def holds(self, did: str) -> bool:
         """Whether there are control keys of a DID here."""
@@ -88,9 +90,26 @@ class Keyring:
         with self._lock:
             self._path(did).unlink(missing_ok=True)
             self._loaded.pop(did, None)
+            self._ids.pop(did, None)
+
+    def ids(self, did: str) -> list[str]:
+        """The key group ids of a DID that is held here, oldest first; no key is loaded for it.
+
+        Raises:
+            LocalProtocolError: the device has no keys of the DID.
+            StoreError: the key file is damaged.
+        """
+        with self._lock:
+            if did not in self._ids:
+                self._ids[did] = [
+                    "".join(f"|{key['family']}:{key['creation_time']}:{key['public_key']}"
+                            for key in group)
+                    for group in self._stored(did)
+                ]  # fmt: skip
+            return list(self._ids[did])
 
     def groups(self, did: str) -> list[Any]:
-        """The control keys of a DID that is held here, oldest first.
+        """The control keys of a DID that is held here, oldest first; the pairs are checked.
 
         Raises:
             LocalProtocolError: the device has no keys of the DID.
@@ -98,17 +117,22 @@ class Keyring:
         """
         with self._lock:
             if did not in self._loaded:
-                path = self._path(did)
                 try:
-                    data = path.read_bytes()
-                except FileNotFoundError:
-                    raise LocalProtocolError("this device has no keys of the DID") from None
-                try:
-                    value = self._sealing.unseal(data, self._place(path))
-                    self._loaded[did] = self.deserialise(value)
+                    self._loaded[did] = [self._group(item) for item in self._stored(did)]
                 except RemoteProtocolError as error:
                     raise StoreError("a key file is damaged") from error
             return self._loaded[did]
+
+    def _stored(self, did: str) -> list[list[dict[str, str]]]:
+        path = self._path(did)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise LocalProtocolError("this device has no keys of the DID") from None
+        try:
+            return _decode(self._sealing.unseal(data, self._place(path)))
+        except RemoteProtocolError as error:
+            raise StoreError("a key file is damaged") from error
 
     def serialise(self, groups: list[Any]) -> bytes:
         """Control keys as bytes, secrets included."""
@@ -118,25 +142,14 @@ class Keyring:
 
     def deserialise(self, secrets: bytes) -> list[Any]:
         """The inverse; the pairs are checked. Raises RemoteProtocolError."""
-        value = unpack(secrets, MAX_SECRETS)
-        if not isinstance(value, list) or not 0 < len(value) <= MAX_GROUPS:
-            raise RemoteProtocolError("secrets of no control keys")
-        return [self._group(item) for item in value]
+        return [self._group(item) for item in _decode(secrets)]
 
-    def _group(self, item: Any) -> Any:
-        if not isinstance(item, list) or not 0 < len(item) <= MAX_KEYS:
-            raise RemoteProtocolError("control keys of no keys")
-        group = []
-        for raw in item:
-            fields = expect_array(raw, len(_FIELDS), "control key")
-            texts = [expect_str(f, "control key", limit=MAX_KEY_ID) for f in fields]
-            try:
-                data = dict(zip(_FIELDS, texts, strict=True))
-                group.append(self._keys.Key.deserialise_private(data))
-            except Exception:
-                # Upstream raises many kinds; the cause could carry parts of the secret.
-                raise RemoteProtocolError("control key is malformed") from None
-        return self._keys.KeyGroup(group)
+    def _group(self, item: list[dict[str, str]]) -> Any:
+        try:
+            return self._keys.KeyGroup([self._keys.Key.deserialise_private(k) for k in item])
+        except Exception:
+            # Upstream raises many kinds; the cause could carry parts of the secret.
+            raise RemoteProtocolError("control key is malformed") from None
 
     def _path(self, did: str) -> Path:
         return self._folder / chain_of(did)
@@ -183,6 +196,24 @@ class Keyring:
         if len(group.keys) > MAX_KEYS or group.get_id() != key_group_id:
             raise ValueError("key group id is not canonical")
         return group
+
+
+def _decode(secrets: bytes) -> list[list[dict[str, str]]]:
+    value = unpack(secrets, MAX_SECRETS)
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_GROUPS:
+        raise RemoteProtocolError("secrets of no control keys")
+    return [_decode_group(item) for item in value]
+
+
+def _decode_group(item: Any) -> list[dict[str, str]]:
+    if not isinstance(item, list) or not 0 < len(item) <= MAX_KEYS:
+        raise RemoteProtocolError("control keys of no keys")
+    group = []
+    for raw in item:
+        fields = expect_array(raw, len(_FIELDS), "control key")
+        texts = [expect_str(f, "control key", limit=MAX_KEY_ID) for f in fields]
+        group.append(dict(zip(_FIELDS, texts, strict=True)))
+    return group
 
 
 def compact(signature: bytes) -> bytes:
