@@ -256,3 +256,18 @@ def test_who_lost_a_membership_is_named_and_who_came_back_is_not(
                 assert not named, kin
             elif kin.did in before:
                 assert named, kin
+
+
+def test_what_a_did_says_of_its_keys_itself_counts_before_what_anybody_says() -> None:
+    """A member who is nearer claims another one's device, with keys of its own."""
+    chains = Chains().join("G", "p", "q").join("q", "phone")
+    chains.join("p", "phone", pin=b"other keys")
+
+    def committed(did: str) -> bytes | None:
+        return did.encode() if did == "phone" else None
+
+    assert flatten("G", chains.read).pins["phone"] == b"other keys"
+    found = flatten("G", chains.read, committed)
+    assert found.pins["phone"] == b"phone"
+    assert [kin.path for kin in found.devices if kin.did == "phone"] == [("phone", "q")]
+    assert found.refused == {family.OTHER_PIN: 1}

@@ -21,6 +21,7 @@ from walyoff.child.acts import (
     IdentityBlock,
     pin_of,
 )
+from walyoff.child.births import Birth
 from walyoff.child.reader import Reading
 
 A, B, C, D, E = "did:a", "did:b", "did:c", "did:d", "did:e"
@@ -39,8 +40,11 @@ def approved(did: str, pin: bytes, signature: bytes, body: bytes) -> int:
 class Group:
     """A chain whose blocks members write; each on all tips unless told otherwise."""
 
-    def __init__(self, rule: str | None = "any", seed: int = 0) -> None:
+    def __init__(
+        self, rule: str | None = "any", seed: int = 0, birth: Birth | None = None
+    ) -> None:
         self.blocks: list[IdentityBlock] = []
+        self.birth = birth
         self._random = random.Random(seed)
         self.key(K0, K0)
         if rule is None:
@@ -61,6 +65,7 @@ class Group:
             topics=tuple(topics),
             parents=tuple(self.tips() if parents is None else parents),
             content=content,
+            place=len(self.blocks),
         )
         self.blocks.append(block)
         return ref
@@ -148,9 +153,8 @@ class Group:
         return self.put([topic], content, claim.parents)
 
     def read(self, blocks: Sequence[IdentityBlock] | None = None) -> Reading:
-        return reader.read_identity(
-            GROUP, PIN, self.blocks if blocks is None else blocks, verify, approved
-        )
+        found = self.blocks if blocks is None else blocks
+        return reader.read_identity(GROUP, PIN, found, verify, approved, birth=self.birth)
 
     def current(self) -> set[str]:
         return {m.did for m in self.read().members.values() if m.current}
@@ -625,3 +629,26 @@ def test_a_renewal_by_replaced_keys_that_comes_first_does_not_hide_the_newer_one
     three.do(B, "leave", A, signer=B, parents=before)
     assert three.read().keys == [K0, K1]
     assert three.current() == {A, B, C}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_block_with_a_signature_that_does_not_hold_hides_no_act(seed: int) -> None:
+    """A former member repeats its removal with rubbish in it, under a name that comes first."""
+    group = Group("any", seed)
+    for did in (B, C):
+        group.do(A, "join", did)
+    group.key(K0, K1, by=A)
+    group.do(A, "leave", C, key=K1)
+    group.do(B, "join", D, key=K1)
+    expected = group.read()
+    assert group.current() == {A, B, D}
+    for block in group.blocks[-2:]:
+        info = json.loads(block.content)["info_content"]
+        # The approval holds, and control keys of before signed; or it is the other way round.
+        group.info(block.topics[1], info, K0, block.parents)
+        info["walyoff"]["sig"] = base64.b64encode(b"rubbish").decode()
+        for key in (K0, K1):
+            group.info(block.topics[1], info, key, block.parents)
+    reading = group.read()
+    assert reading.members == expected.members
+    assert reading.refused == {reader.REPLAYED: 6}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.test_reader import sign, verify
 from walyoff.child import readings
@@ -42,7 +45,10 @@ class Held:
                 ]
 
             def read(self, cid: str) -> bytes:
-                return next(b.content for b in found if b.ref == cid)
+                return next((b.content for b in found if b.ref == cid), b"")
+
+            def place(self, cid: str) -> int:
+                return next(n for n, b in enumerate(found) if b.ref == cid)
 
         return Files()
 
@@ -57,26 +63,34 @@ class Held:
         nonce = len(found).to_bytes(16, "big")
         return Claim(group=did, kind=kind, by=by, nonce=nonce, parents=(found[-1].ref,), **more)
 
-    def key(self, did: str, old: str, new: str) -> None:
+    def key(
+        self, did: str, old: str, new: str, *, by: str | None = None, own: str = ""
+    ) -> None:
         data = f"{old}--{new}".encode()
         value: dict[str, Any] = {
             "old_keys": old,
             "new_keys": new,
             "signature": base64.urlsafe_b64encode(sign(old, data)).decode(),
         }
+        if by is not None:
+            claim = self.claim(did, by, "renew", pin=pin_of(new))
+            value["walyoff"] = claim.as_field(sign(own, claim.body()))
         self.put(did, "control_key", json.dumps(value).encode())
 
     def join(self, did: str, by: str, member: str, *, own: str) -> None:
-        key = f"|{did}"
+        self.member("join", did, by, member, own=own, key=f"|{did}")
+
+    def member(self, kind: str, did: str, by: str, member: str, *, own: str, key: str) -> None:
         pin = pin_of(f"|{member}")
-        claim = self.claim(did, by, "join", subject=member, pin=pin)
+        claim = self.claim(did, by, kind, subject=member, pin=pin)
         info = {"did": member, "walyoff": claim.as_field(sign(own, claim.body()))}
         signature = sign(key, json.dumps(info).encode())
         value = {
             "info_content": info,
             "signature": base64.urlsafe_b64encode(signature).decode(),
         }
-        self.put(did, "member_joining", json.dumps(value).encode())
+        topic = {"join": "member_joining", "leave": "member_leaving"}[kind]
+        self.put(did, topic, json.dumps(value).encode())
 
     def rules(self, did: str, by: str) -> None:
         claim = self.claim(did, by, "rules", rule="any")
@@ -125,3 +139,82 @@ def test_a_reading_is_made_anew_when_the_chain_of_an_actor_grows(held: Held) -> 
     assert set(made.read(group, pin_of(f"|{group}")).members) == {a, b}
     held.key(a, f"|{a}", "|renewed")
     assert set(made.read(group, pin_of(f"|{group}")).members) == {a, b, c}
+
+
+def read_all(held: Held, order: list[str]) -> dict[str, Any]:
+    """What the chains say, read in an order, each from what was read before it."""
+    made = held.readings()
+    found = {did: made.read(did, pin_of(f"|{did}")) for did in order}
+    return {
+        did: (found[did].members, found[did].keys, found[did].rule) for did in sorted(order)
+    }
+
+
+def test_a_circle_that_a_former_member_writes_takes_nothing_from_anybody(held: Held) -> None:
+    """It has the person's old keys, and writes there as if the group acted for the person."""
+    device, friend = PREFIX + "device", PREFIX + "friend"
+    person, group = PREFIX + "person", PREFIX + "group"
+    for did in (device, friend):
+        held.key(did, f"|{did}", f"|{did}")
+    held.identity(person, device)
+    held.identity(group, person)
+    held.join(group, person, friend, own=f"|{person}")
+    everybody = [device, friend, person, group]
+    expected = read_all(held, everybody)
+    assert set(expected[group][0]) == {person, friend}
+    # Nobody who is a member did this: the group is none of the person's.
+    held.join(person, group, group, own=f"|{group}")
+    held.join(person, group, friend, own=f"|{group}")
+    for order in itertools.permutations(everybody):
+        assert read_all(held, list(order)) == expected
+
+
+_ids = [f"{PREFIX}{n}" for n in range(4)]
+_device = PREFIX + "device"
+_acts = st.lists(
+    st.tuples(
+        st.sampled_from(_ids),
+        st.sampled_from([*_ids, _device]),
+        st.sampled_from(["join", "leave", "renew"]),
+        st.sampled_from([*_ids, _device]),
+        st.integers(0, 3),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_acts, st.permutations([*_ids, _device]), st.permutations([*_ids, _device]))
+def test_circles_are_read_alike_in_any_order(
+    acts: list[tuple[str, str, str, str, int]], one: list[str], other: list[str]
+) -> None:
+    """Identities that are members of one another, act for one another and renew their keys."""
+    with mock.patch.object(readings, "content_of", lambda file: file):
+        held = Held()
+        held.key(_device, f"|{_device}", f"|{_device}")
+        for did in _ids:
+            held.identity(did, _device)
+        newest = {did: f"|{did}" for did in [*_ids, _device]}
+        for did, by, act, subject, old in acts:
+            if act == "renew":
+                new = f"{newest[did]}'"
+                held.key(did, newest[did], new, by=by, own=newest[by])
+                newest[did] = new
+            else:
+                own = newest[by].rstrip("'") if old == 0 else newest[by]
+                held.member(act, did, by, subject, own=own, key=newest[did])
+        assert read_all(held, one) == read_all(held, other)
+
+
+def test_identities_that_are_believed_by_one_another_alone_do_nothing(held: Held) -> None:
+    """Each would be let in by the other one, and neither is the first."""
+    a, b, device = PREFIX + "a", PREFIX + "b", PREFIX + "device"
+    held.key(device, f"|{device}", f"|{device}")
+    for did in (a, b):
+        held.key(did, f"|{did}", f"|{did}")
+    held.join(a, b, b, own=f"|{b}")
+    held.rules(a, b)
+    held.join(b, a, a, own=f"|{a}")
+    held.rules(b, a)
+    held.join(a, b, device, own=f"|{b}")
+    assert read_all(held, [a, b]) == read_all(held, [b, a])

@@ -13,18 +13,27 @@ import anyio.abc
 import pytest
 
 from tests.sim.virtual import in_virtual_time
-from walyoff import Channel, Device, SupersededError
+from walyoff import Channel, Device, SupersededError, plugins
+from walyoff.certificates import Certificate, encode
 from walyoff.cli.console import Console
 from walyoff.cli.runtime import Failure
 from walyoff.cli.sending import _may_write
 from walyoff.engine.facts import FetchBatches
 from walyoff.engine.reconciler import Reconciler
 from walyoff.engine.resuming import MAX_FAILURES, Resuming
-from walyoff.incarnations import begin_incarnation, check_current, note_exported, undo_export
+from walyoff.incarnations import (
+    EARLIEST_MS,
+    begin_incarnation,
+    check_current,
+    note_exported,
+    undo_export,
+)
 from walyoff.testing.memory import MemoryDisk, MemoryStore
 from walyoff.testing.network import LAN
 from walyoff.testing.virtual import SimRuntime
 from walyoff.testing.world import SimWorld
+from walyoff.trust import Standing
+from walyoff.wire import pack, unpack
 
 SOON = 60.0
 
@@ -387,3 +396,114 @@ async def test_an_exported_home_opens_again_only_when_it_is_taken_back() -> None
         assert not back.status()["resuming"]
         await back.send(b"here again")
         await holds(channels["a"], said(b"here again"))
+
+
+DAY_MS = 24 * 3600 * 1000
+
+
+async def claim(copies: Copies, b: Channel, number: int, generation: int) -> bytes:
+    """A certificate for b's DID by somebody who has control keys of it."""
+    cipher = plugins.suite("classic-1")
+    now = SimRuntime(1).wall_ms()
+    certificate = Certificate(
+        channel=b.did,
+        member=b.me,
+        suite="classic-1",
+        key_types=cipher.key_types,
+        sign_public=cipher.new_sign_key().public,
+        seal_public=cipher.new_seal_key().public,
+        not_before_ms=now - DAY_MS,
+        not_after_ms=now + DAY_MS,
+        incarnation=number,
+    )
+    return encode(certificate, copies.world.sign(b.me, certificate.body(), generation))
+
+
+@in_virtual_time
+async def test_an_incarnation_of_the_future_is_none() -> None:
+    async with devices("a", "b") as (copies, channels):
+        a, b = channels["a"], channels["b"]
+        ahead = await claim(copies, b, SimRuntime(1).wall_ms() + 2 * DAY_MS, 1)
+        for channel in (a, b):
+            await channel.engine.trust.add(ahead)
+            assert channel.engine.trust.incarnation(b.me) == 0
+        await anyio.sleep(SOON)
+        await (await b.send(b"still here")).wait_received(by=a.me)
+        # What may be a clock's error counts, and whoever takes over then comes after it.
+        later = await claim(copies, b, SimRuntime(1).wall_ms() + DAY_MS // 2, 1)
+        await a.engine.trust.add(later)
+        await copies.superseded("b")
+        await begin_incarnation(MemoryStore(copies.world.disk("b")), SimRuntime(1).wall_ms())
+        again = await copies.start("b")
+        await again.send(b"back again")
+        await holds(a, said(b"still here", b"back again"))
+
+
+@in_virtual_time
+async def test_who_has_control_keys_that_a_device_replaced_does_not_stop_it() -> None:
+    async with devices("a", "b") as (copies, channels):
+        a, b = channels["a"], channels["b"]
+        await copies.device["b"].renew_keys()
+        await (await b.send(b"by newer keys")).wait_received(by=a.me)
+        stolen = await claim(copies, b, SimRuntime(1).wall_ms() + DAY_MS // 2, 1)
+        for channel in (a, b):
+            trusted = await channel.engine.trust.add(stolen)
+            assert channel.engine.trust.superseded(trusted.certificate)
+            assert channel.engine.trust.taken_over(trusted.certificate)
+            # Nor does it write where the device wrote.
+            assert channel.engine.trust.overruled(trusted.certificate, 2)
+        await anyio.sleep(SOON)
+        await (await b.send(b"still here")).wait_received(by=a.me)
+        unharmed(a, b)
+        # Both know it after a start, too.
+        await copies.stop("a")
+        again = await copies.start("a")
+        assert again.engine.trust.standing(b.me).generation == 2
+        assert again.engine.trust.superseded(trusted.certificate)
+
+
+@in_virtual_time
+async def test_a_device_shows_its_newer_control_keys_when_older_ones_are_used() -> None:
+    """They were used before the device had a certificate by the newer ones here."""
+    async with devices("a", "b") as (copies, channels):
+        a, b = channels["a"], channels["b"]
+        copies.world.generations[b.me] = 2
+        stolen = await claim(copies, b, SimRuntime(1).wall_ms() + DAY_MS // 2, 1)
+        await a.engine.trust.add(stolen)
+        await anyio.sleep(SOON)
+        await (await b.send(b"still here")).wait_received(by=a.me)
+        assert a.engine.trust.standing(b.me).generation == 2
+        unharmed(a, b)
+
+
+def test_numbers_that_are_no_times_are_given_up_at_a_takeover() -> None:
+    now = EARLIEST_MS + DAY_MS
+
+    async def begin(known: int, at: int) -> int:
+        store = MemoryStore(MemoryDisk())
+        await store.put({"device": b"did:x", "superseded": known.to_bytes(8)})
+        return await begin_incarnation(store, at)
+
+    assert anyio.run(begin, 1 << 50, now) == now
+    assert anyio.run(begin, now + DAY_MS, now) == now + DAY_MS + 1
+    # A clock that never ran says nothing.
+    assert anyio.run(begin, now, 1) == now + 1
+
+
+@in_virtual_time
+async def test_what_an_earlier_version_noted_of_copies_still_counts() -> None:
+    async with devices("a", "b") as (copies, channels):
+        a, b = channels["a"], channels["b"]
+        await copies.restore(copies.backup("b"), "b2")
+        await (await (await copies.start("b2")).send(b"from the new one")).wait_received()
+        await copies.superseded("b")
+        key = f"incarnation/{a.did}/{b.me}"
+        number, proof, first, generation = unpack(copies.world.disk("a").values[key], 256)
+        assert generation == 1
+        await copies.stop("a")
+        far = f"incarnation/{a.did}/did:other"
+        copies.world.disk("a").values[key] = pack([number, proof, first])
+        copies.world.disk("a").values[far] = pack([1 << 50, proof, 0])
+        again = await copies.start("a")
+        assert again.engine.trust.standing(b.me) == Standing(1, number, proof, first)
+        assert again.engine.trust.incarnation("did:other") == 0

@@ -345,10 +345,11 @@ class Identity(Protocol):
     async def certify(self, body: bytes) -> bytes:
         """Sign a certificate body with this device's control keys (slow: milliseconds)."""
 
-    async def verify(self, did: str, body: bytes, signature: bytes) -> None:
+    async def verify(self, did: str, body: bytes, signature: bytes) -> int:
         """Check that control keys of a member, past or present, signed a certificate body.
 
-        That is of a device under the identity, or of an identity between the two.
+        That is of a device under the identity, or of an identity between the two. Returns
+        which of the DID's keys it were: 1 for the first, and more for each renewal.
 
         Raises:
             NotAMemberError: the DID was never a member.

@@ -24,21 +24,14 @@ from walyoff.audit_chains import (
     RawChain,
     Verify,
     count_blocks,
-    read_chain,
     read_segments,
 )
+from walyoff.audit_readings import RawReadings
 from walyoff.audit_records import RecordAudit
 from walyoff.audit_report import NO_SEGMENT, STORE_DAMAGED, Meter, Progress, Report
 from walyoff.channel_state import ChannelState, load_epochs
-from walyoff.child.acts import expand
 from walyoff.child.family import State, flatten
-from walyoff.child.reader import (
-    IdentityBlock,
-    Reading,
-    chain_of,
-    pin_of,
-    read_identity,
-)
+from walyoff.child.reader import Reading, pin_of
 from walyoff.epochs import anchor_key
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, StoreError
 from walyoff.stores import open_store
@@ -110,8 +103,6 @@ class _Audit:
         self._tell = progress
         self._report = Report(channel=state.did, name=state.name)
         self._keys_of: dict[str, list[str]] = {}
-        #: Control keys of those who acted on the identity's chain, by DID and pin.
-        self._actors: dict[tuple[str, bytes], list[str]] = {}
 
     async def run(self, *, contents: bool) -> Report:
         report, channel = self._report, self._store.channel(self._state.did)
@@ -129,10 +120,11 @@ class _Audit:
         def verify(keys: str, signature: bytes, data: bytes) -> bool:
             return anyio.from_thread.run(self._verify, keys, signature, data)
 
-        raw, reading = await anyio.to_thread.run_sync(self._read_identity, meter, verify)
+        raw_readings = RawReadings(self._home, verify, meter.tick)
+        raw, reading = await anyio.to_thread.run_sync(self._read_identity, raw_readings)
         self._take(raw)
         report.refused = dict(reading.refused)
-        await anyio.to_thread.run_sync(self._read_members, reading, meter, verify)
+        await anyio.to_thread.run_sync(self._read_members, reading, raw_readings)
         await self._read_segments(reading, meter, verify)
         if contents:
             records = RecordAudit(report, self._store, self._child, self._keys_of)
@@ -153,42 +145,11 @@ class _Audit:
 
     # ---------------------------------------------------------------------- chains
 
-    def _read(
-        self, did: str, pin: bytes | None, meter: Meter, verify: Verify
-    ) -> tuple[RawChain, Reading]:
-        raw = read_chain(self._home, chain_of(did), meter.tick)
-        blocks = [
-            IdentityBlock(
-                ref=block.cid,
-                topics=block.topics,
-                parents=block.parents,
-                content=block.content,
-            )
-            for block in raw.blocks
-        ]
-        approved = functools.partial(self._approved, verify)
-        return raw, read_identity(did, pin, blocks, verify, approved)
+    def _read_identity(self, chains: RawReadings) -> tuple[RawChain, Reading]:
+        did, pin = self._state.did, self._state.pin
+        return chains.raw(did), chains.read(did, pin)
 
-    def _approved(
-        self, verify: Verify, did: str, pin: bytes, signature: bytes, body: bytes
-    ) -> int:
-        """Which of a member's own keys signed an act."""
-        try:
-            if (did, pin) not in self._actors:
-                # Who stands above itself has no say.
-                self._actors[did, pin] = []
-                idle = Meter(0, lambda *_: None)
-                self._actors[did, pin] = self._read(did, pin or None, idle, verify)[1].keys
-            stock = expand(signature)
-        except RemoteProtocolError:
-            return 0
-        keys = list(enumerate(self._actors[did, pin], 1))
-        return next((n for n, key in reversed(keys) if verify(key, stock, body)), 0)
-
-    def _read_identity(self, meter: Meter, verify: Verify) -> tuple[RawChain, Reading]:
-        return self._read(self._state.did, self._state.pin, meter, verify)
-
-    def _read_members(self, reading: Reading, meter: Meter, verify: Verify) -> None:
+    def _read_members(self, reading: Reading, chains: RawReadings) -> None:
         """The chains of all who stand under the identity: whose keys certify devices."""
         found: dict[tuple[str, bytes], Reading] = {}
 
@@ -197,15 +158,15 @@ class _Audit:
                 return reading.members
             if (did, pin) not in found:
                 try:
-                    raw, own = self._read(did, pin or None, meter, verify)
+                    own = chains.read(did, pin or None)
                 except RemoteProtocolError:
                     # What somebody called a member is no DID.
                     return {}
-                self._take(raw)
+                self._take(chains.raw(did))
                 found[did, pin] = own
             return found[did, pin].members
 
-        for did, pin in flatten(self._state.did, members).pins.items():
+        for did, pin in flatten(self._state.did, members, chains.committed).pins.items():
             keys = found[did, pin].keys if (did, pin) in found else []
             if keys and (not pin or pin_of(keys[0]) == pin):
                 self._keys_of[did] = list(keys)

@@ -58,6 +58,8 @@ class RawChain:
 
     chain: str
     blocks: list[BlockFile] = field(default_factory=list)
+    #: The blocks that the device has admitted, in the order in which they came.
+    listed: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -122,7 +124,8 @@ def read_chain(home: Path, chain: str, tick: Callable[[], None]) -> RawChain:
             if path.name != packs.NAME:
                 filed.append(block.long_id)
     expected = {parent for block in found.values() for parent in block.parents}
-    expected |= {chain, *_listed(home / "positions" / chain)}
+    raw.listed = _listed(home / "positions" / chain)
+    expected |= {chain, *raw.listed}
     for cid in sorted(expected - set(found) - damaged):
         raw.findings.append(
             Finding(kind=BLOCK_MISSING, where=f"{chain}/{cid}", detail="known, but no file")

@@ -194,7 +194,7 @@ class Connections:
     async def end_superseded(self) -> None:
         """End the sessions with copies that another one took over from."""
         for session in list(self._sessions.values()):
-            if self._engine.trust.superseded(session.peer.certificate):
+            if self._engine.trust.taken_over(session.peer.certificate):
                 proof = await self._engine.trust.proof(session.did)
                 session.dismiss(frames.CertificateFrame(proof))
 

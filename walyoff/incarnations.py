@@ -19,6 +19,11 @@ from walyoff.abc import Store
 from walyoff.errors import LocalProtocolError, SupersededError
 from walyoff.records import MAX_TIME_MS
 
+#: An incarnation that lies further ahead of now counts nowhere: clocks may differ by a day.
+AHEAD_MS = 24 * 3600 * 1000
+#: A clock that shows less is wrong: 1 January 2026.
+EARLIEST_MS = 1_767_225_600_000
+
 _INCARNATION = "incarnation"
 #: The incarnation that took over, once it is known.
 _SUPERSEDED = "superseded"
@@ -43,6 +48,10 @@ async def begin_incarnation(store: Store, now_ms: int, *, alone: bool = False) -
     me = await _me(store)
     taken = _number(await store.get(_SUPERSEDED))
     number = max(now_ms, await load_incarnation(store) + 1, taken + 1)
+    if EARLIEST_MS < now_ms < number - 2 * AHEAD_MS:
+        # Those numbers are no times: others do not believe them either. (Twice, because what
+        # others believed by their clocks must be beaten.)
+        number = now_ms
     values: dict[str, bytes | None] = {
         _INCARNATION: _bytes(min(number, MAX_TIME_MS)),
         _SUPERSEDED: None,

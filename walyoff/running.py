@@ -52,7 +52,12 @@ async def run_channel(
 ) -> AsyncIterator[Channel]:
     """Open a channel and run it while the context is open."""
     did = state.did
-    trust = Trust(channel=did, identity=foundation.identity, store=store)
+    trust = Trust(
+        channel=did,
+        identity=foundation.identity,
+        store=store,
+        wall_ms=device.runtime.wall_ms,
+    )
     await sign_leftovers(store, did)
     credentials = await make_credentials(
         channel=did,
@@ -93,7 +98,7 @@ async def run_channel(
         tasks.start_soon(channel.connections.run)
         tasks.start_soon(_watch_membership, channel, device)
         tasks.start_soon(_renew_credentials, channel, store, suite, device.runtime)
-        tasks.start_soon(_watch_copies, channel, store)
+        tasks.start_soon(_watch_copies, channel, store, suite, device.runtime)
         try:
             yield channel
         finally:
@@ -117,7 +122,7 @@ async def _watch_membership(channel: Channel, device: Device) -> None:
             await channel.connections.pass_on_chains()
 
 
-async def _watch_copies(channel: Channel, store: Store) -> None:
+async def _watch_copies(channel: Channel, store: Store, suite: str, runtime: Runtime) -> None:
     """End sessions with copies of devices that were moved, and stop if this is one.
 
     Raises:
@@ -126,10 +131,17 @@ async def _watch_copies(channel: Channel, store: Store) -> None:
     engine = channel.engine
     while True:
         news = engine.trust.superseding
-        if engine.trust.copied or engine.trust.superseded(engine.credentials.certificate):
+        if not engine.trust.copied and _is_superseded(engine):
+            # Whoever has this device's old control keys can say so. The newest come first.
+            await renew_credentials(channel, store, suite, runtime)
+        if engine.trust.copied or _is_superseded(engine):
             raise await note_superseded(store, engine.trust.incarnation(engine.me))
         await channel.connections.end_superseded()
         await news.wait()
+
+
+def _is_superseded(engine: Engine) -> bool:
+    return engine.trust.superseded(engine.credentials.certificate)
 
 
 async def _renew_credentials(

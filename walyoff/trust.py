@@ -8,22 +8,45 @@ Whether the member belongs to the identity *now* is asked again wherever it matt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import anyio
 
 from walyoff import certificates, plugins
 from walyoff.abc import Cipher, Identity, Membership, SignKey, Store
-from walyoff.certificates import Certificate
+from walyoff.certificates import Certificate, SignedCertificate
 from walyoff.errors import CipherError, NotAMemberError, RemoteProtocolError, StoreError
-from walyoff.incarnations import load_incarnation
+from walyoff.incarnations import AHEAD_MS, load_incarnation
 from walyoff.records import decode_batch, signed_message
 from walyoff.unused import UnusedCertificates
 from walyoff.wire import pack, unpack
 
 #: Certificates kept in memory: a channel of a thousand devices with several renewals each.
 MAX_CACHED = 4096
-_FIRST = (0, b"", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The copy of a device that counts, as far as is known (see `walyoff.incarnations`)."""
+
+    #: Which of the device's control keys certified it. Newer ones come before everything:
+    #: whoever has the older ones may have stolen them.
+    generation: int = 0
+    incarnation: int = 0
+    #: A certificate that proves it.
+    proof: bytes = b""
+    #: The first record under it; 0 while none is held.
+    first: int = 0
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What copies are compared by."""
+        return self.generation, self.incarnation
+
+
+_FIRST = Standing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +75,23 @@ class Trusted:
 class Trust:
     """The certificates of one channel."""
 
-    def __init__(self, *, channel: str, identity: Identity, store: Store) -> None:
+    def __init__(
+        self, *, channel: str, identity: Identity, store: Store, wall_ms: Callable[[], int]
+    ) -> None:
         self.channel = channel
         self.identity = identity
         self.store = store
+        self._wall_ms = wall_ms
         self._trusted: dict[bytes, Trusted] = {}
         self._membership: Membership | None = None
         self._current: frozenset[str] = frozenset()
         self._paths: dict[str, tuple[str, ...]] = {}
         #: Certificates that their device has replaced, and its first record under the next.
         self._retired: dict[bytes, int] = {}
-        #: Per member its highest incarnation: the number, a certificate that proves it, and
-        #: the first record under it (0 while none is held).
-        self._incarnations: dict[str, tuple[int, bytes, int]] = {}
+        #: Per member the copy of it that counts.
+        self._standing: dict[str, Standing] = {}
+        #: Certificates by later control keys than a device's first, and by which.
+        self._generations: dict[bytes, int] = {}
         #: Set when a member is known in a higher incarnation; then there is a new one.
         self.superseding = anyio.Event()
         #: True if a copy of this device was found at work.
@@ -116,15 +143,34 @@ class Trust:
 
     async def restore(self) -> None:
         """Take up which certificates were replaced, and the incarnations of members."""
+        for key in await self.store.keys(self._generation_key(b"")):
+            if value := await self.store.get(key):
+                self._generations[bytes.fromhex(key.rpartition("/")[2])] = int.from_bytes(value)
         for key in await self.store.keys(self._incarnation_key("")):
             if value := await self.store.get(key):
-                number, proof, first = unpack(value, 256)
-                member = key.removeprefix(self._incarnation_key(""))
-                if number >= self.incarnation(member):
-                    self._incarnations[member] = (number, proof, first)
+                await self._restore(key.removeprefix(self._incarnation_key("")), value)
         for key in await self.store.keys(self._retired_key(b"")):
             if value := await self.store.get(key):
                 self._retired[bytes.fromhex(key.rpartition("/")[2])] = int.from_bytes(value)
+
+    async def _restore(self, member: str, value: bytes) -> None:
+        number, proof, first, *more = unpack(value, 256)
+        found = Standing(more[0] if more else 1, number, proof, first)
+        if not self._is_time(number):
+            # An earlier version believed it.
+            return
+        if not more and (trusted := await self.load(proof)) is not None:
+            # An earlier version did not ask whose keys it was.
+            signed = certificates.decode(trusted.encoded)
+            with contextlib.suppress(NotAMemberError, RemoteProtocolError):
+                generation = await self._verify(signed)
+                found = Standing(generation, number, proof, first)
+        if found.rank >= self.standing(member).rank:
+            self._standing[member] = found
+
+    def _is_time(self, incarnation: int) -> bool:
+        """Whether a number can be an incarnation: it is a time, and has come."""
+        return incarnation <= self._wall_ms() + AHEAD_MS
 
     def is_retired(self, certificate_id: bytes, seq: int | None = None) -> bool:
         """True if a device replaced a certificate, before a record of its, or ever."""
@@ -138,16 +184,32 @@ class Trust:
             self._retired[certificate_id] = seq
 
     def incarnation(self, member: str) -> int:
-        """The highest incarnation in which a device is known."""
-        return self._incarnations.get(member, _FIRST)[0]
+        """The incarnation in which a device is known."""
+        return self.standing(member).incarnation
+
+    def standing(self, member: str) -> Standing:
+        """The copy of a device that counts."""
+        return self._standing.get(member, _FIRST)
+
+    def _rank(self, certificate: Certificate) -> tuple[int, int]:
+        generation = self._generations.get(certificate.certificate_id, 1)
+        return Standing(generation, certificate.incarnation).rank
 
     def superseded(self, certificate: Certificate) -> bool:
-        """True if it is of a copy of its device that another copy took over from."""
-        return certificate.incarnation < self.incarnation(certificate.member)
+        """True if it is of a copy of its device that another copy took over from.
+
+        Or by control keys that the device has replaced since.
+        """
+        return self._rank(certificate) < self.standing(certificate.member).rank
+
+    def taken_over(self, certificate: Certificate) -> bool:
+        """The same, but not if it is merely an older certificate of that very copy."""
+        known = self.incarnation(certificate.member)
+        return self.superseded(certificate) and certificate.incarnation != known
 
     def overruled(self, certificate: Certificate, last_seq: int) -> bool:
         """True if a copy wrote a record that the one that took over had for itself."""
-        first = self._incarnations.get(certificate.member, _FIRST)[2]
+        first = self.standing(certificate.member).first
         return 0 < first <= last_seq and self.superseded(certificate)
 
     def note_copy(self) -> None:
@@ -160,21 +222,25 @@ class Trust:
         news.set()
 
     async def proof(self, member: str) -> bytes:
-        """The signed certificate of a device's highest incarnation."""
-        found = await self.load(self._incarnations[member][1])
+        """The signed certificate of the copy of a device that counts."""
+        found = await self.load(self._standing[member].proof)
         if found is None:
             raise StoreError("the certificate of an incarnation is missing")
         return found.encoded
 
     async def began(self, certificate: Certificate, first_seq: int) -> None:
         """A batch by this certificate continues its device's chain."""
-        number, proof, first = self._incarnations.get(certificate.member, _FIRST)
-        if certificate.incarnation == number and number and not first:
-            await self._keep(certificate.member, (number, proof, first_seq))
+        known = self.standing(certificate.member)
+        if known.proof and not known.first and self._rank(certificate) == known.rank:
+            await self._keep(certificate.member, replace(known, first=first_seq))
 
-    async def _keep(self, member: str, known: tuple[int, bytes, int]) -> None:
-        await self.store.put({self._incarnation_key(member): pack(list(known))})
-        self._incarnations[member] = known
+    async def _keep(self, member: str, known: Standing) -> None:
+        fields = [known.incarnation, known.proof, known.first, known.generation]
+        await self.store.put({self._incarnation_key(member): pack(fields)})
+        self._standing[member] = known
+
+    def _generation_key(self, certificate_id: bytes) -> str:
+        return f"generation/{self.channel}/{certificate_id.hex()}"
 
     def _incarnation_key(self, member: str) -> str:
         return f"incarnation/{self.channel}/{member}"
@@ -209,10 +275,14 @@ class Trust:
             )
         if not any(m.did == certificate.member for m in self.identity.membership.members):
             raise NotAMemberError(f"{certificate.member} is not a member of {self.channel}")
-        await self.identity.verify(certificate.member, certificate.body(), signed.signature)
+        generation = await self._verify(signed)
         trusted = self._remember(data)
         async with self._adding:
             writes: dict[str, bytes | None] = {self._key(certificate.certificate_id): data}
+            if generation > 1:
+                self._generations[certificate.certificate_id] = generation
+                key = self._generation_key(certificate.certificate_id)
+                writes[key] = generation.to_bytes(4)
             if not own:
                 key, value, gone = await self.unused.add(
                     certificate.member, certificate.certificate_id
@@ -220,17 +290,30 @@ class Trust:
                 writes[key] = value
                 for certificate_id in gone:
                     writes[self._key(certificate_id)] = None
+                    writes[self._generation_key(certificate_id)] = None
                     self._trusted.pop(certificate_id, None)
+                    self._generations.pop(certificate_id, None)
             await self.store.put(writes)
-        if certificate.incarnation > self.incarnation(certificate.member):
-            proof = (certificate.incarnation, certificate.certificate_id, 0)
-            await self._keep(certificate.member, proof)
-            self._tell()
+            await self._rank_up(certificate, generation)
         return trusted
 
+    async def _rank_up(self, certificate: Certificate, generation: int) -> None:
+        claimed = Standing(generation, certificate.incarnation, certificate.certificate_id)
+        # A device that was never moved and never had other control keys has nothing to prove.
+        best = max(self.standing(certificate.member).rank, (1, 0))
+        if claimed.rank > best and self._is_time(claimed.incarnation):
+            await self._keep(certificate.member, claimed)
+            self._tell()
+
     async def _needed(self, member: str) -> list[bytes]:
-        """Those that sign what is held, and the one that proves an incarnation."""
-        return [*self._retired, self._incarnations.get(member, _FIRST)[1]]
+        """Those that sign what is held, and the one that proves the copy that counts."""
+        return [*self._retired, self.standing(member).proof]
+
+    async def _verify(self, signed: SignedCertificate) -> int:
+        certificate = signed.certificate
+        return await self.identity.verify(
+            certificate.member, certificate.body(), signed.signature
+        )
 
     def _remember(self, data: bytes) -> Trusted:
         certificate = certificates.decode(data).certificate

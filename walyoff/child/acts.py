@@ -102,6 +102,9 @@ class IdentityBlock:
     topics: tuple[str, ...]
     parents: tuple[str, ...]
     content: bytes
+    #: Where it came among the blocks that are held here: it decides where nothing else can,
+    #: see `founding`.
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,11 @@ class ChainFiles(ChainDag):
         with self._lock:
             return self._position[cid]
 
+    def place(self, cid: str) -> int:
+        """Where a block came among those that are held; what has no position yet came last."""
+        with self._lock:
+            return self._position.get(cid, len(self._order) + 1)
+
     def export(
         self, known: Sequence[str] | None, limit_bytes: int, after: int = 0
     ) -> tuple[list[bytes], int | None]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from walyoff.child import packs
+from walyoff.child.births import Birth
 from walyoff.child.blocks import MAX_CONTENT, MAX_TOPIC, MAX_TOPICS, BlockFile, check_cid
 from walyoff.child.chainfiles import (
     GENESIS,
@@ -150,9 +151,9 @@ class Chains:
 
     # --------------------------------------------------------------- life cycle
 
-    def create(self) -> str:
-        """Make a new chain and open it; returns its id."""
-        chain = self._class(None)
+    def create(self, birth: Birth | None = None) -> str:
+        """Make a new chain and open it; returns its id, which commits to the birth."""
+        chain = self._class(None, birth=birth)
         with self._lock:
             self._open[chain.blockchain_id] = chain
         return str(chain.blockchain_id)

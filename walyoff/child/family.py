@@ -61,6 +61,8 @@ class State(Protocol):
 
 #: read(DID, pin): the members that the DID's chain names; None if the chain is not held.
 Read = Callable[[str, bytes], Mapping[str, State] | None]
+#: The pin that a DID itself commits to (`births`); None if it does not, or is not held.
+Committed = Callable[[str], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +157,17 @@ def link_name(root: str, parent: str, member: str) -> bytes:
     return device_id(member if parent == root else f"{parent} {member}")
 
 
-def flatten(root: str, read: Read) -> Family:
+def flatten(root: str, read: Read, committed: Committed = lambda _: None) -> Family:
     """The family of an identity.
 
     Where there are more paths than count, each direct member has a share of its own: who
     brings thousands crowds out its own, and nobody else's.
     """
-    flattener = _Flattener(root, read, None)
+    flattener = _Flattener(root, read, committed, None)
     family = flattener.run()
-    return _Flattener(root, read, _shares(root, read)).run() if flattener.full else family
+    if not flattener.full:
+        return family
+    return _Flattener(root, read, committed, _shares(root, read)).run()
 
 
 def _shares(root: str, read: Read) -> Counter[str]:
@@ -218,9 +222,12 @@ def _below(root: str, path: Path, read: Read) -> Iterator[Path]:
 
 
 class _Flattener:
-    def __init__(self, root: str, read: Read, shares: Counter[str] | None) -> None:
+    def __init__(
+        self, root: str, read: Read, committed: Committed, shares: Counter[str] | None
+    ) -> None:
         self._root = root
         self._read = read
+        self._committed = committed
         self._shares = shares
         #: True if there was no room for all.
         self.full = False
@@ -283,8 +290,12 @@ class _Flattener:
         if not self._has_room(path):
             self._refuse(TOO_MANY, parent, did)
             return False
+        # What somebody says of another's keys is nothing against the DID itself.
+        known = self._committed(did) if path.pin else None
         # A DID has one pin in a family: the one that the nearest who belong to it name.
-        if family.pins.setdefault(did, path.pin) != path.pin:
+        if (known or path.pin) != path.pin or (
+            family.pins.setdefault(did, path.pin) != path.pin
+        ):
             self._refuse(OTHER_PIN, parent, did)
             return False
         self._used[path.dids[0]] += 1

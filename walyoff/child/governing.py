@@ -34,6 +34,7 @@ from walyoff.child.acts import (
     did_of,
     pin_of,
 )
+from walyoff.child.births import Birth
 from walyoff.child.chains import Chains
 from walyoff.child.keyring import Keyring, compact
 from walyoff.child.reader import Reading
@@ -84,9 +85,12 @@ class Governing:
     # ------------------------------------------------------------------ founding
 
     def new_did(self) -> tuple[str, Any]:
-        """A DID with keys and a chain, which is open."""
+        """A device's DID with keys and a chain, which is open: it never has members."""
+        return self._new_did(lambda pin: Birth(pin=pin))
+
+    def _new_did(self, born: Callable[[bytes], Birth]) -> tuple[str, Any]:
         keys = self._keyring.new_group()
-        chain = self._chains.create()
+        chain = self._chains.create(born(pin_of(keys.get_id())))
         did = did_of(chain)
         # Kept before anything is published under them.
         self._keyring.save(did, [keys])
@@ -97,17 +101,24 @@ class Governing:
         self._chains.append(chain, content, [_DID_TOPIC, document.walytis_block_topic])
         return did, keys
 
-    def found(self, did: str, keys: Any, founder: str, rule: str) -> None:
-        """Make the first member, then state the rules, under which it acts from there on."""
+    def found(self, founder: str, rule: str) -> tuple[str, bytes]:
+        """A new identity: its DID, which commits to founder and rule, and its pin.
+
+        The first member is made, then the rules are stated, under which it acts from there on.
+        """
         if rule not in RULES_KNOWN:
             raise LocalProtocolError(f"a rule is one of {', '.join(sorted(RULES_KNOWN))}")
         pin = self._first_pin(founder)
+        did, keys = self._new_did(
+            lambda first: Birth(pin=first, founder=founder, founder_pin=pin, rule=rule)
+        )
         self._write_member(did, keys, JOIN, founder, member=founder, pin=pin)
         self._write_own(did, keys, RULES, founder, rule=rule)
         segment = self._chains.create()
         self._write_own(did, keys, SEGMENT, founder, subject=segment)
         # The register opens it again, with its rules.
         self._chains.close(segment)
+        return did, pin_of(keys.get_id())
 
     def state_rules(self, did: str) -> None:
         """End the time when control keys alone were enough, on a chain of an earlier format."""

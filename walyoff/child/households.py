@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from walyoff.child.births import Birth
 from walyoff.child.blocks import BlockFile
 from walyoff.child.chainfiles import ChainFiles
 from walyoff.child.chains import Chains
@@ -83,11 +84,13 @@ class Households:
         self,
         chains: Chains,
         read: ReadChain,
+        birth: Callable[[str], Birth | None],
         verify: Verify,
         pin_of_open: Callable[[str], bytes],
     ) -> None:
         self._chains = chains
         self._read = read
+        self._birth = birth
         self._verify = verify
         self._pin_of_open = pin_of_open
         self._lock = threading.Lock()
@@ -102,7 +105,7 @@ class Households:
         def members(kin: str, kin_pin: bytes) -> Mapping[str, State] | None:
             return self._members(kin, pin if kin == did else kin_pin)
 
-        return flatten(did, members)
+        return flatten(did, members, self._committed)
 
     def look(self, did: str, pin: bytes) -> Family:
         """The same of an identity that is open here; from now on its chains are guarded."""
@@ -143,6 +146,10 @@ class Households:
         if not reading.keys or reading.refused[SECOND_FIRST_KEY]:
             return None
         return pin_of(reading.keys[0])
+
+    def _committed(self, did: str) -> bytes | None:
+        birth = self._birth(did) if self.holds(did) else None
+        return None if birth is None else birth.pin
 
     def _members(self, did: str, pin: bytes) -> Mapping[str, State] | None:
         known = pin or self.chain_pin(did)
@@ -201,10 +208,8 @@ class Households:
             raise RemoteProtocolError("hand-over of too many chains", reason="too-large")
         left = {did: given for did, given in files.items() if given and did != group}
         found = self.family(group, pin)
-        for _ in range(MAX_DEPTH + 1):
-            now = [did for did in found.pins if did in left]
-            if not now:
-                break
+        # Who was invited by whom is told by the chains of those who invited.
+        while now := [did for did in found.pins if did in left]:
             for did in now:
                 self._take_one(did, found.pins[did], left.pop(did))
             found = self.family(group, pin)

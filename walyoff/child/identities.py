@@ -17,6 +17,7 @@ from typing import Any
 
 from walyoff.child.blocks import check_cid, decode_block
 from walyoff.child.chains import Chains
+from walyoff.child.circles import signed_by
 from walyoff.child.family import Family
 from walyoff.child.governing import Governing
 from walyoff.child.guests import Guests
@@ -78,7 +79,11 @@ class Identities:
         )
         self._last: dict[str, Any] = {}
         self._households = Households(
-            chains, self._read, self._keyring.verify, lambda did: self._groups[did][0]
+            chains,
+            self._read,
+            readings.birth,
+            self._keyring.verify,
+            lambda did: self._groups[did][0],
         )
         self._registers = Registers(
             stock.client,
@@ -145,9 +150,7 @@ class Identities:
 
         The first member is this device's DID, or an identity above it whose keys are here.
         """
-        did, keys = self._governing.new_did()
-        pin = pin_of(keys.get_id())
-        self._governing.found(did, keys, first or member_did, rule)
+        did, pin = self._governing.found(first or member_did, rule)
         self.open_group(did, pin, member_did, guarded=guarded, segment_blocks=segment_blocks)
         return {"did": did, "pin": pin}
 
@@ -186,13 +189,15 @@ class Identities:
                 raise RemoteProtocolError(
                     "the DID's chain has several first keys", reason="ambiguous-keys"
                 )
+            member_pin = pin_of(reading.keys[0])
+            self._households.take(member_did, member_pin, family or {})
+            # Whose acts count on its chain is told by theirs.
+            reading = self._read(member_did, member_pin)
             if proof is not None and not self._signed(reading, *proof):
                 raise RemoteProtocolError("the DID did not sign", reason="bad_signature")
             kind = "identity" if reading.members else "device"
             if purpose not in ("any", kind):
                 raise LocalProtocolError(f"what joins is a {kind}: invite it as one")
-            member_pin = pin_of(reading.keys[0])
-            self._households.take(member_did, member_pin, family or {})
             self._households.check_new(did, member_did, member_pin)
             group = self._reading(did)
             member = group.members.get(member_did)
@@ -288,8 +293,8 @@ class Identities:
     def _keyring_sign(self, did: str, data: bytes) -> bytes:
         return compact(self._governing.newest(did).sign(data))
 
-    def verify(self, group: str, did: str, data: bytes, signature: bytes) -> str | None:
-        """None if one of a family, past or present, signed; else what is wrong."""
+    def verify(self, group: str, did: str, data: bytes, signature: bytes) -> str | int:
+        """Which of the keys of one of a family, past or present, signed; or what is wrong."""
         pin = self._households.pin(group, self._pin_of_group(group), did)
         if pin is None:
             return "not_member"
@@ -297,11 +302,11 @@ class Identities:
             return "not_pinned"
         if not self._read(did, pin).keys:
             return "not_pinned"
-        return None if self._signed(self._read(did, pin), data, signature) else "bad_signature"
+        return self._signed(self._read(did, pin), data, signature) or "bad_signature"
 
-    def _signed(self, reading: Reading, data: bytes, signature: bytes) -> bool:
+    def _signed(self, reading: Reading, data: bytes, signature: bytes) -> int:
         verify = self._keyring.verify_compact
-        return any(verify(key, signature, data) for key in reversed(reading.keys))
+        return signed_by(reading.keys, lambda key: verify(key, signature, data))
 
     def _own_pin(self, did: str) -> bytes:
         return pin_of(self._keyring.ids(did)[0])
@@ -366,6 +371,8 @@ class Identities:
                     "the group's chain has not the pinned keys", reason="pin"
                 )
             self._households.take(did, pin, member_files)
+            # Whose acts count is told by the members' own chains.
+            reading = self._read(did, pin)
             device = self._households.device(did, pin, member_did)
             if device is None or not device.current or device.pin != self._own_pin(member_did):
                 raise RemoteProtocolError("this device is not a member", reason="not-a-member")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from walyoff.child import guard, patches
+from walyoff.child.births import Birth, put_birth
 from walyoff.child.blocks import BlockFile, decode_block, decode_id
 from walyoff.child.chainfiles import ChainFiles
 from walyoff.child.dag import causal_order
@@ -48,7 +49,11 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
     class GuardedBlockchain(patches.answers_from_files(stock.blockchain)):  # type: ignore[misc]
         """The stock core class behind the guard."""
 
-        def __init__(self, chain: str | None, *, listen: bool = True) -> None:
+        def __init__(
+            self, chain: str | None, *, listen: bool = True, birth: Birth | None = None
+        ) -> None:
+            #: What the first block is to say, until it is made.
+            self._birth = birth
             self._listens = listen
             self._mutate = threading.RLock()
             self._own: ChainFiles | None = chains.files(chain) if chain else None
@@ -102,6 +107,13 @@ def open_chain_class(stock: Stock, hub: Any, chains: Chains) -> Any:
                 top = self.files.top
             chains.admitted(self.blockchain_id, top)
             return cid, position
+
+        def create_block(self, content: bytes, topics: Any = ()) -> Any:
+            """Make a block, as stock code does. Of a new chain the first is the birth."""
+            birth, self._birth = self._birth, None
+            if birth is not None:
+                content = put_birth(bytes(content), birth)
+            return super().create_block(content, list(topics))
 
         def _parents(self) -> list[bytes]:
             """The short ids of the parents that stock code gives the next block."""

@@ -2,31 +2,24 @@
 
 Decided here: when a reading is made anew. Whether a member signed an act is told by that
 member's own chain, so a reading stands on several chains and holds while none of them grows.
+What chains say that stand on one another is decided in `circles`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 from walyoff.child.acts import MAX_CONTENT, TOPICS, chain_of
+from walyoff.child.births import Birth, read_birth
 from walyoff.child.chainfiles import content_of
 from walyoff.child.chains import Chains
-from walyoff.child.family import MAX_DEPTH
-from walyoff.child.reader import IdentityBlock, Reading, Verify, read_identity
+from walyoff.child.circles import Key, read_together, signed_by
+from walyoff.child.placing import Placed, Verify, place_acts
+from walyoff.child.reader import IdentityBlock, Reading
 from walyoff.errors import RemoteProtocolError
 
-#: Identities that act for one another in a row: each is a reading within a reading, and one who
-#: is a member in several families could make as many as Python's stack does not hold.
-MAX_ROW = 2 * MAX_DEPTH
-
 VerifyCompact = Callable[[str, bytes, bytes], bool]
-
-
-def signed_by(keys: Sequence[str], signed: Callable[[str], bool]) -> int:
-    """The number of the keys, from 1, that signed, the newest first; 0 if none did."""
-    numbered = reversed(list(enumerate(keys, 1)))
-    return next((number for number, key in numbered if signed(key)), 0)
 
 
 class Readings:
@@ -38,22 +31,34 @@ class Readings:
         self._verify_compact = verify_compact
         self._lock = threading.Lock()
         #: By DID and pin: how long each chain was on which a reading stands, and the reading.
-        self._made: dict[tuple[str, bytes | None], tuple[dict[str, int], Reading]] = {}
-        self._local = threading.local()
+        self._made: dict[Key, tuple[dict[str, int], Reading]] = {}
+        self._births: dict[str, Birth | None] = {}
 
     def read(self, did: str, pin: bytes | None) -> Reading:
         """What a chain that is held here says. Raises LocalProtocolError if it is not."""
+        self._chains.files(chain_of(did))
+        key = (did, pin)
+        ready = self._ready(key)
+        return self._make(key) if ready is None else ready[1]
+
+    def birth(self, did: str) -> Birth | None:
+        """What a DID commits to. Raises LocalProtocolError if its chain is not held here."""
         chain = chain_of(did)
-        self._chains.files(chain)
         with self._lock:
-            made = self._made.get((did, pin))
+            if chain in self._births:
+                return self._births[chain]
+        # A chain begins with it, and never has another one.
+        found = read_birth(content_of(self._chains.files(chain).read(chain)))
+        with self._lock:
+            self._births[chain] = found
+        return found
+
+    def _ready(self, key: Key) -> tuple[dict[str, int], Reading] | None:
+        with self._lock:
+            made = self._made.get(key)
         if made is None or any(self._length(c) != n for c, n in made[0].items()):
-            made = self._make(did, pin)
-            with self._lock:
-                self._made[did, pin] = made
-        if under_way := self._under_way():
-            under_way[-1][1].update(made[0])
-        return made[1]
+            return None
+        return made
 
     def forget(self, chains: Collection[str]) -> None:
         """Drop what was read of chains that go: they may come back as other ones."""
@@ -62,11 +67,40 @@ class Readings:
                 if not lengths.keys().isdisjoint(chains):
                     del self._made[key]
 
-    def _make(self, did: str, pin: bytes | None) -> tuple[dict[str, int], Reading]:
-        chain = chain_of(did)
-        files = self._chains.files(chain)
-        # Before it is read: what grows meanwhile is read again.
-        lengths = {chain: len(files)}
+    def _make(self, start: Key) -> Reading:
+        lengths: dict[Key, dict[str, int]] = {}
+
+        def ready(key: Key) -> Reading | None:
+            made = self._ready(key)
+            if made is None:
+                return None
+            lengths[key] = made[0]
+            return made[1]
+
+        def place(key: Key) -> Placed | None:
+            try:
+                chain = chain_of(key[0])
+                held = self._chains.has(chain)
+            except RemoteProtocolError:
+                # What somebody called an actor is no DID.
+                return None
+            # Before it is read: what grows meanwhile is read again.
+            lengths[key] = {chain: self._length(chain)}
+            return self._place(key) if held else None
+
+        def signed(keys: list[str], signature: bytes, body: bytes) -> int:
+            return signed_by(keys, lambda key: self._verify_compact(key, signature, body))
+
+        found = read_together(start, place, signed, ready)
+        with self._lock:
+            for key, below in found.stands_on.items():
+                stands_on = {c: n for k in below for c, n in lengths.get(k, {}).items()}
+                self._made[key] = (stands_on, found.readings[key])
+        return found.readings[start]
+
+    def _place(self, key: Key) -> Placed:
+        did, pin = key
+        files = self._chains.files(chain_of(did))
         blocks = []
         for entry in files.in_order():
             # What cannot be an identity block is still an ancestor of others.
@@ -75,39 +109,14 @@ class Readings:
                 content = content_of(files.read(entry.cid))[: MAX_CONTENT + 1]
             blocks.append(
                 IdentityBlock(
-                    ref=entry.cid, topics=entry.topics, parents=entry.parents, content=content
+                    ref=entry.cid,
+                    topics=entry.topics,
+                    parents=entry.parents,
+                    content=content,
+                    place=files.place(entry.cid),
                 )
             )
-        under_way = self._under_way()
-        under_way.append((did, lengths))
-        try:
-            reading = read_identity(did, pin, blocks, self._verify, self._approved)
-        finally:
-            under_way.pop()
-        return lengths, reading
-
-    def _approved(self, did: str, pin: bytes, signature: bytes, body: bytes) -> int:
-        """Which control keys of a member, of now or of before, signed: `reader.Approved`."""
-        under_way = self._under_way()
-        try:
-            chain = chain_of(did)
-            held = self._chains.has(chain)
-        except RemoteProtocolError:
-            return 0
-        if not held:
-            under_way[-1][1][chain] = 0
-            return 0
-        # Who stands above itself has no say: nothing would be the first to be believed.
-        # Nor who stands under more than any family has.
-        if len(under_way) > MAX_ROW or any(did == reading for reading, _ in under_way):
-            return 0
-        keys = self.read(did, pin or None).keys
-        return signed_by(keys, lambda key: self._verify_compact(key, signature, body))
+        return place_acts(did, pin, blocks, self._verify, self.birth(did))
 
     def _length(self, chain: str) -> int:
         return len(self._chains.files(chain)) if self._chains.has(chain) else 0
-
-    def _under_way(self) -> list[tuple[str, dict[str, int]]]:
-        """The readings that this thread is making, the outermost first."""
-        found: list[tuple[str, dict[str, int]]] = self._local.__dict__.setdefault("stack", [])
-        return found

@@ -11,7 +11,7 @@ import random
 import shutil
 import tempfile
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -244,13 +244,15 @@ class SimIdentity(SimGovernance):
         await anyio.lowlevel.checkpoint()
         return self._world.sign(self._member_did, body)
 
-    async def verify(self, did: str, body: bytes, signature: bytes) -> None:
+    async def verify(self, did: str, body: bytes, signature: bytes) -> int:
         """See `walyoff.abc.Identity`."""
         await anyio.lowlevel.checkpoint()
         if did not in self.membership.kin:
             raise NotAMemberError(f"{did} was never a member")
-        if self._world.sign(did, body) != signature:
-            raise RemoteProtocolError("the signature does not hold", reason="wrong-signature")
+        for generation in range(self._world.generations[did], 0, -1):
+            if self._world.sign(did, body, generation) == signature:
+                return generation
+        raise RemoteProtocolError("the signature does not hold", reason="wrong-signature")
 
     async def control_keys(self) -> str:
         """See `walyoff.abc.Identity`: there are none."""
@@ -324,8 +326,9 @@ class SimPlatform:
         return self._world.sign(did, body)
 
     async def renew_device(self, did: str) -> None:
-        """Devices of this world have one key for ever."""
+        """New control keys, which everybody in this world knows of at once."""
         await anyio.lowlevel.checkpoint()
+        self._world.generations[did] += 1
 
     async def forget(self, did: str) -> None:
         """Delete the control keys of an identity."""
@@ -410,12 +413,19 @@ class SimWorld:
         self._versions: Counter[str] = Counter()
         self._growth: dict[str, anyio.Event] = {}
         self._seed = seed
+        #: How often each DID has had new control keys, and once more.
+        self.generations: defaultdict[str, int] = defaultdict(lambda: 1)
         #: Seconds by which each device's clock is wrong.
         self.skew_s: dict[str, float] = {}
 
-    def sign(self, did: str, body: bytes) -> bytes:
-        """What a DID's control keys would sign; nobody else in the world can call it."""
-        return blake3(body, key=blake3(f"{self._seed} {did}".encode()).digest()).digest()
+    def sign(self, did: str, body: bytes, generation: int | None = None) -> bytes:
+        """What a DID's control keys would sign; nobody else in the world can call it.
+
+        Those of now, or those of before, which it had first, second and so on.
+        """
+        generation = generation or self.generations[did]
+        secret = f"{self._seed} {did}" + f" {generation}" * (generation > 1)
+        return blake3(body, key=blake3(secret.encode()).digest()).digest()
 
     def chain(self, device: str, name: str) -> SimChain:
         """A device's copy of a chain; it survives crashes."""

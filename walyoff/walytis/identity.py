@@ -288,15 +288,16 @@ class WalytisIdentity(AsyncContextManagerMixin):
         signature = await self._child.call("did.sign", args, timeout=SLOW_CALL)
         return expect_bytes(signature, "signature", limit=1 << 16)
 
-    async def verify(self, did: str, body: bytes, signature: bytes) -> None:
+    async def verify(self, did: str, body: bytes, signature: bytes) -> int:
         """Check a signature of a member's control keys (see `walyoff.abc.Identity`)."""
         args = {"group": self._did, "did": did, "data": body, "signature": signature}
-        wrong = await self._child.call("did.verify", args)
-        if wrong == "not_member":
+        found = await self._child.call("did.verify", args)
+        if found == "not_member":
             raise NotAMemberError("the DID was never a member of the identity")
-        if wrong is not None:
-            reason = wrong.replace("_", "-") if isinstance(wrong, str) else "malformed"
+        if not isinstance(found, int):
+            reason = found.replace("_", "-") if isinstance(found, str) else "malformed"
             raise RemoteProtocolError("the control keys did not sign this", reason=reason)
+        return found
 
     # --------------------------------------------------------------------- members
 

@@ -1,0 +1,89 @@
+"""What a DID commits to: the first keys and the founder, in the first block of its chain.
+
+A chain's id is the hash of its first block, and the DID is that id. So what stands in there
+nobody can change, neither a former member who kept the first keys, nor whoever hands the
+chain over. Decided here: its form. What follows from it is decided in `founding`.
+
+Stock code puts a greeting and 1,000 random bytes there and reads neither; of ours the first
+random bytes say, in their place:
+
+    MARK ‖ length (2 bytes, the highest first) ‖ pack([pin, founder, founder's pin, rule])
+
+A device's DID has no founder (the last three are empty): it never has members. A chain of
+stock software or of an earlier version says nothing, which is None here.
+
+Pure: any bytes give a birth or None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from walyoff.child.acts import MAX_DID, PIN_SIZE, RULES_KNOWN
+from walyoff.errors import LocalProtocolError, RemoteProtocolError
+from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
+
+#: What stock code writes before its random bytes.
+GREETING = b"Hello World, new blockchain getting born!"
+MARK = b"walyoff/birth/1\n"
+#: The random bytes, which a birth takes the place of.
+ROOM = 1_000
+_LENGTH = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """What a DID commits to."""
+
+    #: The fingerprint of its first control keys.
+    pin: bytes
+    #: The member who founds it, with the fingerprint of that DID's first keys; empty for a
+    #: device, which has no members.
+    founder: str = ""
+    founder_pin: bytes = b""
+    #: Who may invite and remove.
+    rule: str = ""
+
+    def encode(self) -> bytes:
+        """What stands in the first block, after the greeting.
+
+        Raises LocalProtocolError when it does not fit.
+        """
+        body = pack([self.pin, self.founder, self.founder_pin, self.rule])
+        told = MARK + len(body).to_bytes(_LENGTH) + body
+        if len(told) > ROOM:
+            raise LocalProtocolError(f"a birth of {len(told)} bytes exceeds {ROOM}")
+        return told
+
+
+def put_birth(content: bytes, birth: Birth) -> bytes:
+    """The content of a first block with a birth in it, as long as it was."""
+    told = birth.encode()
+    start = len(GREETING)
+    return content[:start] + told + content[start + len(told) :]
+
+
+def read_birth(content: bytes) -> Birth | None:
+    """The birth in the content of a first block."""
+    if not content.startswith(GREETING + MARK):
+        return None
+    start = len(GREETING) + len(MARK)
+    size = int.from_bytes(content[start : start + _LENGTH])
+    body = content[start + _LENGTH : start + _LENGTH + size]
+    if size > ROOM or len(body) != size:
+        return None
+    try:
+        fields = expect_array(unpack(body, ROOM), 4, "birth")
+        pin = expect_bytes(fields[0], "pin", size=PIN_SIZE)
+        founder = expect_str(fields[1], "founder", limit=MAX_DID)
+        founder_pin = expect_bytes(fields[2], "pin", limit=PIN_SIZE)
+        rule = expect_str(fields[3], "rule", limit=16)
+    except RemoteProtocolError:
+        return None
+    if founder:
+        fits = len(founder_pin) == PIN_SIZE and rule in RULES_KNOWN
+    else:
+        fits = not founder_pin and not rule
+    if not fits:
+        return None
+    return Birth(pin=pin, founder=founder, founder_pin=founder_pin, rule=rule)

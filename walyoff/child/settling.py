@@ -1,0 +1,332 @@
+"""Which acts of a chain count, leavings first.
+
+Decided here: the rules of `reader`, on acts that have their places (`placing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from walyoff.child.acts import (
+    ADMIN,
+    DOCUMENT,
+    JOIN,
+    LEAVE,
+    RENEW,
+    RULE_ADMINS,
+    RULE_ANY,
+    RULES,
+    SEGMENT,
+    WRONG_PURPOSE,
+)
+from walyoff.child.births import Birth
+from walyoff.child.founding import find_founding, state
+from walyoff.child.outcome import (
+    ALREADY_MEMBER,
+    NO_ACTOR,
+    NO_KEYS_YET,
+    NOT_A_MEMBER,
+    NOT_AN_ADMIN,
+    OLD_KEYS,
+    REPLAYED,
+    SECOND_FIRST_KEY,
+    STALE_RENEWAL,
+    MemberState,
+    Reading,
+    RefusedError,
+)
+from walyoff.child.placing import Node
+
+#: Rounds of settling leavings; each settles one more of a chain of removers, at the least.
+MAX_ROUNDS = 64
+
+
+def settle(nodes: Sequence[Node], birth: Birth | None) -> list[Node]:
+    """The leavings that count.
+
+    Γ(S) are those whose authors are not cut when exactly S cut. The more cut, the fewer
+    count, so applied in turn from the empty set it closes in from above and below (the
+    well-founded semantics of logic programs). What stays undecided are members who put one
+    another out: those leavings count.
+    """
+    above = Pass(nodes, birth, []).leavings
+    for _ in range(MAX_ROUNDS):
+        below = Pass(nodes, birth, above).leavings
+        again = Pass(nodes, birth, below).leavings
+        if again == above:
+            return above
+        above = again
+    return above
+
+
+class Pass:
+    """One reading in the common order, with given leavings as those that cut.
+
+    The final one takes the given leavings for those that count.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        birth: Birth | None,
+        cutters: Sequence[Node],
+        *,
+        final: bool = False,
+    ) -> None:
+        self.result = Reading()
+        #: The leavings whose authors may remove.
+        self.leavings: list[Node] = []
+        self._standing = frozenset(node.bit for node in cutters) if final else None
+        self._cutters: dict[str, list[Node]] = {}
+        for cutter in cutters:
+            self._cutters.setdefault(cutter.act.subject, []).append(cutter)
+        self._joinings: dict[str, list[Node]] = {}
+        self._leavings: dict[str, list[Node]] = {}
+        self._numbers: dict[int, int] = {}
+        self._count = 0
+        self._founding = find_founding(nodes, birth)
+        state(self._founding, nodes, self._is_cut)
+        self._grants: dict[str, list[Node]] = {}
+        #: Signed contents without actor that have acted: each acts once.
+        self._acted: set[bytes] = set()
+        self._keys: list[Node] = []
+        #: Renewals that came second, by members in good standing.
+        self._rivals: list[Node] = []
+        self._segments = 0
+        for node in nodes:
+            try:
+                self._take(node)
+            except RefusedError as refused:
+                self.result.refused[refused.reason] += 1
+        self._conclude()
+
+    # ---------------------------------------------------------------------- rights
+
+    def _rule(self, past: int) -> str:
+        """The rule for an act with these ancestors: of two, the one that forbids less."""
+        rules = {node.act.rule for node in self._founding.stated if node.bit & past}
+        return RULE_ADMINS if rules == {RULE_ADMINS} else RULE_ANY
+
+    @staticmethod
+    def _fits(joining: Node, node: Node) -> bool:
+        return joining.act.pin in node.pins
+
+    def _is_cut(self, joining: Node, node: Node) -> bool:
+        cutters = self._cutters.get(joining.act.subject, ())
+        return any(
+            self._ends(c) & joining.bit and not c.past & node.bit and c is not node
+            for c in cutters
+        )
+
+    def _ends(self, leaving: Node) -> int:
+        """The joinings that a leaving ends, among all acts."""
+        return leaving.past | self._founding.roots
+
+    def _supports(self, node: Node) -> list[Node]:
+        """The joinings by which the actor is a member in the view of its act."""
+        if node.by is None:
+            return []
+        return [
+            joining
+            for joining in self._joinings.get(node.by, ())
+            if joining.bit & node.past
+            and self._fits(joining, node)
+            and not self._is_cut(joining, node)
+        ]
+
+    def is_by_member(self, node: Node) -> bool:
+        """True if the actor is a member in the view of its act, as the whole reading says."""
+        return bool(self._supports(node))
+
+    def _check_right(self, node: Node, *, managing: bool) -> bool:
+        """Raise unless the act may be done; True if it needed an actor."""
+        if not self._founding.candidates & node.past:
+            if not self._founding.needs_no_actor(node):
+                raise RefusedError(NO_ACTOR)
+            if node.act.signed in self._acted:
+                raise RefusedError(REPLAYED)
+            return False
+        supports = self._supports(node)
+        if not supports:
+            raise RefusedError(NO_ACTOR)
+        if managing and self._rule(node.past) == RULE_ADMINS:
+            grants = [g for g in self._grants.get(node.by or "", ()) if g.bit & node.past]
+            if not any(joining.bit & g.past for g in grants for joining in supports):
+                raise RefusedError(NOT_AN_ADMIN)
+        return True
+
+    def _check_keys(self, node: Node) -> None:
+        """Raise unless the control keys that signed were the newest in the act's past."""
+        in_past = [key for key in self._keys if key.bit & node.past]
+        if not in_past:
+            raise RefusedError(NO_KEYS_YET)
+        allowed = {in_past[-1].act.new}
+        if not self._founding.candidates & node.past:
+            allowed.add(self._keys[-1].act.new)
+        for rival in self._rivals:
+            # Its author did not know that another renewal came first.
+            first = next(k for k in self._keys[1:] if k.act.old == rival.act.old)
+            if rival.bit & node.past and not first.bit & node.past:
+                allowed.add(rival.act.new)
+        if not node.signers & allowed:
+            raise RefusedError(OLD_KEYS)
+
+    # ------------------------------------------------------------------------ acts
+
+    def _take(self, node: Node) -> None:
+        kind = node.act.kind
+        if kind == RENEW:
+            self._take_keys(node)
+        elif kind == JOIN:
+            self._take_joining(node)
+        elif kind == LEAVE:
+            self._take_leaving(node)
+        elif kind == ADMIN:
+            self._take_admin(node)
+        elif kind == RULES:
+            self._take_rules(node)
+        elif kind == SEGMENT:
+            self._take_segment(node)
+        elif kind == DOCUMENT:
+            # They decide nothing here; their contents must not act as something else.
+            self._acted.add(node.act.signed)
+        else:
+            self._take_update(node)
+
+    def _take_keys(self, node: Node) -> None:
+        known = [key.act.new for key in self._keys]
+        if node.act.old == node.act.new:
+            if node.act.new in known:
+                raise RefusedError(REPLAYED)
+            if known:
+                raise RefusedError(SECOND_FIRST_KEY)
+        else:
+            acted = self._check_right(node, managing=False)
+            if not known:
+                raise RefusedError(NO_KEYS_YET)
+            if node.act.new in known:
+                raise RefusedError(REPLAYED)
+            # Of two renewals of the same keys the first in the common order counts. Who has
+            # seen the newest keys but was never given them may begin from older ones.
+            recovers = acted and self._keys[-1].bit & node.past
+            if node.act.old != known[-1] and not recovers:
+                if any(key.act.old == node.act.old for key in self._keys[1:]):
+                    self._rivals.append(node)
+                raise RefusedError(STALE_RENEWAL)
+        self._keys.append(node)
+
+    def _take_joining(self, node: Node) -> None:
+        acted = self._check_right(node, managing=True)
+        self._check_keys(node)
+        did = node.act.subject
+        if node.bit & self._founding.roots and did in self._joinings:
+            # The same membership once more: it gets no number of its own.
+            self._numbers[node.bit] = self._numbers[self._joinings[did][0].bit]
+            self._joinings[did].append(node)
+            return
+        if self._is_member(did, node):
+            raise RefusedError(ALREADY_MEMBER)
+        if not acted:
+            self._acted.add(node.act.signed)
+        self._joinings.setdefault(did, []).append(node)
+        self._numbers[node.bit] = self._count
+        self._count += 1
+
+    def _take_leaving(self, node: Node) -> None:
+        if self._standing is None:
+            acted = self._check_right(node, managing=node.by != node.act.subject)
+            if not acted:
+                self._check_keys(node)
+            self.leavings.append(node)
+        elif node.bit not in self._standing:
+            self._check_right(node, managing=node.by != node.act.subject)
+            raise RefusedError(NO_ACTOR)
+        else:
+            acted = bool(self._founding.candidates & node.past)
+        # Under any keys of its past: who is still a member can always be rid of another one,
+        # also if the renewal that it relied on turns out not to count.
+        if not self._is_member(node.act.subject, node):
+            raise RefusedError(NOT_A_MEMBER)
+        if not acted:
+            self._acted.add(node.act.signed)
+        self._leavings.setdefault(node.act.subject, []).append(node)
+        self._count += 1
+
+    def _is_member(self, did: str, node: Node) -> bool:
+        """Whether a DID is a member in the view of an act."""
+        ended = 0
+        for leaving in self._leavings.get(did, ()):
+            if leaving.bit & node.past:
+                ended |= self._ends(leaving)
+        joinings = self._joinings.get(did, ())
+        return any(j.bit & node.past and not j.bit & ended for j in joinings)
+
+    def _take_admin(self, node: Node) -> None:
+        if self._rule(node.past) != RULE_ADMINS:
+            raise RefusedError(WRONG_PURPOSE)
+        self._check_right(node, managing=True)
+        self._check_keys(node)
+        if not self._is_member(node.act.subject, node):
+            raise RefusedError(NOT_A_MEMBER)
+        self._grants.setdefault(node.act.subject, []).append(node)
+
+    def _take_rules(self, node: Node) -> None:
+        if node not in self._founding.stated:
+            raise RefusedError(NO_ACTOR)
+        if node.act.rule == RULE_ADMINS and node.by is not None:
+            self._grants.setdefault(node.by, []).append(node)
+
+    def _take_segment(self, node: Node) -> None:
+        acted = self._check_right(node, managing=False)
+        self._check_keys(node)
+        if acted and self._segments & node.past:
+            raise RefusedError(REPLAYED)
+        if not acted:
+            self._acted.add(node.act.signed)
+        self._segments |= node.bit
+        self.result.segments[node.ref] = node.act.subject
+
+    def _take_update(self, node: Node) -> None:
+        self._check_right(node, managing=False)
+        self._check_keys(node)
+        if not self._is_member(node.act.subject, node):
+            raise RefusedError(NOT_A_MEMBER)
+        self._acted.add(node.act.signed)
+
+    # ---------------------------------------------------------------------- result
+
+    def _conclude(self) -> None:
+        result = self.result
+        result.keys = [key.act.new for key in self._keys]
+        if self._founding.stated:
+            result.rule = self._rule(-1)
+        elif self._founding.candidates:
+            result.rule = RULE_ANY
+        found: list[tuple[int, MemberState]] = []
+        for did, joinings in self._joinings.items():
+            ended = 0
+            for leaving in self._leavings.get(did, ()):
+                ended |= self._ends(leaving)
+            alive = [joining for joining in joinings if not joining.bit & ended]
+            shown = alive[0] if alive else joinings[-1]
+            number = self._numbers[shown.bit]
+            member = MemberState(
+                did=did,
+                pin=shown.act.pin,
+                current=bool(alive),
+                joined_at=number,
+                admin=any(
+                    joining.bit & grant.past
+                    for grant in self._grants.get(did, ())
+                    for joining in alive
+                ),
+            )
+            found.append((number, member))
+        for _, member in sorted(found, key=lambda item: item[0]):
+            result.members[member.did] = member
+        newest = self._keys[-1].past if self._keys else 0
+        result.renewal_due = any(
+            not leaving.bit & newest
+            for leavings in self._leavings.values()
+            for leaving in leavings
+        )
