@@ -33,7 +33,7 @@ from walyoff import (
     records,
     wire,
 )
-from walyoff.child import acts, blocks, guard, packs, proofs, reader, rpc, segment_tree
+from walyoff.child import acts, births, blocks, guard, packs, proofs, reader, rpc, segment_tree
 from walyoff.engine.consent import parse_consent
 from walyoff.engine.removals import parse_statement
 from walyoff.errors import (
@@ -240,6 +240,15 @@ def _act(data: bytes) -> None:
     acts.expand(data)
 
 
+def _birth(data: bytes) -> None:
+    """The content of a chain's first block."""
+    for content in (data, births.GREETING + data, births.GREETING + births.MARK + data):
+        birth = births.read_birth(content)
+        if birth is not None:
+            told = births.put_birth(content, birth)
+            assert births.read_birth(told) == birth
+
+
 def _suite(data: bytes) -> None:
     """Keys, signatures and sealed texts from outside."""
     half = len(data) // 2
@@ -336,6 +345,7 @@ TARGETS: dict[str, Target] = {
     "announcement": _announcement,
     "identity": _identity,
     "act": _act,
+    "birth": _birth,
     "suite": _suite,
     "initiator": machines.initiator,
     "responder": machines.responder,

@@ -30,6 +30,7 @@ from walyoff.addresses import encode_addresses
 from walyoff.channel_state import ChannelState
 from walyoff.child import rpc
 from walyoff.child.acts import Claim
+from walyoff.child.births import Birth
 from walyoff.did_document import make_document
 from walyoff.engine.consent import PROPOSE, Statement
 from walyoff.epochs import Epoch, seal_anchor
@@ -281,6 +282,10 @@ def wire_vectors() -> dict[str, str]:
         "gossip.acks": gossip.encode_acks(
             [gossip.Ack(instance=instance, upto=1, further=(3,))]
         ),
+        "birth.device": Birth(pin=b"\x25" * 32).encode(),
+        "birth.identity": Birth(
+            pin=b"\x25" * 32, founder=ALICE, founder_pin=b"\x27" * 32, rule="admins"
+        ).encode(),
         "act.body": example_claim("join").body(),
         "act.block": example_claim("admin").as_block(b"\x23" * 4, b"\x24" * 4),
         **{f"frame.{name}": frames.encode(frame) for name, frame in example_frames().items()},

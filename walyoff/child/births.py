@@ -70,7 +70,7 @@ def read_birth(content: bytes) -> Birth | None:
     start = len(GREETING) + len(MARK)
     size = int.from_bytes(content[start : start + _LENGTH])
     body = content[start + _LENGTH : start + _LENGTH + size]
-    if size > ROOM or len(body) != size:
+    if size > ROOM - len(MARK) - _LENGTH or len(body) != size:
         return None
     try:
         fields = expect_array(unpack(body, ROOM), 4, "birth")
