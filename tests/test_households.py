@@ -57,7 +57,7 @@ def row(*names: str) -> tuple[Readings, Households]:
         readings.members[named(above)] = {named(below): State(named(below))}
     readings.members[named(names[-1])] = {}
     chains: Any = readings
-    found = Households(chains, readings.read, lambda *_: True, lambda did: PIN)
+    found = Households(chains, readings.read, lambda _: None, lambda *_: True, lambda did: PIN)
     for name in names[:-1]:
         found.look(named(name), PIN)
     return readings, found
