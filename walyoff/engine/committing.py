@@ -22,6 +22,7 @@ from walyoff.engine.facts import Write
 from walyoff.engine.recent import Delivered
 from walyoff.errors import StoreError
 from walyoff.records import KIND_ATTACHMENT, Batch
+from walyoff.signals import News, Work
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
@@ -80,11 +81,11 @@ class Commits:
         self._unsigned: dict[bytes, int] = {}
         #: Batches accepted lately, which the store may not show yet.
         self._accepted: OrderedDict[bytes, None] = OrderedDict()
-        self._work = anyio.Event()
+        self._work = Work()
         self._signature_work = anyio.Event()
         #: Bytes of contents that were taken and are not committed yet.
         self._uncommitted = 0
-        self._room = anyio.Event()
+        self._room = News()
         #: Grows when the state was read from the store again after a failure.
         self.generation = 0
         #: Why the store fails now, if it does.
@@ -94,7 +95,7 @@ class Commits:
     def close(self) -> None:
         """The channel ends: nobody waits for room any more."""
         self._closed = True
-        self._make_room()
+        self._room.tell()
 
     def ordered(self) -> anyio.Event:
         """Begin soon, if there is need; the event is set when what was staged is durable."""
@@ -208,7 +209,6 @@ class Commits:
         engine = self._engine
         while True:
             await self._work.wait()
-            self._work = anyio.Event()
             if not self._next:
                 continue
             commit, self._next = self._next, _Commit()
@@ -234,7 +234,7 @@ class Commits:
     def _committed(self, commit: _Commit, top: int) -> None:
         engine = self._engine
         self._uncommitted -= commit.size
-        self._make_room()
+        self._room.tell()
         engine.recent.committed(commit.deliver, top)
         engine.top = top
         for batch in commit.batches:
@@ -301,12 +301,8 @@ class Commits:
         self._engine.recent.staged.clear()
         self._unsigned.clear()
         self._uncommitted = 0
-        self._make_room()
+        self._room.tell()
         self._engine.forget()
-
-    def _make_room(self) -> None:
-        room, self._room = self._room, anyio.Event()
-        room.set()
 
 
 __all__ = ["SIGNATURE_LINGER", "Commits"]

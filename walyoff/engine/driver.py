@@ -54,6 +54,7 @@ from walyoff.records import (
     signed_message,
 )
 from walyoff.runtime import Runtime
+from walyoff.signals import News
 from walyoff.tasks import background_tasks
 from walyoff.threads import Attempts
 from walyoff.trust import Credentials, Trust
@@ -124,8 +125,8 @@ class Engine:
         self._timer_work = anyio.Event()
         #: Until when the timer sleeps, if nothing becomes due before.
         self._timer_until = -math.inf
-        self._changed = anyio.Event()
-        self._company = anyio.Event()
+        self._changed = News()
+        self._company = News()
         #: Positions that named cursors committed and the store does not have yet.
         self.cursors: dict[str, int] = {}
         #: Batches that were anchored in this run, while not all that are not are known.
@@ -314,11 +315,9 @@ class Engine:
 
         Many wait there who need not be woken for each message.
         """
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
+        self._changed.tell()
         if company:
-            changed, self._company = self._company, anyio.Event()
-            changed.set()
+            self._company.tell()
 
     async def changed(self) -> None:
         """Wait for the log to grow, an anchor, or news of what others hold."""

@@ -27,6 +27,7 @@ from walyoff.records import (
     commit,
     make_batch,
 )
+from walyoff.signals import News, Work
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
@@ -82,8 +83,8 @@ class Outbox:
         #: Whose batch is under way.
         self._begun: list[_Turn] = []
         self._bytes = 0
-        self._work = anyio.Event()
-        self._room = anyio.Event()
+        self._work = Work()
+        self._room = News()
 
     async def send(self, items: Sequence[Outgoing]) -> None:
         """Write messages in order; durable when it returns. Cancelling leaves all or none.
@@ -130,7 +131,6 @@ class Outbox:
         """Make batches of what waits, one after another."""
         while True:
             await self._work.wait()
-            self._work = anyio.Event()
             await self._engine.resuming.over()
             while True:
                 # What is to be said of those who left comes before all that is said after.
@@ -158,12 +158,7 @@ class Outbox:
         self._turns.clear()
         self._begun.clear()
         self._bytes = 0
-        self._make_room()
-
-    def _make_room(self) -> None:
-        # Everybody who waits for room waits for the same event.
-        room, self._room = self._room, anyio.Event()
-        room.set()
+        self._room.tell()
 
     async def _send_batch(self, items: list[Outgoing]) -> None:
         engine = self._engine
@@ -196,7 +191,7 @@ class Outbox:
         for turn in finished:
             self._bytes -= turn.size
             turn.done.set()
-        self._make_room()
+        self._room.tell()
         engine.commits.signed(batch, signature)
 
     def _make(self, items: list[Outgoing]) -> tuple[Batch, list[StoredContent]]:

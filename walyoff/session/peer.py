@@ -31,6 +31,7 @@ from walyoff.session.handshake import (
 )
 from walyoff.session.records import SecureChannel
 from walyoff.session.transcript import Mode, Role
+from walyoff.signals import News, Work
 from walyoff.tasks import background_tasks
 
 #: A handshake takes milliseconds; a peer that takes so long is broken or hostile.
@@ -90,8 +91,8 @@ class Session:
         #: Goes out when nothing else does.
         self._bulk: deque[bytes] = deque()
         self._bulk_backlog = 0
-        self._work = anyio.Event()
-        self._drained = anyio.Event()
+        self._work = Work()
+        self._drained = News()
         self.opened = self._runtime.now()
         self._heard = self._runtime.now()
         self._keyed = self._runtime.now()
@@ -270,7 +271,6 @@ class Session:
                     await self._write_bulk()
                 else:
                     await self._work.wait()
-                    self._work = anyio.Event()
         self._written.set()
 
     async def _write_some(self) -> None:
@@ -281,14 +281,14 @@ class Session:
             size += len(payloads[-1])
         await self._seal_and_write(payloads)
         self.backlog = max(self.backlog - size, 0)
-        self._wake_drained()
+        self._drained.tell()
 
     async def _write_bulk(self) -> None:
         """One frame only: a message that comes meanwhile is next."""
         payload = self._bulk.popleft()
         await self._seal_and_write([payload])
         self._bulk_backlog = max(self._bulk_backlog - len(payload), 0)
-        self._wake_drained()
+        self._drained.tell()
 
     async def _seal_and_write(self, payloads: list[bytes]) -> None:
         sealed = self._channel.seal(payloads)
@@ -304,11 +304,6 @@ class Session:
             self._shut()
         else:
             self.bytes_sent += len(sealed)
-
-    def _wake_drained(self) -> None:
-        # Everybody who waits has the same event: it is not replaced before they are told.
-        drained, self._drained = self._drained, anyio.Event()
-        drained.set()
 
     async def _hang_up(self) -> None:
         """When the session is closed from here, close the stream, so that its reader wakes."""
@@ -336,7 +331,7 @@ class Session:
         self._queue.clear()
         self._bulk.clear()
         self.backlog = self._bulk_backlog = 0
-        self._wake_drained()
+        self._drained.tell()
         self._work.set()
         self._shutting.set()
 
