@@ -145,6 +145,7 @@ async def test_who_left_comes_back_with_its_log_or_without() -> None:
                 and "cert" not in k
                 and "removal" not in k
                 and "resume" not in k
+                and "unused" not in k
             ]
             top = await device.store.channel(b.did).top()
             kept = await device.store.channel(b.did).log(after=0, limit=100)
