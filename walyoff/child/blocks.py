@@ -186,13 +186,18 @@ def _decode_parents(parents: tuple[bytes, ...], parents_hash: bytes) -> tuple[st
         return ()
     if list(parents) != sorted(parents):
         raise RemoteProtocolError("block parents are not sorted")
-    ids = [decode_id(parent) for parent in parents]
-    if any(parent.parents is not None for parent in ids):
-        raise RemoteProtocolError("block parent is not a short id")
-    joined = b"".join(_from_hash_field(parent.parents_hash) for parent in ids)
-    if _hash_value(parents_hash) != int.from_bytes(hashlib.sha512(joined).digest(), "little"):
+    cids: list[str] = []
+    hashes: list[bytes] = []
+    for parent in parents:
+        decoded = decode_id(parent)
+        if decoded.parents is not None:
+            raise RemoteProtocolError("block parent is not a short id")
+        cids.append(decoded.cid)
+        hashes.append(_from_hash_field(decoded.parents_hash))
+    digest = hashlib.sha512(b"".join(hashes)).digest()
+    if _hash_value(parents_hash) != int.from_bytes(digest, "little"):
         raise RemoteProtocolError("block parents hash does not match", reason="bad-hash")
-    return tuple(parent.cid for parent in ids)
+    return tuple(cids)
 
 
 def decode_id(block_id: bytes) -> BlockId:
