@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from walyoff import __version__
+from walyoff.child import verified
 from walyoff.child.verified import MAX_REMEMBERED, TAG_SIZE, Verified
 from walyoff.sealing import Sealing
 
@@ -25,9 +27,9 @@ def never() -> bool:
 
 
 def fill(path: Path, count: int, sealing: Sealing = SEALING) -> None:
-    verified = Verified(path, sealing)
+    found = Verified(path, sealing)
     for number in range(count):
-        assert verified.check("key", b"signature", b"%d" % number, lambda: True)
+        assert found.check("key", b"signature", b"%d" % number, lambda: True)
 
 
 def test_what_was_good_is_not_checked_again_after_a_restart(path: Path) -> None:
@@ -58,6 +60,16 @@ def test_what_was_bad_is_remembered_in_this_run_alone(path: Path) -> None:
 
 def test_tags_of_another_home_are_worth_nothing(path: Path) -> None:
     fill(path, 1, Sealing(b"o" * 32))
+    assert not Verified(path, SEALING).check("key", b"signature", b"0", lambda: False)
+
+
+def test_what_another_version_found_good_is_checked_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verified, "_PURPOSE", "signatures that were verified by 0.0.9")
+    fill(path, 1)
+    monkeypatch.undo()
+    assert __version__ in verified._PURPOSE
     assert not Verified(path, SEALING).check("key", b"signature", b"0", lambda: False)
 
 

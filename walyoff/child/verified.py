@@ -20,6 +20,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from walyoff import __version__
 from walyoff.files import open_private, replace_file, sweep_new
 from walyoff.sealing import Sealing
 from walyoff.wire import pack
@@ -31,7 +32,8 @@ MAX_REMEMBERED = 8_192
 _MAX_STORED = 2 * MAX_REMEMBERED
 #: A pipe that somebody put in the file's place does not block.
 _NOW = os.O_NONBLOCK
-_PURPOSE = "signatures that were verified"
+#: What another version found good is checked again.
+_PURPOSE = f"signatures that were verified by {__version__}"
 
 _log = logging.getLogger(__name__)
 
