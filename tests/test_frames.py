@@ -252,3 +252,47 @@ def test_a_frame_is_a_value() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ping.nonce = 2  # type: ignore[misc]
     assert frames.RangeEnd(BOB, 1) == frames.RangeEnd(BOB, 1)
+
+
+@given(
+    number=st.integers(0, 1 << 54),
+    offset=st.integers(0, CHUNK_SIZE),
+    data=st.binary(max_size=80),
+    size=st.sampled_from((0, 1, 255, 256, 65_535, 65_536, chunk_frames.PART)),
+)
+def test_a_part_is_what_the_general_decoder_says_and_is_not_copied(
+    number: int, offset: int, data: bytes, size: int
+) -> None:
+    data = data.ljust(size, b".")[: chunk_frames.PART]
+    encoded = frames.encode(chunk_frames.ChunkPart(number, offset, data))
+    try:
+        expected = chunk_frames.TYPES[22][2](*unpack(encoded, frames.MAX_FRAME)[1:])
+    except RemoteProtocolError:
+        assert chunk_frames.decode_part(encoded) is None
+        return
+    part = chunk_frames.decode_part(encoded)
+    assert part == expected
+    assert isinstance(part.data, memoryview)
+    assert part.data.obj is encoded
+
+
+@given(changed=st.binary(max_size=24), at=st.integers(0, 24), cut=st.integers(0, 5))
+def test_nothing_passes_as_a_part_that_the_general_decoder_refuses(
+    changed: bytes, at: int, cut: int
+) -> None:
+    encoded = frames.encode(chunk_frames.ChunkPart(300, 131_072, b"data of a part"))
+    altered = encoded[:at] + changed + encoded[at + len(changed) : len(encoded) - cut]
+    part = chunk_frames.decode_part(altered)
+    if part is not None:
+        fields = unpack(altered, frames.MAX_FRAME)
+        assert fields[0] == 22
+        assert part == chunk_frames.TYPES[22][2](*fields[1:])
+
+
+def test_a_number_that_is_longer_than_it_must_be_is_no_part() -> None:
+    encoded = frames.encode(chunk_frames.ChunkPart(7, 0, b"data"))
+    longer = encoded[:2] + b"\xcc\x07" + encoded[3:]
+    assert chunk_frames.decode_part(encoded) is not None
+    assert chunk_frames.decode_part(longer) is None
+    with pytest.raises(RemoteProtocolError):
+        frames.decode(longer)

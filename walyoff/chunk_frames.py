@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from walyoff.errors import RemoteProtocolError
 from walyoff.manifest import MAX_CHUNKS
 from walyoff.records import CHUNK_SIZE, HASH_SIZE
-from walyoff.wire import expect_bytes, expect_int
+from walyoff.wire import expect_bytes, expect_int, unpack_tail
 
 #: Large enough to cost little, small enough that a message waits a millisecond on a fast link.
 PART = 128 * 1024
@@ -91,8 +91,12 @@ def _number(value: Any) -> int:
     return expect_int(value, "number of a request", high=_MAX_NUMBER)
 
 
+def _offset(value: Any) -> int:
+    return expect_int(value, "offset", high=CHUNK_SIZE - 1)
+
+
 def _want(number: Any, record_id: Any, place: Any, offset: Any, length: Any) -> WantChunk:
-    start = expect_int(offset, "offset", high=CHUNK_SIZE - 1)
+    start = _offset(offset)
     if start % PART:
         raise RemoteProtocolError(f"offset {start} is not one of a part")
     return WantChunk(
@@ -107,9 +111,28 @@ def _want(number: Any, record_id: Any, place: Any, offset: Any, length: Any) -> 
 def _part(number: Any, offset: Any, data: Any) -> ChunkPart:
     return ChunkPart(
         _number(number),
-        expect_int(offset, "offset", high=CHUNK_SIZE - 1),
+        _offset(offset),
         expect_bytes(data, "part of a chunk", limit=PART),
     )
+
+
+#: The beginning of a ChunkPart: an array of four, and its type.
+_PART_HEAD = b"\x94\x16"
+
+
+def decode_part(frame: bytes | memoryview) -> ChunkPart | None:
+    """A ChunkPart whose data stay where they are; None for everything else.
+
+    What gives None here has the general decoder to say what it is.
+    """
+    found = unpack_tail(frame, 4, PART) if frame[:2] == _PART_HEAD else None
+    if found is None:
+        return None
+    (_, number, offset), data = found
+    try:
+        return ChunkPart(_number(number), _offset(offset), data)
+    except RemoteProtocolError:
+        return None
 
 
 #: As in `walyoff.frames`, which takes them up.

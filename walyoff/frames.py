@@ -454,6 +454,9 @@ def encode(frame: Frame) -> bytes:
 
 def decode(data: bytes | memoryview) -> Frame:
     """The frame of these bytes. Raises RemoteProtocolError."""
+    part = chunk_frames.decode_part(data)
+    if part is not None:
+        return part
     fields = unpack(data, MAX_FRAME)
     if not isinstance(fields, list) or not fields:
         raise RemoteProtocolError("frame is not an array")

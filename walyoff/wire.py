@@ -92,6 +92,52 @@ def unpack_some(data: bytes, count: int) -> list[Any]:
         raise RemoteProtocolError("structure is not an array") from error
 
 
+#: What comes before a tail is shorter than this.
+_MAX_HEAD = 64
+
+
+def unpack_tail(
+    data: bytes | memoryview, count: int, limit: int
+) -> tuple[list[Any], memoryview] | None:
+    """A canonical array of `count` small values but for the last one, which is binary.
+
+    To check that bytes are canonical means to encode them again; binary has one encoding, so
+    of a frame that is nearly all data only what is before them is, and the data stay where they
+    are: at most `limit` bytes. None for everything else, which `unpack` may refuse by name.
+    """
+    head = bytes(data[:_MAX_HEAD])
+    unpacker = msgpack.Unpacker(max_buffer_size=_MAX_HEAD, strict_map_key=True)
+    unpacker.feed(head)
+    try:
+        if unpacker.read_array_header() != count:
+            return None
+        fields = [unpacker.unpack() for _ in range(count - 1)]
+        at = unpacker.tell()
+        if head[:at] != pack([*fields, None])[:-1]:
+            return None
+    except Exception:
+        # As in `unpack`: msgpack raises many kinds, and all of them mean the same.
+        return None
+    for size in _BINARY:
+        length = len(data) - at - size
+        if 0 <= length <= limit and head[at : at + size] == _binary_head(length):
+            return fields, memoryview(data)[at + size :]
+    return None
+
+
+#: How long what msgpack has before bytes can be.
+_BINARY = (2, 3, 5)
+
+
+def _binary_head(length: int) -> bytes:
+    """What msgpack has before so many bytes."""
+    if length < 1 << 8:
+        return b"\xc4" + length.to_bytes(1, "big")
+    if length < 1 << 16:
+        return b"\xc5" + length.to_bytes(2, "big")
+    return b"\xc6" + length.to_bytes(4, "big")
+
+
 def _counter() -> Callable[[T], T]:
     """A hook that sees each array and map when it is complete, and stops at the limits."""
     containers = items = 0
