@@ -5,7 +5,7 @@ given to another peer, and how long a peer that gave nothing is left alone. What
 of the answers is decided in `reconciler`, whose tables these are. As pure as that.
 
 Nothing waits for the end of an answer: a peer is asked for the batches of several devices and
-for contents at once, and is granted more of a long answer while the first half is read.
+for contents at once, and is granted more of a long answer while its beginning is read.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ PUSH_GRACE = 0.3
 RETRY_FIRST = 0.5
 RETRY_LAST = 60.0
 #: Contents asked for in one request, and in flight per peer, by number and by size.
-MAX_FETCH = 256
-MAX_FETCHING = 1024
+MAX_FETCH = 1024
+MAX_FETCHING = 4096
 MAX_FETCHING_BYTES = 4 * 1024 * 1024
 #: Requests for batches in flight per peer: fewer than the questions that a peer queues.
 MAX_RANGES = 16
@@ -48,8 +48,8 @@ SLOW_LINK = 512 * 1024
 GONE_FOR = 60.0
 #: Devices that one peer may speak of: bounds what a liar makes us remember.
 MAX_AUTHORS = 4096
-#: One request for batches is answered with so many bytes, and half of them are granted anew
-#: when they came: many enough that a far peer never waits for the next request, few enough
+#: One request for batches is answered with so many bytes, and a quarter of them is granted anew
+#: whenever it came: many enough that a far peer never waits for the next request, few enough
 #: that an answer that nobody wants any more ends soon.
 RANGE_BYTES = 8 * 1024 * 1024
 
@@ -157,7 +157,7 @@ class Asking:
         running.taken += size
         head = self.heads.get(author)
         more = self.peers[peer].heads.get(author, 0) > (head.seq if head else 0)
-        if more and running.taken >= RANGE_BYTES // 2:
+        if more and running.taken >= RANGE_BYTES // 4:
             self._orders.append(FetchMore(peer, author, running.taken))
             running.taken = 0
 
