@@ -188,6 +188,38 @@ def test_cancelled_device_in_full_traffic_keeps_its_promises(
     run(backend, main)
 
 
+@in_virtual_time
+async def test_cancelled_device_with_a_new_epoch_waits_for_no_ledger() -> None:
+    """The ledger's process ends at the same moment, so it answers nothing any more."""
+    world = SimWorld(3)
+    began = anyio.current_time()
+    async with world.device("a") as one:
+        a = await one.create_channel("family")
+        with anyio.CancelScope() as life:
+            async with world.device("b") as two, world.device("c") as three:
+                b = await two.join(await a.invite())
+                c = await three.join(await a.invite())
+                ledger: Any = b.engine.anchors._ledger
+                ledger.is_complete = ledger.learn_keys = _no_answer
+                write_down = b.engine.rotation._on_new
+
+                def cancel() -> None:
+                    write_down()
+                    life.cancel()
+
+                b.engine.rotation._on_new = cancel
+                await a.remove(c.me)
+                await anyio.sleep(60)
+        assert life.cancelled_caught
+        assert anyio.current_time() - began < 60
+        async with world.device("b") as two:
+            assert set(two.channel("family").engine.epochs) == set(a.engine.epochs)
+
+
+async def _no_answer(*_: object) -> None:
+    await anyio.sleep(300)
+
+
 async def _send_all(channel: Channel) -> None:
     await channel.send_many([b"x" * 1000] * 300)
 

@@ -285,7 +285,7 @@ async def test_a_call_ends_by_its_deadline(tmp_path: Path) -> None:
             with pytest.raises(CallFailedError) as caught:
                 await child.call("ipfs.connect", {"multiaddr": target}, timeout=0.3)
             assert caught.value.kind == "deadline"
-            assert time.monotonic() - began < 1.2
+            assert time.monotonic() - began < 5
             # Cancelled calls leave nothing behind either.
             with anyio.move_on_after(0.1):
                 await child.call("ipfs.connect", {"multiaddr": target})
@@ -313,7 +313,7 @@ async def test_a_stopped_child_does_not_keep_us_from_closing(
         assert child.pid is not None
         os.kill(pid := child.pid, signal.SIGSTOP)
         began = time.monotonic()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert not alive(pid)
 
 
@@ -388,7 +388,7 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
         parent.kill()
     began = time.monotonic()
     while alive(pid):
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
         time.sleep(0.01)
 
 
@@ -402,7 +402,7 @@ async def main():
         if os.fork() == 0:
             # Holds the parent's end of the socket open for a while.
             os.close(1)
-            time.sleep(6)
+            time.sleep(12)
             os._exit(0)
         await anyio.sleep(60)
 anyio.run(main)
@@ -419,7 +419,7 @@ def test_a_fork_that_holds_the_socket_does_not_keep_the_child_alive(tmp_path: Pa
         parent.kill()
     began = time.monotonic()
     while alive(pid):
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 9
         time.sleep(0.01)
 
 

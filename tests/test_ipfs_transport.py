@@ -181,7 +181,7 @@ async def test_broadcasts_to_nobody_do_not_wait(tmp_path: Path, short: Path) -> 
         began = time.monotonic()
         for _ in range(40):
             await p.b.broadcast("topic", b"x")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
 
 
 async def test_garbage_on_the_topic_is_ignored(tmp_path: Path, short: Path) -> None:
@@ -225,7 +225,7 @@ async def test_nobody_there_is_a_transport_error_in_time(
             began = time.monotonic()
             with pytest.raises(TransportError):
                 await p.b.connect(f"ipfs:/ip4/127.0.0.1/tcp/{port}/p2p/{STRANGER}")
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 8
         with pytest.raises(TransportError):
             await p.b.connect(f"ipfs:/ip4/127.0.0.1/tcp/1/p2p/{STRANGER}")
         # Somebody else is there.

@@ -432,7 +432,9 @@ def test_hung_downloads_of_strangers_leave_room_for_those_of_use(
     assert files.read(cid_of(b"true"), "member") == b"x"
 
 
-def test_one_block_that_many_announce_is_one_download(quick: None, tmp_path: Path) -> None:
+def test_one_block_that_many_announce_is_one_download(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node = SlowNode()
     files = Files(node, tmp_path)
     threads = [
@@ -443,9 +445,11 @@ def test_one_block_that_many_announce_is_one_download(quick: None, tmp_path: Pat
     for thread in threads:
         thread.join(5)
     assert node.count == 1
+    # It is not waited for a second time.
+    monkeypatch.setattr(ipfs_client, "READ_DEADLINE_S", 60)
     began = time.monotonic()
     _try(files, "again")
-    assert time.monotonic() - began < 0.04
+    assert time.monotonic() - began < 30
     node.release.set()
 
 

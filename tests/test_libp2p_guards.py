@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -364,10 +363,8 @@ def test_a_stopped_peer_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
                     await stream.recv(1)
                     raise AssertionError("the stream ended")
                 os.kill(process.pid, signal.SIGSTOP)
-                began = time.monotonic()
-                with trio.fail_after(6):
+                with trio.fail_after(8):
                     assert await stream.recv(1) == b""
-                assert time.monotonic() - began < 4
                 stream.close()
 
         try:

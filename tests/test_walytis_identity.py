@@ -437,7 +437,7 @@ async def test_announced_block_that_nobody_has_does_not_stop_reception(
             began = time.monotonic()
             await one.append(b"second")
             assert await next_payload(at_2) == b"second"
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 8
 
 
 async def _answer(child: Child, peer: str, protocol: str, path: Path) -> bytes:

@@ -104,7 +104,8 @@ async def run_channel(
         finally:
             with anyio.CancelScope(shield=True):
                 try:
-                    await keeper.flush()
+                    # The ledger's process may have ended before: it is told at the next start.
+                    await keeper.save()
                 except StoreError as error:
                     log.warning("new epochs were not stored, others have them: %s", error)
 
@@ -221,13 +222,23 @@ class _Keeper:
                 self._work.set()
 
     async def flush(self) -> None:
-        """Write down the epochs. Raises StoreError; they are written the next time."""
-        epochs = self._epochs
-        if epochs is not None:
-            await save_epochs(self._store, self._did, epochs)
-            if self._epochs is epochs:
-                self._epochs = None
+        """Write down the epochs and tell the ledger. Raises StoreError, as `save`."""
+        if epochs := await self.save():
             await self.guard(epochs)
+
+    async def save(self) -> Sequence[Epoch]:
+        """Write down the epochs, if they are new; which ones.
+
+        Raises:
+            StoreError: they are written the next time.
+        """
+        epochs = self._epochs
+        if epochs is None:
+            return ()
+        await save_epochs(self._store, self._did, epochs)
+        if self._epochs is epochs:
+            self._epochs = None
+        return epochs
 
     async def guard(self, epochs: Sequence[Epoch]) -> None:
         """Tell a guarded ledger what to admit."""
