@@ -31,9 +31,21 @@ from walyoff import (
     invitations,
     issued,
     records,
+    unused,
     wire,
 )
-from walyoff.child import acts, births, blocks, guard, packs, proofs, reader, rpc, segment_tree
+from walyoff.child import (
+    acts,
+    births,
+    blocks,
+    guard,
+    guests,
+    packs,
+    proofs,
+    reader,
+    rpc,
+    segment_tree,
+)
 from walyoff.engine.consent import parse_consent
 from walyoff.engine.removals import parse_statement
 from walyoff.errors import (
@@ -152,6 +164,15 @@ def _issued(data: bytes) -> None:
 def _family(data: bytes) -> None:
     found = granting.decode_family(data)
     assert granting.decode_family(granting.encode_family(found)) == found
+
+
+def _guests(data: bytes) -> None:
+    group, member, chains = guests.decode_guests(data)
+    assert wire.pack([group, member, chains]) == data
+
+
+def _unused(data: bytes) -> None:
+    assert wire.pack(unused.decode_unused(data)) == data
 
 
 def _grant(data: bytes) -> None:
@@ -333,6 +354,8 @@ TARGETS: dict[str, Target] = {
     "issued": _issued,
     "family": _family,
     "grant": _grant,
+    "guests": _guests,
+    "unused": _unused,
     "segments": _segments,
     "broadcast": _broadcast,
     "services": _services,

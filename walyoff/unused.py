@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 
 from walyoff.abc import Store
+from walyoff.errors import RemoteProtocolError
 from walyoff.records import HASH_SIZE, device_id
 from walyoff.wire import expect_bytes, pack, unpack
 
@@ -36,7 +37,8 @@ class UnusedCertificates:
     async def add(self, member: str, certificate_id: bytes) -> tuple[str, bytes, list[bytes]]:
         """One more: the key and value to write down, and those to be let go."""
         key = f"unused/{self._channel}/{device_id(member).hex()}"
-        known = _decode(await self._store.get(key))
+        value = await self._store.get(key)
+        known = [] if value is None else decode_unused(value)
         kept = [*(other for other in known if other != certificate_id), certificate_id]
         gone: list[bytes] = []
         if len(kept) > MAX_UNUSED:
@@ -47,12 +49,12 @@ class UnusedCertificates:
         return key, pack(kept), gone
 
 
-def _decode(value: bytes | None) -> list[bytes]:
-    """What was written down: by ourselves, so anything else is a fault of the disk."""
-    found = [] if value is None else unpack(value, _MAX_VALUE)
+def decode_unused(value: bytes) -> list[bytes]:
+    """What was written down. Raises RemoteProtocolError."""
+    found = unpack(value, _MAX_VALUE)
     if not isinstance(found, list):
-        return []
+        raise RemoteProtocolError("the certificates of a device are a list")
     return [expect_bytes(one, "certificate id", size=HASH_SIZE) for one in found]
 
 
-__all__ = ["MAX_UNUSED", "Needed", "UnusedCertificates"]
+__all__ = ["MAX_UNUSED", "Needed", "UnusedCertificates", "decode_unused"]

@@ -73,21 +73,15 @@ class Guests:
     def sweep(self, has_member: HasMember) -> None:
         """Remove what a kill left, unless what it was taken for had become a member."""
         try:
-            if self._path.stat().st_size > _MAX_SIZE:
-                raise RemoteProtocolError("the list of guests is too long")
-            group, member, names = expect_array(
-                unpack(self._path.read_bytes(), _MAX_SIZE), 3, "guests"
-            )
-            fresh = [expect_name(name, "chain", limit=64) for name in names]
-            group = expect_name(group, "DID", limit=MAX_DID)
-            member = expect_name(member, "DID", limit=MAX_DID)
+            with self._path.open("rb") as file:
+                group, member, fresh = decode_guests(file.read(_MAX_SIZE + 1))
             known = _chain(group) not in fresh and has_member(group, member)
             if not known:
                 _log.info("%d chains go that were handed over when a kill came", len(fresh))
                 self._remove(fresh)
         except FileNotFoundError:
             return
-        except (WalyoffError, OSError, TypeError) as error:
+        except (WalyoffError, OSError) as error:
             _log.warning("the list of guests is passed over: %s", error)
         self._path.unlink(missing_ok=True)
 
@@ -107,6 +101,18 @@ class Guests:
                 _log.warning("chain %s stays: %s", chain, error)
 
 
+def decode_guests(data: bytes) -> tuple[str, str, list[str]]:
+    """What was written down: group, DID, chains. Raises RemoteProtocolError."""
+    group, member, names = expect_array(unpack(data, _MAX_SIZE), 3, "guests")
+    if not isinstance(names, list):
+        raise RemoteProtocolError("guests are a list of chains")
+    return (
+        expect_name(group, "DID", limit=MAX_DID),
+        expect_name(member, "DID", limit=MAX_DID),
+        [expect_name(name, "chain", limit=64) for name in names],
+    )
+
+
 def _chain(did: str) -> str:
     """The chain of a DID; empty for what is none."""
     try:
@@ -115,4 +121,4 @@ def _chain(did: str) -> str:
         return ""
 
 
-__all__ = ["Guests"]
+__all__ = ["Guests", "decode_guests"]
