@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -409,6 +409,41 @@ async def test_a_grant_that_is_larger_than_a_frame_travels_in_parts() -> None:
         await club.send(b"to everybody")
         for name in ("bob0", "bob1"):
             assert await reads(h.channel(name, "club"), b"to everybody")
+
+
+@in_virtual_time
+async def test_a_grant_stops_when_its_reader_leaves_the_group_meanwhile() -> None:
+    async with houses(Link(latency=0.005, bandwidth=4e6)) as h:
+        club = await h.group("club", {"alice": 1, "bob": 1})
+        theirs = h.channel("bob0", "club")
+        await until(lambda: complete(theirs, 2))
+        ledger = h.world.chain("bob0", f"{club.did}/ledger")
+        for _ in range(24):
+            ledger.append(os.urandom(1 << 20))
+        begun: list[type[frames.Frame]] = []
+        grant_frames = granting.grant_frames
+
+        def noted(grant: Any) -> Iterator[frames.Frame]:
+            for frame in grant_frames(grant):
+                begun.append(type(frame))
+                yield frame
+
+        with (
+            mock.patch("walyoff.kinship.grant_frames", noted),
+            mock.patch("walyoff.kinship.BACKLOG", 1 << 20),
+        ):
+            new = await h.device("bob1")
+            await new.join(await h.channel("bob0", "bob").invite())
+            await until(lambda: len(begun) >= 3)
+            assert complete(theirs, 3)
+            await club.remove(h.channel("bob0", "bob").did)
+            await until(lambda: not theirs.engine.trust.is_member(theirs.me))
+            await anyio.sleep(60)
+        # Parts of public chains went; the end, which has the secrets, did not.
+        assert set(begun) == {frames.Part}
+        assert not h.has("bob1", "club")
+        await h.channel("bob0", "bob").send(b"still us")
+        assert await reads(h.channel("bob1", "bob"), b"still us")
 
 
 @in_virtual_time
