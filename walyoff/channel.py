@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyio.abc import ObjectReceiveStream
 
 from walyoff.abc import Member
-from walyoff.attaching import send_file, send_stream
-from walyoff.attachments import check_text
-from walyoff.channel_state import ChannelState, save_policy
+from walyoff.channel_files import FilesApi
+from walyoff.channel_state import ChannelState
+from walyoff.channel_status import statistics_of, status_of
 from walyoff.connections import Connections
 from walyoff.describing import describe
 from walyoff.engine.driver import Engine
 from walyoff.engine.facts import Report
 from walyoff.engine.outbox import Outgoing
-from walyoff.engine.policy import AttachmentPolicy
 from walyoff.errors import (
     LocalProtocolError,
     NotAMemberError,
@@ -43,7 +40,7 @@ from walyoff.messages import (
     make_receipt,
 )
 from walyoff.platform import Foundation
-from walyoff.records import CHUNK_SIZE, KIND_MESSAGE, check_content, check_topics
+from walyoff.records import KIND_MESSAGE, check_content, check_topics
 from walyoff.session.handshake import HandshakeContext
 
 if TYPE_CHECKING:
@@ -55,7 +52,7 @@ log = logging.getLogger("walyoff.channel")
 MAX_REPORTS = 256
 
 
-class Channel(ForgettingApi):
+class Channel(FilesApi, ForgettingApi):
     """The log of one identity. Get one from `Device.create_channel`, `join` or `channel`."""
 
     def __init__(
@@ -357,149 +354,6 @@ class Channel(ForgettingApi):
             await self._engine.outbox.send(items)
         return [make_receipt(self._engine, item) for item in items]
 
-    async def send_file(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        caption: bytes | str = b"",
-        name: str | None = None,
-        media_type: str | None = None,
-        topics: Sequence[str] = (),
-        progress: Callable[[int], None] | None = None,
-        forget_after: timedelta | None = None,
-    ) -> Receipt:
-        """Send a file, with a caption, which is the message's content.
-
-        Name, media type and size are seen by members alone. All of it is durable here when
-        this returns; others fetch it as they wish, up to 216 GiB. What was sent in this
-        channel before is neither stored nor transferred again. Cancelling leaves it sent or
-        not sent, and sending it again goes on where this one stopped. `progress` is called
-        with the bytes that are stored so far. `forget_after` is as in `send`: the file goes
-        with its caption.
-
-        Raises:
-            OSError: the file cannot be read.
-            LocalProtocolError: it is no regular file, it was changed meanwhile (as far as
-                its size and time tell), or name, type or topics break a rule.
-            QuotaExceededError: the channel's quota does not allow it.
-            NotAMemberError, StoreError: as `send`.
-        """
-        checked, lifetime = check_topics(topics), lifetime_ms(forget_after)
-        self._check_member()
-        item = await send_file(
-            self._engine,
-            Path(path),
-            name=name,
-            media_type=media_type,
-            caption=check_text(caption),
-            topics=checked,
-            progress=progress,
-            lifetime_ms=lifetime,
-        )
-        return make_receipt(self._engine, item)
-
-    async def send_stream(
-        self,
-        source: AsyncIterable[bytes],
-        *,
-        name: str,
-        media_type: str | None = None,
-        caption: bytes | str = b"",
-        size: int | None = None,
-        topics: Sequence[str] = (),
-        progress: Callable[[int], None] | None = None,
-        forget_after: timedelta | None = None,
-    ) -> Receipt:
-        """Send what an async iterable gives as a file; see `send_file`.
-
-        With a `size` nothing is sent unless it gives exactly so many bytes. What the source
-        raises comes out, and nothing is sent.
-        """
-        checked, lifetime = check_topics(topics), lifetime_ms(forget_after)
-        self._check_member()
-        item = await send_stream(
-            self._engine,
-            source,
-            name=name,
-            media_type=media_type,
-            caption=check_text(caption),
-            topics=checked,
-            size=size,
-            progress=progress,
-            lifetime_ms=lifetime,
-        )
-        return make_receipt(self._engine, item)
-
-    # --------------------------------------------------------------- attachments
-
-    async def sharing(self, message_id: bytes) -> AsyncGenerator[dict[str, int], None]:
-        """Which connected devices hold how many bytes of an attachment, as it changes.
-
-        Told by themselves, from the moment of asking. Close the generator when done with it.
-
-        Raises:
-            LocalProtocolError: there is no such attachment here.
-            anyio.ClosedResourceError: the channel was closed.
-        """
-        attachments = self._engine.attachments
-        manifest = await attachments.manifest(message_id)
-        if manifest is None:
-            raise LocalProtocolError("no message with an attachment has this id")
-        table = attachments.follow(message_id)
-        told: dict[str, int] | None = None
-        try:
-            while True:
-                changed = attachments.event
-                # All chunks are of one size, but for the last.
-                now = {
-                    did: min(count * CHUNK_SIZE, manifest.size) for did, count in table.items()
-                }
-                if now != told:
-                    told = now
-                    yield dict(now)
-                await changed.wait()
-                self._engine.check_open()
-        finally:
-            attachments.unfollow(message_id)
-
-    @property
-    def attachment_policy(self) -> AttachmentPolicy:
-        """Which attachments this device fetches by itself, and how much it keeps."""
-        return self._engine.attachments.policy
-
-    async def set_attachment_policy(self, policy: AttachmentPolicy) -> None:
-        """Change it, for later runs too. What is here stays here. Raises StoreError."""
-        await save_policy(self._device.store, self.did, policy)
-        self._engine.attachments.set_policy(policy)
-
-    async def attachments(self, *, last: int = 1000) -> list[Message]:
-        """The newest messages with attachments, oldest of them first. Raises StoreError."""
-        found = []
-        reader = LogReader(self._engine)
-        for position in reversed(await self._engine.store.chunks.positions(last)):
-            for item in await reader.page(after=position - 1, limit=1):
-                message = make_message(self._engine, item)
-                if message.attachment is not None:
-                    found.append(message)
-        return found
-
-    async def free_space(self, keep: int | None = None) -> int:
-        """Remove chunks that no attachment uses; returns how many bytes became free.
-
-        With `keep` the oldest attachments of others are dropped as well, until so many bytes
-        are left; they can be fetched again from whoever has them. Raises StoreError.
-        """
-        engine = self._engine
-        _, freed = await engine.attachments.collect()
-        if keep is None:
-            return freed
-        for message in await self.attachments():
-            if engine.attachments.total <= keep:
-                break
-            if message.author != self.me and message.attachment is not None:
-                freed += await message.attachment.drop()
-        return freed
-
     # ------------------------------------------------------------------- reading
 
     def messages(
@@ -538,37 +392,11 @@ class Channel(ForgettingApi):
 
     def status(self) -> dict[str, Any]:
         """What the channel is doing, for people and for `--json`."""
-        engine = self._engine
-        reconciler = engine.reconciler
-        identity = self._foundation.identity
-        return {
-            "channel": self.did,
-            "name": self.name,
-            "me": self.me,
-            "messages": engine.top,
-            "unanchored": len(engine.anchoring.waiting),
-            "resuming": engine.resuming.waiting,
-            "missing": len(reconciler.open),
-            "members": len(self.members()),
-            "peers": self.connections.status(),
-            "devices": dict(engine.durable),
-            "forked": sorted(reconciler.forked),
-            "faults": dict(engine.reports),
-            "attachments": engine.attachments.status(),
-            "refused_blocks": dict(identity.membership.refused),
-        }
+        return status_of(self)
 
     def statistics(self) -> dict[str, float]:
         """Counters since the channel was opened, and the sizes of now."""
-        return {
-            "uptime_s": self._device.runtime.now() - self._started,
-            "messages": self._engine.top,
-            "unanchored": len(self._engine.anchoring.waiting),
-            "missing": len(self._engine.reconciler.open),
-            "members": len(self.members()),
-            **self.connections.statistics(),
-            **{f"fault_{k}": v for k, v in Counter(self._engine.reports).items()},
-        }
+        return statistics_of(self, self._device.runtime.now() - self._started)
 
     def reports(self) -> list[Report]:
         """The latest faults of peers and authors, oldest first."""
