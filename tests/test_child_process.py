@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
+from tests.waiting import until
 from walyoff.abc import IpfsNode
 from walyoff.child.rpc import VERSION, Hello, encode
 from walyoff.errors import (
@@ -64,12 +65,6 @@ def environment_of(pid: int | None) -> bytes:
     return Path(f"/proc/{pid}/environ").read_bytes()
 
 
-async def eventually(condition: Callable[[], bool], limit: float = 10) -> None:
-    with anyio.fail_after(limit):
-        while not condition():  # noqa: ASYNC110 (other processes set no event here)
-            await anyio.sleep(0.01)
-
-
 async def topic_seen(child: Child, topic: str, *, empty: bool = False) -> None:
     """Wait until somebody (nobody) is on a topic."""
     with anyio.fail_after(10):
@@ -82,7 +77,7 @@ async def killed(child: Child) -> None:
     generation = child.generation
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
-    await eventually(lambda: child.generation > generation)
+    await until(lambda: child.generation > generation)
     await child.wait_ready(timeout=10)
 
 
@@ -256,7 +251,7 @@ async def test_calls_under_way_fail_when_the_child_dies_and_later_ones_wait(
             assert child.pid is not None
             os.kill(pid := child.pid, signal.SIGKILL)
             # Until the parent has noticed, a call would count as under way.
-            await eventually(lambda: child.pid != pid)
+            await until(lambda: child.pid != pid)
             with anyio.fail_after(10):
                 assert await child.call("ipfs.peers", {}) == []
             assert child.generation == 2
@@ -300,7 +295,7 @@ async def test_a_child_that_answers_no_ping_is_replaced(
     async with open_child(tmp_path) as child:
         assert child.pid is not None
         os.kill(pid := child.pid, signal.SIGSTOP)
-        await eventually(lambda: child.generation == 2)
+        await until(lambda: child.generation == 2)
         await child.wait_ready(timeout=10)
         assert not alive(pid)
 
@@ -361,7 +356,7 @@ async def test_signals_to_the_child_end_it(tmp_path: Path) -> None:
             generation, pid = child.generation, child.pid
             assert pid is not None
             os.kill(pid, number)
-            await eventually(lambda before=generation: child.generation > before)  # type: ignore[misc]
+            await until(lambda before=generation: child.generation > before)  # type: ignore[misc]
             assert not alive(pid)
             await child.wait_ready()
 

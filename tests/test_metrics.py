@@ -9,7 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import anyio
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from tests.waiting import until
 from walyoff import Channel, Device, LocalProtocolError, TransportError, metrics
 from walyoff.engine.facts import Report
 from walyoff.testing import SimWorld
@@ -51,11 +52,6 @@ async def both(channel: Channel) -> None:
         seen += 1
         if seen == 2:
             return
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 (what is waited for tells nobody)
-        await anyio.sleep(0.02)
 
 
 def values(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

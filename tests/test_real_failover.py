@@ -22,6 +22,7 @@ from anyio.abc import ByteStream
 from walyoff_transports import ipfs, libp2p, tcp
 
 from tests.libp2p_support import needs_libp2p
+from tests.waiting import until
 from walyoff import Channel, Device, open_device, paths
 from walyoff.abc import Transport, TransportFactory, TransportHost
 from walyoff.sockets import TcpListener, connect_tcp
@@ -170,12 +171,6 @@ def path(channel: Channel) -> str:
     (peer,) = channel.peers() or [""]
     session = channel.connections.session(peer)
     return session.path if session is not None else ""
-
-
-async def until(condition: Callable[[], bool], limit: float = 90) -> None:
-    with anyio.fail_after(limit):
-        while not condition():  # noqa: ASYNC110 - it changes for many reasons
-            await anyio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 
+from tests import waiting
 from walyoff import Channel, Device, open_device
 from walyoff.errors import InvitationError, LocalProtocolError, NotAMemberError
 
@@ -16,17 +18,12 @@ pytestmark = pytest.mark.anyio
 
 #: Seven devices on a machine with other work; longer only if something hangs.
 SOON = 300.0
+until = partial(waiting.until, within=SOON)
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-async def until(check: Callable[[], object], *, within: float = SOON) -> None:
-    with anyio.fail_after(within):
-        while not check():  # noqa: ASYNC110 - what is waited for has several causes
-            await anyio.sleep(0.05)
 
 
 async def reads(channel: Channel, *contents: bytes, within: float = SOON) -> tuple[str, ...]:

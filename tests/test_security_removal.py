@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import waiting
 from tests.sim.virtual import group, in_virtual_time, read, run
 from walyoff import Channel, frames
 from walyoff.engine.facts import Reason
@@ -25,13 +26,7 @@ from walyoff.session import peer
 from walyoff.testing.network import Link
 
 SOON = 30.0
-
-
-async def until(check: Callable[[], bool], *, within: float = SOON) -> None:
-    """Wait, in virtual time, until something holds."""
-    with anyio.fail_after(within):
-        while not check():  # noqa: ASYNC110 - the clock is virtual
-            await anyio.sleep(0.05)
+until = partial(waiting.until, within=SOON)
 
 
 def has_epoch(channel: Channel, other: Channel | None = None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import anyio
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from tests.sim.liars import CHUNK_LIES, Liar
 from tests.sim.nodes import Node
 from tests.sim.virtual import Group, group, in_virtual_time, run
+from tests.waiting import until
 from walyoff import Channel, Message
 from walyoff.attachments import Attachment, AttachmentState, Progress
 from walyoff.engine.policy import AttachmentPolicy, Fetching
@@ -420,11 +421,6 @@ async def test_a_crash_of_either_side_goes_on_where_it_was() -> None:
         assert again.bytes_fetched <= len(data) - fetched + before
         assert await read_all(found) == data
         tasks.cancel_scope.cancel()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - virtual time costs nothing
-        await anyio.sleep(0.05)
 
 
 async def latency(g: Group) -> float:

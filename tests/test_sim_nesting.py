@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from unittest import mock
 import anyio
 import pytest
 
+from tests import waiting
 from tests.sim.virtual import in_virtual_time
 from walyoff import Channel, Device, frames, granting
 from walyoff.channel_state import ChannelState
@@ -22,13 +23,7 @@ from walyoff.testing.world import SimWorld
 from walyoff.wire import pack, unpack
 
 SOON = 60.0
-
-
-async def until(check: Callable[[], object], *, within: float = SOON) -> None:
-    """Wait, in virtual time, until something holds."""
-    with anyio.fail_after(within):
-        while not check():  # noqa: ASYNC110 - the clock is virtual
-            await anyio.sleep(0.05)
+until = partial(waiting.until, within=SOON)
 
 
 def complete(channel: Channel, devices: int) -> bool:

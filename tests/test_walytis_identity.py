@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import anyio
 import pytest
 
+from tests.waiting import until
 from walyoff.abc import Identity, Ledger
 from walyoff.child.blocks import cid_of, decode_block
 from walyoff.errors import (
@@ -55,12 +56,6 @@ async def joined(first: Child, second: Child) -> tuple[WalytisIdentity, WalytisI
     await mine.add_member(did_2, chain, pin=pin_2)
     theirs = await WalytisIdentity.adopt(second, await mine.grant(), did_2)
     return mine, theirs
-
-
-async def until(condition: Callable[[], object], timeout: float = 20) -> None:
-    with anyio.fail_after(timeout):
-        while not condition():  # noqa: ASYNC110 (what is waited for tells nobody)
-            await anyio.sleep(0.01)
 
 
 async def next_payload(stream: object, timeout: float = 10) -> bytes:
