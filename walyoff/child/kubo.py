@@ -44,7 +44,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "GetNodeMultiAddrs": (_STRING,),
     "ConnectToPeer": (_NUMBER, _TEXT),
     "ListPeersIDs": (_STRING,),
-    "FindPeer": (_STRING, _TEXT, _NUMBER),
     # protocol, listen, peer
     "P2PForward": (_NUMBER, _TEXT, _TEXT, _TEXT),
     # protocol, target
@@ -197,10 +196,6 @@ class Kubo:
     def peers(self) -> list[str]:
         """The ids of the connected peers."""
         return self._json_strings("ListPeersIDs")
-
-    def find(self, peer_id: str, timeout: int) -> list[str]:
-        """Ask the routing for a peer's addresses, for at most `timeout` seconds."""
-        return self._json_strings("FindPeer", _text(peer_id, "peer id"), int(timeout))
 
     # --------------------------------------------------------------------- streams
 
