@@ -63,6 +63,8 @@ class Readings:
     def forget(self, chains: Collection[str]) -> None:
         """Drop what was read of chains that go: they may come back as other ones."""
         with self._lock:
+            for chain in chains:
+                self._births.pop(chain, None)
             for key, (lengths, _) in list(self._made.items()):
                 if not lengths.keys().isdisjoint(chains):
                     del self._made[key]
