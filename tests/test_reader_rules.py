@@ -123,7 +123,13 @@ class Group:
         return self.info(TOPICS[kind], info, key, parents)
 
     def key(
-        self, old: str, new: str, by: str | None = None, parents: Sequence[str] | None = None
+        self,
+        old: str,
+        new: str,
+        by: str | None = None,
+        parents: Sequence[str] | None = None,
+        *,
+        signer: str | None = None,
     ) -> str:
         content: dict[str, object] = {
             "old_keys": old,
@@ -133,7 +139,7 @@ class Group:
         }
         if by is not None:
             claim = self.claim(by, "renew", pin=pin_of(new), parents=parents)
-            content["walyoff"] = claim.as_field(sign(own_key(by), claim.body()))
+            content["walyoff"] = claim.as_field(sign(own_key(signer or by), claim.body()))
         return self.put(["DidManager", "control_key"], json.dumps(content).encode(), parents)
 
     def own(
@@ -524,11 +530,13 @@ histories = st.tuples(
             st.sampled_from(_keys),
             # How many of the newest blocks the author has not seen.
             st.integers(0, 4),
+            # Whether it has newer keys of its own.
+            st.booleans(),
         ),
         max_size=14,
     ),
 )
-History = tuple[str | None, int, list[tuple[str, str, str, str, int]]]
+History = tuple[str | None, int, list[tuple[str, str, str, str, int, bool]]]
 
 
 def tell(history: History) -> Group:
@@ -539,23 +547,31 @@ def tell(history: History) -> Group:
             group.legacy("join", did)
         else:
             group.do(A, "join", did)
-    for by, act, subject, key, unseen in steps:
+    for by, act, subject, key, unseen, renewed in steps:
         seen = Group.__new__(Group)
         seen.blocks = group.blocks[: max(1, len(group.blocks) - unseen)]
-        write(group, by, act, subject, key=key, parents=seen.tips())
+        signer = f"{by} 2" if renewed else by
+        write(group, by, act, subject, key=key, parents=seen.tips(), signer=signer)
     return group
 
 
 def write(
-    group: Group, by: str, act: str, subject: str, *, key: str, parents: Sequence[str]
+    group: Group,
+    by: str,
+    act: str,
+    subject: str,
+    *,
+    key: str,
+    parents: Sequence[str],
+    signer: str | None = None,
 ) -> None:
     if act == "renew":
         old = _keys[max(0, _keys.index(key) - 1)]
-        group.key(old, key, by=by, parents=parents)
+        group.key(old, key, by=by, parents=parents, signer=signer)
     elif act.startswith("legacy"):
         group.legacy(act.removeprefix("legacy-"), subject, key=key, parents=parents)
     elif act in TOPICS:
-        group.do(by, act, subject, key=key, parents=parents)
+        group.do(by, act, subject, key=key, parents=parents, signer=signer)
     else:
         rule = "any" if act == "rules" else ""
         group.own(by, act, subject, rule=rule, key=key, parents=parents)
@@ -652,3 +668,60 @@ def test_a_block_with_a_signature_that_does_not_hold_hides_no_act(seed: int) -> 
     reading = group.read()
     assert reading.members == expected.members
     assert reading.refused == {reader.REPLAYED: 6}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_removed_device_does_not_put_its_person_out_where_the_person_invites_nobody(
+    seed: int,
+) -> None:
+    """It has the old keys of the person (B) and of the group, and writes on old parents."""
+    group = Group("admins", seed)
+    for did in (B, C):
+        group.do(A, "join", did)
+    before = group.tips()
+    group.key(K0, K1, by=B, signer=f"{B} 2")
+    expected = group.read()
+    joined = group.do(B, "join", E, parents=before)
+    for parents in (before, [joined], None):
+        group.do(B, "leave", B, parents=parents)
+    group.do(E, "leave", B, parents=[joined])
+    group.own(B, "admin", E, parents=[joined])
+    assert group.read().members == expected.members
+    assert group.read().keys == [K0, K1]
+    # The person itself leaves by its newer keys.
+    group.do(B, "leave", B, key=K1, signer=f"{B} 2")
+    assert group.current() == {A, C}
+
+
+@pytest.mark.parametrize("rule", ["any", "admins"])
+@pytest.mark.parametrize("seed", range(4))
+def test_who_left_by_itself_is_not_back_by_newer_keys_of_its_own(seed: int, rule: str) -> None:
+    group = Group(rule, seed)
+    for did in (B, C):
+        group.do(A, "join", did)
+    before = group.tips()
+    group.do(B, "leave", B)
+    group.key(K0, K1, by=C)
+    for parents in (before, [group.blocks[0].ref]):
+        group.key(K0, K2, by=B, parents=parents, signer=f"{B} 2")
+        group.own(B, "segment", "QmOther", parents=parents)
+    assert group.current() == {A, C}
+    assert group.read().keys == [K0, K1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_who_is_removed_voids_nothing_by_leaving_earlier(seed: int) -> None:
+    """Unless who removed it is a member by its invitation: then nobody can tell who lies."""
+    group = Group("any", seed)
+    group.do(A, "join", C)
+    before = group.tips()
+    for did in (B, D):
+        group.do(C, "join", did)
+    group.do(A, "leave", C)
+    for parents in (before, [group.blocks[0].ref], None):
+        group.do(C, "leave", C, parents=parents)
+    assert group.current() == {A, B, D}
+    # B owes its membership to A now, and D to C alone.
+    group.do(A, "leave", B)
+    group.do(A, "join", B)
+    assert group.current() == {A, B, D}

@@ -239,6 +239,40 @@ async def test_a_device_that_nobody_knew_is_shut_out_with_its_person() -> None:
         assert await contents(h.channel("bob1", "club")) == set()
 
 
+@in_virtual_time
+async def test_who_joins_by_an_old_chain_is_out_once_anybody_knows_a_newer_one() -> None:
+    async with houses() as h:
+        await h.group("choir", {"carol": 1, "bob": 1})
+        bob, carol = h.channel("bob0", "bob"), h.channel("carol0", "carol")
+        lost = await h.device("bob1")
+        await lost.join(await bob.invite())
+        await until(
+            lambda: h.has("bob1", "choir") and complete(h.channel("carol0", "choir"), 3)
+        )
+        club = await h.group("club", {"dave": 1})
+        await h.devices["carol0"].join(await club.invite(), identity=carol)
+        # The lost device and dave hear of nobody else while it is removed, and joins.
+        h.world.network.partition(["bob0", "carol0"], ["bob1", "dave0"])
+        await bob.remove("did:sim:bob1")
+        await until(lambda: complete(h.channel("carol0", "choir"), 2))
+        mine = await lost.join(await club.invite(), identity=h.channel("bob1", "bob"))
+        await club.send(b"welcome")
+        await reads(mine, b"welcome")
+        # Carol knows bob's chain from the choir.
+        h.world.network.repair()
+        await until(lambda: "did:sim:bob1" not in {m.did for m in club.members()})
+        assert "did:sim:bob1" not in club.peers()
+        await until(club.engine.rotation.usable)
+        epoch = club.engine.rotation.usable()
+        assert epoch is not None
+        await club.send(b"without it")
+        await reads(h.channel("carol0", "club"), b"without it")
+        await anyio.sleep(SOON)
+        assert b"without it" not in await contents(mine)
+        assert epoch.epoch_id not in mine.engine.epochs
+        assert mine.peers() == []
+
+
 def deaf(channel: Channel) -> None:
     """The device compares no chains any more."""
     channel.foundation.chains.clear()  # type: ignore[attr-defined]

@@ -173,6 +173,27 @@ async def test_grant_for_another_device_or_altered_is_refused(tmp_path: Path) ->
             await WalytisIdentity.adopt(b, grant[:-1], did_2)
 
 
+async def test_nobody_joins_by_keys_that_were_replaced(tmp_path: Path) -> None:
+    """Somebody shows a chain as it was, of which the inviter holds more."""
+    async with children(tmp_path, "a", "b") as (a, b):
+        did_1, _ = await WalytisIdentity.create_device_did(a)
+        did_2, _ = await WalytisIdentity.create_device_did(b)
+        mine = await WalytisIdentity.create(a, did_1)
+        old = await WalytisIdentity.export_did(b, did_2)
+        before = await b.call("did.sign", {"did": did_2, "data": b"me"})
+        await WalytisIdentity.renew_did(b, did_2)
+        chain = did_2.rpartition(":")[2]
+        await import_chain(a, chain, await WalytisIdentity.export_did(b, did_2))
+        with pytest.raises(LocalProtocolError, match="replaced"):
+            await mine.add_member(did_2, old, proof=(b"me", before))
+        assert did_2 not in mine.membership.direct
+        after = await b.call("did.sign", {"did": did_2, "data": b"me"})
+        await mine.add_member(did_2, old, proof=(b"me", after))
+        assert did_2 in mine.membership.direct
+        assert await mine.verify(did_2, b"me", before) == 1
+        assert await mine.verify(did_2, b"me", after) == 2
+
+
 def held(home: Path) -> set[str]:
     """The chains that lie in a home, and whatever else is where chains lie."""
     return {path.name for part in ("walytis", "positions") for path in (home / part).iterdir()}

@@ -193,8 +193,15 @@ class Identities:
             self._households.take(member_did, member_pin, family or {})
             # Whose acts count on its chain is told by theirs.
             reading = self._read(member_did, member_pin)
-            if proof is not None and not self._signed(reading, *proof):
+            signed = len(reading.keys) if proof is None else self._signed(reading, *proof)
+            if not signed:
                 raise RemoteProtocolError("the DID did not sign", reason="bad_signature")
+            if signed < len(reading.keys):
+                # A device that was removed from a person keeps the person's keys of then.
+                raise LocalProtocolError(
+                    "who joins has control keys that were replaced: connect to another device "
+                    "of the same person first"
+                )
             kind = "identity" if reading.members else "device"
             if purpose not in ("any", kind):
                 raise LocalProtocolError(f"what joins is a {kind}: invite it as one")
