@@ -108,7 +108,7 @@ def test_contents_are_appended_in_their_order(tmp_path: Path) -> None:
 
     def watched(connection: sqlite3.Connection, rows: Any) -> None:
         top = connection.execute("SELECT coalesce(max(record), 0) FROM contents").fetchone()[0]
-        seen.append((top, *(row.number for row in rows)))
+        seen.append((top, *(row[0] for row in rows)))
         original(connection, rows)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,7 @@ pieces in it. Rows are inserted in the order given, because contents are only ev
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -57,43 +57,47 @@ class RecordRow:
     #: Where its content is, if not at its own number.
     place: int | None = None
 
-    def run(self) -> tuple[int, int, int | None, int | None]:
-        """Its batch, `held`, and how far position and place are from its number.
 
-        Equal for records that follow one another in everything.
-        """
-        number, position, place = self.number, self.position, self.place
-        return (
-            self.batch,
-            self.held,
-            None if position is None else position - number,
-            None if place is None else place - number,
+#: A content as it is stored: its number, its wrapped key, and data or the name of a file.
+ContentRow = tuple[int, bytes, bytes | None, bytes | None]
+
+#: A row's batch, `held`, and how far position and place are from its number.
+_Run = tuple[int, int, int | None, int | None]
+
+
+def _runs(rows: Sequence[RecordRow], key: Sequence[object]) -> Iterator[tuple[_Run, int, int]]:
+    """Rows that follow one another in everything, and in `key`: where they begin and end."""
+    runs: list[_Run] = [
+        (
+            row.batch,
+            row.held,
+            None if row.position is None else row.position - row.number,
+            None if row.place is None else row.place - row.number,
         )
-
-
-@dataclass(slots=True)
-class ContentRow:
-    """A content as it is stored: either data or the name of a file."""
-
-    number: int
-    wrapped: bytes
-    data: bytes | None
-    file: bytes | None = None
+        for row in rows
+    ]
+    start = 0
+    for (run, _), group in groupby(zip(runs, key, strict=True)):
+        end = start + len(list(group))
+        yield run, start, end
+        start = end
 
 
 def insert_records(
-    connection: sqlite3.Connection, channel: int, rows: Iterable[tuple[RecordRow, bytes]]
+    connection: sqlite3.Connection,
+    channel: int,
+    rows: Sequence[RecordRow],
+    refs: Sequence[bytes],
 ) -> None:
     """Insert records and their refs; the numbers follow one another. Raises sqlite3.Error."""
-    for _, group in groupby(rows, lambda row: row[0].run()):
-        run = list(group)
-        first, count = run[0][0], len(run)
+    for _, start, end in _runs(rows, [0] * len(rows)):
+        first, count = rows[start], end - start
         if count >= _MIN_RUN:
-            refs = b"".join([ref for _, ref in run])
+            joined = b"".join(refs[start:end])
             connection.execute(
                 _RECORD_RUN,
                 (
-                    *(count, first.number, refs, channel),
+                    *(count, first.number, joined, channel),
                     *(first.batch, first.held, first.position, first.place),
                 ),
             )
@@ -103,30 +107,28 @@ def insert_records(
                 _RECORDS,
                 [
                     (r.number, ref, channel, r.batch, r.held, r.position, r.place)
-                    for r, ref in run
+                    for r, ref in zip(rows[start:end], refs[start:end], strict=True)
                 ],
             )
 
 
 def update_records(connection: sqlite3.Connection, rows: Iterable[RecordRow]) -> None:
     """Write records that are in the table already. Raises sqlite3.Error."""
-    ordered = enumerate(sorted(rows, key=lambda row: row.number))
-    for _, group in groupby(ordered, lambda item: (item[1].number - item[0], item[1].run())):
-        run = [row for _, row in group]
-        _, held, position, place = run[0].run()
-        connection.execute(_UPDATE_RUN, (held, position, place, run[0].number, run[-1].number))
+    ordered = sorted(rows, key=lambda row: row.number)
+    gaps = [row.number - at for at, row in enumerate(ordered)]
+    for (_, held, position, place), start, end in _runs(ordered, gaps):
+        connection.execute(
+            _UPDATE_RUN,
+            (held, position, place, ordered[start].number, ordered[end - 1].number),
+        )
 
 
 def insert_contents(connection: sqlite3.Connection, rows: Sequence[ContentRow]) -> None:
     """Insert contents in ascending order of their numbers. Raises sqlite3.Error."""
-    for in_files, group in groupby(rows, lambda row: row.data is None):
+    for in_files, group in groupby(rows, lambda row: row[2] is None):
         run = list(group)
         if in_files or len(run) < _MIN_RUN:
-            insert_rows(
-                connection,
-                "contents(record,key,data,file)",
-                [(row.number, row.wrapped, row.data, row.file) for row in run],
-            )
+            insert_rows(connection, "contents(record,key,data,file)", run)
         else:
             for start in range(0, len(run), _MAX_CONTENTS):
                 _insert_inline(connection, run[start : start + _MAX_CONTENTS])
@@ -136,9 +138,9 @@ def _insert_inline(connection: sqlite3.Connection, rows: Sequence[ContentRow]) -
     pieces: list[bytes] = []
     places: list[str] = []
     at = 0
-    for row in rows:
-        data = row.data or b""
-        places.append(f'"{row.number}":{at << _SIZE_BITS | len(data)}')
-        at += WRAPPED_SIZE + len(data)
-        pieces += (row.wrapped, data)
+    for number, wrapped, data, _ in rows:
+        size = len(data or b"")
+        places.append(f'"{number}":{at << _SIZE_BITS | size}')
+        at += WRAPPED_SIZE + size
+        pieces += (wrapped, data or b"")
     connection.execute(_CONTENT_RUN, (b"".join(pieces), "{" + ",".join(places) + "}"))

@@ -229,11 +229,11 @@ class Writing:
             wrapped, sealed = self._vault.encrypt_content(
                 content, self._prefix + record_id, self._random[at : at + KEY_RANDOM_SIZE]
             )
-            self._content_rows.append(ContentRow(at_end, wrapped, sealed))
+            self._content_rows.append((at_end, wrapped, sealed, None))
         else:
             staged = self._write.staged[record_id].result()
             self._write.used.append(staged)
-            self._content_rows.append(ContentRow(at_end, staged.wrapped, None, staged.name))
+            self._content_rows.append((at_end, staged.wrapped, None, staged.name))
 
     def _deliver(self) -> None:
         for record_id in self._write.deliver:
@@ -254,7 +254,7 @@ class Writing:
         refs = self._vault.refs(places.RECORD, self._channel_ref, new)
         channel = self._channel
         try:
-            insert_records(connection, channel, zip(new.values(), refs, strict=True))
+            insert_records(connection, channel, list(new.values()), refs)
         except sqlite3.IntegrityError:
             raise StoreError("a record of the batch belongs to another batch") from None
         insert_contents(connection, self._content_rows)
