@@ -235,6 +235,8 @@ class _Flattener:
         self._found: dict[str, list[Path]] = {}
         self._refused: dict[tuple[str, str, str], None] = {}
         self._ended: dict[tuple[bytes, int], Ended] = {}
+        #: Paths that count: in all, and by the direct member that they go through.
+        self._paths = 0
         self._used: Counter[str] = Counter()
 
     def run(self) -> Family:
@@ -298,6 +300,7 @@ class _Flattener:
         ):
             self._refuse(OTHER_PIN, parent, did)
             return False
+        self._paths += 1
         self._used[path.dids[0]] += 1
         is_identity = bool(self._read(did, path.pin))
         if path.live == len(path.dids) - 1:
@@ -312,7 +315,7 @@ class _Flattener:
 
     def _has_room(self, path: Path) -> bool:
         """Whether one more path through the same direct member counts."""
-        return self._fits(path, self._used.total(), self._used[path.dids[0]])
+        return self._fits(path, self._paths, self._used.get(path.dids[0], 0))
 
     def _fits(self, path: Path, used: int, used_by_member: int) -> bool:
         if self._shares is not None:
