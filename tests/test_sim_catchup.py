@@ -13,8 +13,8 @@ import pytest
 from tests.sim.virtual import group, in_virtual_time
 from walyoff import Channel, frames
 from walyoff.engine.announcing import MAX_TAIL, claim
+from walyoff.engine.answering import FIRST_PIECE
 from walyoff.engine.asking import RANGE_BYTES
-from walyoff.engine.link import PIECE
 from walyoff.errors import StoreError
 from walyoff.records import MAX_RECORDS
 from walyoff.testing import network
@@ -100,7 +100,7 @@ async def test_the_first_messages_of_a_full_batch_do_not_wait_for_its_last() -> 
     assert arrived[-1][0] > whole * SIZE / ON_WIRE
     # In pieces, as they come: the time between two that follow is never that of a batch.
     waits = [late[0] - early[0] for early, late in pairwise(arrived)]
-    assert max(waits) < 2 * PIECE * ON_WIRE / SLOW
+    assert max(waits) < 2 * FIRST_PIECE * ON_WIRE / SLOW
 
 
 @in_virtual_time

@@ -33,11 +33,17 @@ async def _once(lab: Lab, a: Agent, b: Agent, count: int) -> tuple[Agent, dict[s
     await b.stop()
     run = next_run()
     await a.ask("burst", run=run, count=count, size=SIZE, batch=1, writers=WRITERS)
+    given = await a.ask("usage")
     again = await lab.start(a.system, home)
+    taken = await again.ask("usage")
     if not is_ours(a.system):
         port = (await a.ask("listen"))["port"]
         await again.ask("connect", port=port)
     arrived = await again.ask("expect", run=run, count=count)
+    cpu = [
+        (await agent.ask("usage"))["cpu_s"] - before["cpu_s"]
+        for agent, before in ((a, given), (again, taken))
+    ]
     opened = again.ready["opened"]
     # Messages may be there before the application has seen that there is a session.
     met = min(arrived["met"] or arrived["first"], arrived["first"])
@@ -46,4 +52,6 @@ async def _once(lab: Lab, a: Agent, b: Agent, count: int) -> tuple[Agent, dict[s
         "first_after_session_s": (arrived["first"] - met) / 1e9,
         "session_after_open_s": (met - opened) / 1e9,
         "all_after_start_s": (arrived["last"] - again.started) / 1e9,
+        "giver_cpu_us": 1e6 * cpu[0] / count,
+        "receiver_cpu_us": 1e6 * cpu[1] / count,
     }

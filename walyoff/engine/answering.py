@@ -21,7 +21,6 @@ from walyoff.batch_frames import MAX_GRANT
 from walyoff.engine.link import (
     ANSWER_BACKLOG,
     MAX_INLINE,
-    PIECE,
     batch_frames,
     contents_frames,
 )
@@ -33,6 +32,10 @@ if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
     from walyoff.engine.link import LinkState, SessionLink
 
+#: Records whose contents are read, sent and delivered together. Those of the first batch of an
+#: answer are few, so that something is there soon; each costs the other side a commit.
+FIRST_PIECE = 128
+PIECE = 512
 #: Batches are looked up for so many sequence numbers at a time: two of the largest.
 READ_RECORDS = 2048
 #: Pieces that are read ahead of what is sent.
@@ -150,6 +153,7 @@ class Answers:
         """Read pieces ahead of what is sent, to the end or to what is not signed yet."""
         seq = first_seq
         async with send:
+            most = FIRST_PIECE
             while True:
                 until = min(seq + READ_RECORDS - 1, (1 << 62))
                 stored = await self._engine.store.batches(author, seq, until)
@@ -157,12 +161,13 @@ class Answers:
                 group: list[_Piece] = []
                 records = 0
                 for batch in signed:
-                    for piece in _pieces(batch):
+                    for piece in _pieces(batch, most):
                         group.append(piece)
                         records += len(piece.record_ids)
-                        if records >= PIECE:
+                        if records >= most:
                             await self._fill(group, send)
                             group, records = [], 0
+                    most = PIECE
                 await self._fill(group, send)
                 # The signature of the next one is on its way; a push or a vector follows.
                 if not stored or len(signed) < len(stored):
@@ -213,12 +218,12 @@ class Answers:
             return [None]
 
 
-def _pieces(batch: StoredBatch) -> Iterator[_Piece]:
-    """The pieces of a batch."""
+def _pieces(batch: StoredBatch, most: int) -> Iterator[_Piece]:
+    """The pieces of a batch, each of so many records at most."""
     certificate_id, sizes = outline(batch.body)
-    for first in range(0, batch.count, PIECE):
-        record_ids = batch.record_ids[first : first + PIECE]
-        pairs = zip(record_ids, sizes[first : first + PIECE], strict=True)
+    for first in range(0, batch.count, most):
+        record_ids = batch.record_ids[first : first + most]
+        pairs = zip(record_ids, sizes[first : first + most], strict=True)
         small = frozenset(record_id for record_id, size in pairs if size <= MAX_INLINE)
         yield _Piece(batch, certificate_id, first, record_ids, small)
 

@@ -11,10 +11,9 @@ from walyoff.abc import StoredContent
 
 #: Contents larger than this are not pushed with their batch but asked for.
 MAX_INLINE = 64 * 1024
-#: Records whose contents are read, sent and delivered together, and about how many bytes: a
-#: commit costs the other side a millisecond, and these some ten.
-PIECE = 128
-PIECE_BYTES = 512 * 1024
+#: Contents that go into one frame, in bytes: a full batch of a kilobyte each. Smaller frames
+#: let the first messages be delivered before the last, and cost the other side a commit each.
+PIECE_BYTES = 1024 * 1024
 #: Answers wait while a link has more than this unsent.
 ANSWER_BACKLOG = 4 * 1024 * 1024
 
@@ -126,9 +125,9 @@ def contents_frames(
 def _end_of_piece(contents: Sequence[StoredContent | None], start: int, limit: int) -> int:
     """Where a piece ends that begins at `start`: it has one content at least."""
     size = 0
-    for at in range(start, min(start + PIECE, len(contents))):
+    for at in range(start, len(contents)):
         content = contents[at]
         size += 0 if content is None else len(content.data)
         if size > limit and at > start:
             return at
-    return min(start + PIECE, len(contents))
+    return len(contents)
