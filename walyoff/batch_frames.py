@@ -139,8 +139,11 @@ def _batch(body: Any, signature: Any, contents: Any) -> BatchFrame:
 def _contents(items: Any) -> ContentsFrame:
     found: list[tuple[bytes, bytes, bytes]] = []
     for item in _list(items, "contents", MAX_IDS):
-        record_id, salt, data = expect_array(item, 3, "content")
-        expect_bytes(record_id, "record", size=HASH_SIZE)
+        if not (type(item) is list and len(item) == 3):
+            raise RemoteProtocolError("content is not an array of 3")
+        record_id, salt, data = item
+        if not (type(record_id) is bytes and len(record_id) == HASH_SIZE):
+            expect_bytes(record_id, "record", size=HASH_SIZE)
         _check_content(salt, data)
         found.append((record_id, salt, data))
     return ContentsFrame(tuple(found))

@@ -280,23 +280,33 @@ def _decode_seen(value: object) -> Seen:
     )
 
 
-def _decode_record(value: object) -> Record:
-    forgets = isinstance(value, list) and len(value) == 6
-    fields = expect_array(value, 6 if forgets else 5, "record")
-    time_ms, kind, topics, size, commitment = fields[:5]
+def _plain_record(
+    time_ms: object, kind: object, topics: object, size: object, commitment: object
+) -> Record | None:
+    """A record without topics, as most are, decoded without a call for each field."""
     if (
-        not topics
-        and type(time_ms) is type(kind) is type(size) is int
+        topics == []
+        and type(time_ms) is int
+        and type(kind) is int
+        and type(size) is int
         and 0 <= time_ms <= MAX_TIME_MS
         and 0 <= kind <= MAX_KIND
         and 0 <= size <= MAX_SIZE
-        and type(topics) is list
         and type(commitment) is bytes
         and len(commitment) == HASH_SIZE
-        and not forgets
     ):
-        # As below, without a call for each field: most records are of this kind.
         return Record(time_ms, kind, (), size, commitment)
+    return None
+
+
+def _decode_record(value: object) -> Record:
+    if type(value) is list and len(value) == 5:
+        plain = _plain_record(*value)
+        if plain is not None:
+            return plain
+    forgets = isinstance(value, list) and len(value) == 6
+    fields = expect_array(value, 6 if forgets else 5, "record")
+    time_ms, kind, topics, size, commitment = fields[:5]
     if not isinstance(topics, list) or len(topics) > MAX_TOPICS:
         raise RemoteProtocolError("record has malformed topics")
     for topic in topics:

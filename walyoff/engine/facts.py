@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from walyoff.abc import StoredContent
-from walyoff.records import KIND_MESSAGE, Batch
+from walyoff.records import KIND_MESSAGE, Batch, Record
 
 
 class Verdict(Enum):
@@ -129,6 +129,12 @@ class OpenRecord:
     bare: bool = False
     #: Its batch, if it came in this run.
     batch: Batch | None = field(default=None, repr=False)
+
+    @property
+    def metadata(self) -> Record | None:
+        """The record itself, if its batch came in this run."""
+        batch = self.batch
+        return None if batch is None else batch.records[self.seq - batch.first_seq]
 
 
 @dataclass(slots=True)

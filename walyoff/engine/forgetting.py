@@ -176,7 +176,7 @@ class Forgetting:
                 self._touch(record_id)
             if record.kind != KIND_CONSENT:
                 continue
-            said = parse_consent(record)
+            said = parse_consent(record) if record.kind == KIND_CONSENT else None
             if said is not None:
                 seq = batch.first_seq + i
                 value = self._hear(batch.author, seq, record.time_ms, said)

@@ -14,7 +14,14 @@ from walyoff.abc import StoredContent
 from walyoff.engine.consent import parse_consent
 from walyoff.engine.facts import Reason, Verdict
 from walyoff.errors import CipherError, RemoteProtocolError
-from walyoff.records import Batch, batch_hash, commit, decode_batch, signed_message
+from walyoff.records import (
+    KIND_CONSENT,
+    Batch,
+    batch_hash,
+    commit,
+    decode_batch,
+    signed_message,
+)
 
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
@@ -63,7 +70,7 @@ class Inbox:
         peer = link.link.name if link is not None else None
         now = engine.runtime.now()
         held = self._check_contents(batch, contents, peer)
-        said = [parse_consent(record) for record in batch.records]
+        said = [parse_consent(r) for r in batch.records if r.kind == KIND_CONSENT]
         async with engine.forgetting.prepared(said):
             verdict = engine.reconciler.batch(batch, signature, held, peer, now)
             engine.dispatch()
@@ -259,10 +266,10 @@ class Inbox:
         wrong: list[bytes] = []
         for record_id, salt, data in given:
             record = records.get(record_id)
-            if record is None or blocks(record_id):
+            if record is None or blocks(record_id, record.metadata):
                 continue
             if len(data) == record.size and commit(salt, data) == record.commitment:
-                held.append((record_id, StoredContent(salt=salt, data=data)))
+                held.append((record_id, StoredContent(salt, data)))
             else:
                 wrong.append(record_id)
         now = engine.runtime.now()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 RECENT_MESSAGES = 4096
 #: And their bytes.
 RECENT_BYTES = 16 * 1024 * 1024
+#: Memory that a message holds beside its content, roughly.
+BESIDE = 512
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,7 +44,7 @@ class Delivered:
     @property
     def size(self) -> int:
         """Memory that it holds, roughly."""
-        return 512 + len(self.content or b"")
+        return BESIDE + len(self.content or b"")
 
 
 class Recent:
@@ -70,7 +72,7 @@ class Recent:
             if message is not None:
                 message.position = position
                 by_position[position] = message
-                size += message.size
+                size += BESIDE + len(message.content or b"")
         self.size += size
         while len(by_position) > RECENT_MESSAGES or self.size > RECENT_BYTES:
             _, old = by_position.popitem(last=False)
