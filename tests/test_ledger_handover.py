@@ -6,13 +6,16 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from tests.ledger_support import anchor, children, fill, found, hand_over, join, read, text_of
 from tests.real.processes import World
+from walyoff.walytis import register
 from walyoff.walytis.process import open_child
+from walyoff.walytis.register import RegisterLedger
 
 #: Seconds from the meeting, for a few missed blocks; and blocks a second for many, on a
 #: machine that others use too (measured: 970).
@@ -63,6 +66,52 @@ async def test_few_and_many_blocks_come_from_whoever_has_them(home: Path) -> Non
         assert (await three.append(anchor(b"on"))).position > MANY
         with anyio.fail_after(20):
             assert await hand_over(three, two) == 1
+
+
+class SlowChild:
+    """A child whose imports end when they are told to; what was asked, in order."""
+
+    def __init__(self) -> None:
+        self.on_restart: list[Any] = []
+        self.asked: list[str] = []
+        self.release = anyio.Event()
+
+    async def call(self, method: str, args: dict[str, Any], timeout: float = 0) -> Any:
+        if method == "group.import_segments":
+            await self.release.wait()
+            self.asked.append("import")
+            return {"admitted": len(args["files"]), "refused": {}}
+        self.asked.append("read")
+        return {"blocks": []}
+
+
+@pytest.mark.anyio
+async def test_blocks_are_read_when_all_of_them_have_come_but_not_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    child: Any = SlowChild()
+    ledger = RegisterLedger(child, "did", "chain", {})
+    async with anyio.create_task_group() as tasks:
+        for files in (1, register.MANY_FILES):
+            tasks.start_soon(ledger.import_files, [b"file"] * files)
+            await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(ledger._page, 0)
+        await anyio.sleep(0.05)
+        assert child.asked == []
+        child.release.set()
+    assert child.asked == ["import", "import", "read"]
+    # A few delay nobody, and one that goes on and on delays no reader for good.
+    monkeypatch.setattr(register, "READ_AT_LAST", 0.1)
+    for files in (1, register.MANY_FILES):
+        child.asked.clear()
+        child.release = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ledger.import_files, [b"file"] * files)
+            await anyio.wait_all_tasks_blocked()
+            with anyio.fail_after(2):
+                await ledger._page(0)
+            assert child.asked == ["read"]
+            child.release.set()
 
 
 @pytest.fixture

@@ -8,8 +8,11 @@ hand-over between devices compares all of them.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
+
+import anyio
 
 from walyoff.errors import ChildError, PayloadTooLargeError
 from walyoff.walytis import ledger
@@ -21,6 +24,12 @@ from walyoff.wire import expect_int
 _OPEN_TIME = 60.0
 #: Files that are handed over at a time, in bytes: one piece is sent while the next is read.
 PIECE_BYTES = 1 << 20
+#: After so many files at once readers wait until none came for a while, in seconds, but not for
+#: ever: what blocks say costs ten times what it takes to have them, and messages come by
+#: sessions in any case.
+MANY_FILES = 64
+NO_MORE_AFTER = 0.25
+READ_AT_LAST = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +50,8 @@ class RegisterLedger(WalytisLedger):
         #: What opens the group, for a new child.
         self._group = dict(group)
         self._keys: list[list[bytes]] = []
+        #: Until when, by the event loop's clock, more of a large hand-over is expected.
+        self._more_until = -math.inf
 
     @classmethod
     async def open_register(
@@ -139,9 +150,16 @@ class RegisterLedger(WalytisLedger):
         if size > 2 * MAX_FILES_BYTES:
             raise PayloadTooLargeError(size, 2 * MAX_FILES_BYTES, "hand-over of block files")
         args = {"did": self._did, "files": list(files)}
-        answer = await self._child.call(
-            "group.import_segments", args, timeout=ledger.FILES_TIME
-        )
+        many = len(files) >= MANY_FILES
+        if many:
+            self._more_until = math.inf
+        try:
+            answer = await self._child.call(
+                "group.import_segments", args, timeout=ledger.FILES_TIME
+            )
+        finally:
+            if many:
+                self._more_until = anyio.current_time() + NO_MORE_AFTER
         if not isinstance(answer, dict):
             raise ChildError("the child's answer is no map")
         refused = answer.get("refused")
@@ -159,6 +177,10 @@ class RegisterLedger(WalytisLedger):
         return await self._child.call("group.append", args, timeout=ledger.APPEND_TIME)
 
     async def _page(self, after: int) -> Any:
+        at_last = anyio.current_time() + READ_AT_LAST
+        # A piece that comes meanwhile puts it off.
+        while (now := anyio.current_time()) < min(self._more_until, at_last):  # noqa: ASYNC110
+            await anyio.sleep(min(self._more_until - now, NO_MORE_AFTER))
         args = {"did": self._did, "after": after, "limit": PAGE}
         return await self._child.call("group.blocks", args, timeout=ledger.APPEND_TIME)
 
