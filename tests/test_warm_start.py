@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import anyio.to_thread
 import pytest
 
 from walyoff.sealing import Sealing
 from walyoff.walytis.identity import WalytisIdentity
 from walyoff.walytis.process import open_child
+from walyoff.walytis.spawning import start_early
 
 SEALING = Sealing(b"k" * 32)
 
@@ -109,6 +113,52 @@ async def test_a_start_checks_no_signature_that_was_checked_before(tmp_path: Pat
     (home / "child" / "verified").write_bytes(bytes(4096))
     assert await _checked(home, did, pin, device) > 3
     assert [m.did for m in members] == [device]
+
+
+@pytest.mark.anyio
+async def test_a_child_that_was_started_early_changes_nothing_before_it_is_told(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    async with open_child(home) as child:
+        # Walytis is up, so its folders are there.
+        assert await child.call("did.checked", {}) == 0
+    await anyio.to_thread.run_sync(check_that_nothing_changes, home)
+
+
+def check_that_nothing_changes(home: Path) -> None:
+    """It imports all that it needs, and then waits: the home may be another process's."""
+
+    def files() -> dict[Path, tuple[int, int]]:
+        found = {path: path.lstat() for path in home.rglob("*")}
+        # What it and the library say, and the folder that their logs are in.
+        said = {home / "child", home / "child" / "child.log", home / "child" / "kubo.log"}
+        return {p: (s.st_mtime_ns, s.st_size) for p, s in found.items() if p not in said}
+
+    (home / "child" / "blocks" / "under way").write_text("")
+    before = files()
+    process = start_early(home)
+    assert process is not None
+    try:
+        wait_until_idle(process.pid)
+        assert files() == before
+    finally:
+        process.reap(0.0)
+    assert files() == before
+    assert start_early(home / "nowhere") is None
+    assert not (home / "nowhere").exists()
+
+
+def wait_until_idle(pid: int | None) -> None:
+    """Until a process has used some time of a processor, and then none for a second."""
+    used, since = 0.0, time.monotonic()
+    while used < 0.2 or time.monotonic() - since < 1:
+        time.sleep(0.05)
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        now = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        if now != used:
+            used, since = now, time.monotonic()
+        assert time.monotonic() - since < 30
 
 
 async def _checked(home: Path, did: str, pin: bytes, device: str) -> int:
