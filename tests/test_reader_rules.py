@@ -725,3 +725,59 @@ def test_who_is_removed_voids_nothing_by_leaving_earlier(seed: int) -> None:
     group.do(A, "leave", B)
     group.do(A, "join", B)
     assert group.current() == {A, B, D}
+
+
+@pytest.mark.parametrize("rule", ["any", None])
+@pytest.mark.parametrize("seed", range(12))
+def test_what_an_outsider_copies_elsewhere_takes_nothing_from_anybody(
+    seed: int, rule: str | None
+) -> None:
+    """It has no keys: it repeats what it reads, in other places and as something else."""
+    group = Group(rule, seed)
+    for did in (B, C):
+        if rule is None:
+            group.legacy("join", did)
+        else:
+            group.do(A, "join", did)
+    if rule is None:
+        group.legacy("leave", C)
+        group.key(K0, K1)
+        group.own(B, "rules", rule="any", key=K1)
+    else:
+        group.do(A, "leave", C)
+        group.key(K0, K1, by=A)
+    group.do(B, "join", D, key=K1)
+    group.own(B, "segment", "QmSegment", key=K1)
+    expected = group.read()
+    assert group.current() == {A, B, D}
+    newest = group.blocks[-1].ref
+    others = ["did_doc", "member_joining", "member_leaving", "member_update", "control_key"]
+    for block in list(group.blocks):
+        for place in ([], [group.blocks[0].ref], list(block.parents)):
+            # Space in JSON is in no signature.
+            for content in (block.content, block.content + b" "):
+                group.put(block.topics, content, place)
+                for topic in others:
+                    group.put([topic], content, place)
+    reading = group.read()
+    assert reading.members == expected.members
+    assert (reading.keys, reading.rule) == (expected.keys, expected.rule)
+    assert set(reading.segments.values()) == {"QmSegment"}
+    # And on top of it everything goes on.
+    group.do(B, "join", E, key=K1, parents=[newest, *group.tips()[:60]])
+    assert group.current() == {A, B, D, E}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_an_outsider_copies_on_a_chain_without_rules_brings_nobody_back(seed: int) -> None:
+    group = Group(None, seed)
+    for did in (B, C):
+        group.legacy("join", did)
+    group.legacy("leave", C)
+    newest = group.blocks[-1].ref
+    for block in list(group.blocks[1:]):
+        for place in ([group.blocks[0].ref], list(block.parents)):
+            group.put(block.topics, block.content + b" ", place)
+    assert group.current() == {A, B}
+    group.legacy("join", D, parents=[newest, *group.tips()])
+    assert group.current() == {A, B, D}

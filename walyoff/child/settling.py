@@ -84,12 +84,17 @@ class Pass:
         self._leavings: dict[str, list[Node]] = {}
         self._numbers: dict[int, int] = {}
         self._count = 0
+        #: By content, the joining without actor that counted first; and all with one content.
+        self._contents: dict[bytes, Node] = {}
+        self._copies = _copies(nodes)
         self._founding = find_founding(nodes, birth)
         state(self._founding, nodes, self._is_cut)
         self._grants: dict[str, list[Node]] = {}
         #: Signed contents without actor that have acted: each acts once.
         self._acted: set[bytes] = set()
         self._keys: list[Node] = []
+        #: By new keys, the blocks that brought them in: anybody can copy one elsewhere.
+        self._key_bits: dict[str, int] = {}
         #: Renewals that came second, by members in good standing.
         self._rivals: list[Node] = []
         self._segments = 0
@@ -120,7 +125,11 @@ class Pass:
 
     def _ends(self, leaving: Node) -> int:
         """The joinings that a leaving ends, among all acts."""
-        return leaving.past | self._founding.roots
+        ended = leaving.past | self._founding.roots
+        for copies in self._copies:
+            if ended & copies:
+                ended |= copies
+        return ended
 
     def _supports(self, node: Node) -> list[Node]:
         """The joinings by which the actor is a member in the view of its act."""
@@ -157,7 +166,7 @@ class Pass:
 
     def _check_keys(self, node: Node) -> None:
         """Raise unless the control keys that signed were the newest in the act's past."""
-        in_past = [key for key in self._keys if key.bit & node.past]
+        in_past = [key for key in self._keys if self._key_bits[key.act.new] & node.past]
         if not in_past:
             raise RefusedError(NO_KEYS_YET)
         allowed = {in_past[-1].act.new}
@@ -166,7 +175,7 @@ class Pass:
         for rival in self._rivals:
             # Its author did not know that another renewal came first.
             first = next(k for k in self._keys[1:] if k.act.old == rival.act.old)
-            if rival.bit & node.past and not first.bit & node.past:
+            if rival.bit & node.past and not self._key_bits[first.act.new] & node.past:
                 allowed.add(rival.act.new)
         if not node.signers & allowed:
             raise RefusedError(OLD_KEYS)
@@ -188,8 +197,9 @@ class Pass:
         elif kind == SEGMENT:
             self._take_segment(node)
         elif kind == DOCUMENT:
-            # They decide nothing here; their contents must not act as something else.
-            self._acted.add(node.act.signed)
+            # They decide nothing here, and their contents are none of other kinds: those of
+            # stock code name no member.
+            return
         else:
             self._take_update(node)
 
@@ -197,6 +207,7 @@ class Pass:
         known = [key.act.new for key in self._keys]
         if node.act.old == node.act.new:
             if node.act.new in known:
+                self._key_bits[node.act.new] |= node.bit
                 raise RefusedError(REPLAYED)
             if known:
                 raise RefusedError(SECOND_FIRST_KEY)
@@ -205,17 +216,35 @@ class Pass:
             if not known:
                 raise RefusedError(NO_KEYS_YET)
             if node.act.new in known:
+                self._key_bits[node.act.new] |= node.bit
                 raise RefusedError(REPLAYED)
             # Of two renewals of the same keys the first in the common order counts. Who has
             # seen the newest keys but was never given them may begin from older ones.
-            recovers = acted and self._keys[-1].bit & node.past
+            recovers = acted and self._key_bits[known[-1]] & node.past
             if node.act.old != known[-1] and not recovers:
                 if any(key.act.old == node.act.old for key in self._keys[1:]):
                     self._rivals.append(node)
                 raise RefusedError(STALE_RENEWAL)
         self._keys.append(node)
+        self._key_bits[node.act.new] = node.bit
+
+    def _repeats(self, node: Node) -> bool:
+        """Note a joining whose content was copied elsewhere: it is the same membership.
+
+        That is of contents that say neither who acts nor where; whoever reads them can copy
+        them, under a name that comes first.
+        """
+        first = self._contents.get(node.act.signed)
+        needed = self._founding.candidates & node.past
+        if first is None or needed or not self._founding.needs_no_actor(node):
+            return False
+        self._numbers[node.bit] = self._numbers[first.bit]
+        self._joinings[node.act.subject].append(node)
+        return True
 
     def _take_joining(self, node: Node) -> None:
+        if self._repeats(node):
+            raise RefusedError(REPLAYED)
         acted = self._check_right(node, managing=True)
         self._check_keys(node)
         did = node.act.subject
@@ -228,6 +257,7 @@ class Pass:
             raise RefusedError(ALREADY_MEMBER)
         if not acted:
             self._acted.add(node.act.signed)
+            self._contents[node.act.signed] = node
         self._joinings.setdefault(did, []).append(node)
         self._numbers[node.bit] = self._count
         self._count += 1
@@ -330,3 +360,12 @@ class Pass:
             for leavings in self._leavings.values()
             for leaving in leavings
         )
+
+
+def _copies(nodes: Sequence[Node]) -> list[int]:
+    """Joinings with one content each, of those that say neither who acts nor where."""
+    found: dict[bytes, int] = {}
+    for node in nodes:
+        if node.act.kind == JOIN and node.act.approval is None:
+            found[node.act.signed] = found.get(node.act.signed, 0) | node.bit
+    return [bits for bits in found.values() if bits.bit_count() > 1]
