@@ -100,7 +100,8 @@ def test_a_measurement_is_complete(name: str, monkeypatch: pytest.MonkeyPatch) -
         # Several segments against one: the long form has forty.
         assert value["segments"]["median"] >= 6
         check_bounds(value, FLAT)
-        assert value["missed_few_s"]["median"] < 3
+        # Less than a second where nothing else runs.
+        assert value["missed_few_s"]["median"] < 10
     if name == "start":
         check_bounds(value, START)
 

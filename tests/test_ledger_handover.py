@@ -19,7 +19,7 @@ from walyoff.walytis.register import RegisterLedger
 
 #: Seconds from the meeting, for a few missed blocks; and blocks a second for many, on a
 #: machine that others use too (measured: 970).
-SOON_S = 3.0
+SOON_S = 10.0
 MANY = 1_000
 WORST_RATE = 150
 #: How many times cheaper a block is that is handed over than one that is written.

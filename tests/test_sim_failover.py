@@ -125,6 +125,28 @@ async def broken_path(fault: str, link: Link) -> None:
         assert max(totals) <= 5, "one there, one back, and what began it"
 
 
+@pytest.mark.parametrize("faults", list(itertools.product(FAULTS, repeat=2)))
+def test_the_third_path_takes_over_when_two_are_gone(faults: tuple[str, str]) -> None:
+    async def main() -> None:
+        others = [SimNetwork(n, LAN, name=f"spare{n}") for n in (2, 3)]
+        async with group(2, LAN, others=others) as g:
+            networks = [g.world.network, others[0]]
+            await anyio.sleep(7)
+            talk = Talk(g)
+            async with talk.going():
+                await anyio.sleep(1)
+                for fault, network, expected in zip(
+                    faults, networks, ("spare2", "spare3"), strict=True
+                ):
+                    FAULTS[fault](network)
+                    await anyio.sleep(FAILED_OVER)
+                    assert {path(channel) for channel in g.channels} == {expected}
+            talk.check()
+            assert max(talk.took.values()) < FAILED_OVER
+
+    run("asyncio", main)
+
+
 @in_virtual_time
 async def test_a_path_that_hangs_while_nothing_is_said_is_left_with_the_next_message() -> None:
     async with two_paths() as (g, _):
