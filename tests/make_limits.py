@@ -21,10 +21,14 @@ ROOTS = (ROOT, ROOT / "transports", ROOT / "codecs")
 PACKAGES = ("walyoff", "walyoff_transports", "walyoff_codecs")
 #: Not in a device of a user.
 APART = {"bench", "demo", "testing"}
-LIMIT = re.compile(
+ROOM = re.compile(
     r"_?(MAX_\w+|\w*(BUFFER|BACKLOG|WAITING|OUTGOING|WINDOW|QUEUE_\w+|RECENT|RECENT_\w+|PART"
-    r"|_BYTES|TIMEOUT|_TIME|LIFETIME\w*|_AT_ONCE|AT_ONCE|_AFTER|_AFTER_S|LATER_S|TELL_S|BAR_S"
-    r"|DEADLINE_S|REMEMBER_S|WINDOW_S|BAR_S))"
+    r"|_BYTES|TIMEOUT|LIFETIME\w*|AT_ONCE))"
+)
+#: Times are on the page as well.
+LIMIT = re.compile(
+    rf"{ROOM.pattern}|\w*(_TIME|_AFTER|_AFTER_S|LATER_S|TELL_S|BAR_S|DEADLINE_S|REMEMBER_S"
+    r"|WINDOW_S)"
 )
 HEAD = """# Limits
 
