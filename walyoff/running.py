@@ -66,7 +66,7 @@ async def run_channel(
         suite=suite,
         now_ms=device.runtime.wall_ms(),
     )
-    await trust.add(credentials.encoded, own=True)
+    await trust.add(credentials.encoded)
     stored = await store.get(f"ledger-position/{did}")
     keeper = _Keeper(store, did, foundation.ledger)
     await keeper.guard(epochs)
@@ -176,7 +176,7 @@ async def renew_credentials(
         now_ms=runtime.wall_ms(),
         renew=True,
     )
-    await engine.trust.add(credentials.encoded, own=True)
+    await engine.trust.add(credentials.encoded)
     # Batches name their certificate and are signed by it without a pause between.
     engine.credentials = credentials
     engine.signatures = 0

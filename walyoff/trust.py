@@ -256,7 +256,7 @@ class Trust:
                 encoded.append(value)
         return encoded
 
-    async def add(self, data: bytes, *, own: bool = False) -> Trusted:
+    async def add(self, data: bytes) -> Trusted:
         """Check a signed certificate and remember it; one of this device's for good.
 
         Raises:
@@ -283,7 +283,8 @@ class Trust:
                 self._generations[certificate.certificate_id] = generation
                 key = self._generation_key(certificate.certificate_id)
                 writes[key] = generation.to_bytes(4)
-            if not own:
+            # Those of this device are under what it wrote, which it alone may hold.
+            if certificate.member != self.identity.member_did:
                 key, value, gone = await self.unused.add(
                     certificate.member, certificate.certificate_id
                 )
