@@ -99,3 +99,31 @@ def test_messages_do_not_wake_those_who_wait_for_company() -> None:
             tasks.cancel_scope.cancel()
 
     in_virtual_time(lambda: pair(SimWorld(3), work))
+
+
+def test_only_a_lone_message_gets_a_second_attempt_at_its_signature() -> None:
+    async def work(first: Channel, _: Channel) -> None:
+        engine = first.engine
+        runtime: Any = engine.runtime
+        begin = runtime.attempts
+        again: list[None] = []
+
+        def second() -> bool:
+            again.append(None)
+            return True
+
+        def attempts(*args: Any) -> Any:
+            found = begin(*args)
+            found.again = second
+            return found
+
+        runtime.attempts = attempts
+        signatures = engine.signatures
+        await first.send(b"alone")
+        assert len(again) == 1
+        assert engine.signatures == signatures + 2, "both count for the life of the key"
+        await first.send_many([b"one", b"two"])
+        assert len(again) == 1
+        assert engine.signatures == signatures + 3
+
+    in_virtual_time(lambda: pair(SimWorld(4), work))

@@ -175,10 +175,10 @@ class Outbox:
         committed = engine.dispatch()
         if not committed.is_set():
             await committed.wait()
-        if len(items) == 1 and not self._turns:
-            # Signing is trial and error, and this device has nothing else to do: twice the
-            # luck, where one in a hundred signatures took four times as long as most.
-            signing.again()
+        # Signing is trial and error, and this device has nothing else to do: twice the luck,
+        # where one in a hundred signatures took four times as long as most.
+        if len(items) == 1 and not self._turns and signing.again():
+            engine.signatures += 1
         signature = await signing.value()
         if engine.commits.generation != generation:
             # The store failed, and who waited was told: this batch never was.
