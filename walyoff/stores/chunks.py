@@ -26,7 +26,6 @@ from walyoff.files import FOLDER_MODE, open_private, sync_folder, write_all
 from walyoff.stores.direct import write_direct
 from walyoff.stores.home import make_private_folder
 from walyoff.stores.schema import connect
-from walyoff.stores.shared_sync import SharedSync
 from walyoff.stores.threads import as_store_error
 from walyoff.stores.vault import (
     FILE_NAME_SIZE,
@@ -77,7 +76,6 @@ class ChunkFiles:
         make_private_folder(self._root)
         make_private_folder(self._root / _TEMPORARY)
         self._pool = ThreadPoolExecutor(_STAGERS, "walyoff-chunks")
-        self._syncs = SharedSync()
         # Names that are written now, and not yet committed: the sweep leaves them alone.
         self._in_flight: set[str] = set()
         self._chunk_numbers = itertools.count()
@@ -106,7 +104,7 @@ class ChunkFiles:
             self._make_folder(path.parent)
             temporary.rename(path)
             # Here and not in the writer: these wait for the disk side by side.
-            self._syncs.sync(path.parent)
+            sync_folder(path.parent)
         except BaseException:
             for leftover in (temporary, path):
                 with suppress(OSError):
@@ -134,7 +132,7 @@ class ChunkFiles:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            self._syncs.sync(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             self.discard(staged)
             raise as_store_error(error) from error
