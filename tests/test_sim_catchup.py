@@ -83,6 +83,16 @@ async def test_a_long_history_takes_few_round_trips() -> None:
 
 
 @in_virtual_time
+async def test_a_long_answer_goes_on_without_a_pause() -> None:
+    link = Link(latency=LATENCY, bandwidth=20_000_000)
+    world = SimWorld(1, link, append_s=NEVER)
+    arrived = await _caught_up(world, [SIZE] * 12 * MAX_RECORDS)
+    # What is under way lasts for longer than a round trip: nothing is waited for in between.
+    waits = [late[0] - early[0] for early, late in pairwise(arrived)]
+    assert max(waits) < 0.8 * ROUND_TRIP
+
+
+@in_virtual_time
 async def test_what_the_register_named_takes_a_round_trip_for_some_thousand() -> None:
     count = 8 * MAX_RECORDS
     arrived = await caught_up(Link(latency=LATENCY), [SIZE] * count, append_s=0.001)

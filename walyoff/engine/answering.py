@@ -118,7 +118,9 @@ class Answers:
             async with send, receive, background_tasks() as tasks:
                 tasks.start_soon(self._read, author, first_seq, send)
                 async for piece in receive:
-                    self._granted[author] -= await self._send(piece)
+                    size = await self._send(piece)
+                    # More may have been granted meanwhile.
+                    self._granted[author] -= size
                     if not piece.ends:
                         continue
                     last = piece.batch.first_seq + piece.batch.count - 1
