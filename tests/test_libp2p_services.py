@@ -259,7 +259,9 @@ def libp2p_dht_key(number: int) -> Any:
     return create_new_key_pair(bytes([number + 1]) * 32)
 
 
-@pytest.mark.parametrize("data", [b"\xff", b"\x0a", os.urandom(200)])
+@pytest.mark.parametrize(
+    "data", [b"\xff", b"\x0a", os.urandom(200)], ids=["tag", "cut off", "noise"]
+)
 def test_an_answer_that_makes_no_sense_is_a_protocol_error_or_nothing(data: bytes) -> None:
     with suppress(RemoteProtocolError):
         assert libp2p_dht.decode_closer(data) == {}

@@ -80,7 +80,11 @@ def test_a_home_without_a_key_keeps_nothing_and_believes_nothing(path: Path) -> 
     assert not Verified(path, Sealing()).check("key", b"signature", b"0", lambda: False)
 
 
-@pytest.mark.parametrize("damage", [b"", b"x", b"\0" * TAG_SIZE, os.urandom(100)])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"x", b"\0" * TAG_SIZE, os.urandom(100)],
+    ids=["none", "short", "one", "noise"],
+)
 def test_a_damaged_file_costs_a_check_and_nothing_else(path: Path, damage: bytes) -> None:
     fill(path, 2)
     data = path.read_bytes()
