@@ -148,6 +148,28 @@ def test_the_founders_joining_written_again_is_the_same_membership() -> None:
         assert group.read().members[A].joined_at > before[C].joined_at
 
 
+def test_a_membership_that_ended_keeps_its_number_when_an_older_one_is_written_again() -> None:
+    """Epochs name it by that number; its holder was given those of its earlier absence."""
+    for seed in range(12):
+        group = Group("any", seed, birth())
+        for did in (B, C):
+            group.do(A, "join", did)
+        for act in ("leave", "join", "leave"):
+            group.do(B, act, A)
+        before = group.read().members
+        assert before[A].joined_at > before[C].joined_at
+        group.do(A, "join", A, parents=[group.blocks[0].ref])
+        assert group.read().members == before
+        # And on a chain without rules, where any outsider can copy a joining.
+        group = Group(None, seed)
+        for act, did in (("join", B), ("join", C), ("leave", C), ("join", C), ("leave", C)):
+            group.legacy(act, did)
+        before = group.read().members
+        joining = group.blocks[3]
+        group.put(joining.topics, joining.content + b" ", [group.blocks[0].ref])
+        assert group.read().members[C] == before[C]
+
+
 def test_a_device_never_has_members() -> None:
     """Who has the keys that a device has replaced cannot make an identity of it."""
     group = Group.__new__(Group)

@@ -330,6 +330,28 @@ def test_of_two_who_remove_each_other_both_are_out(three: Group) -> None:
     assert three.current() == {A, B}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_who_puts_out_its_remover_can_put_out_others_and_nobody_comes_back(seed: int) -> None:
+    """The price of not telling who lies: whom either of the two removed is out."""
+    group = Group("any", seed)
+    for did in (B, C, D, E):
+        group.do(A, "join", did)
+    before = group.tips()
+    group.do(A, "leave", E)
+    group.do(A, "leave", C)
+    group.key(K0, K1, by=A)
+    group.do(C, "leave", D, parents=before)
+    assert group.current() == {A, B, D}
+    group.do(C, "leave", A, parents=before)
+    assert group.current() == {B}
+    # The renewal went with its author.
+    assert (group.read().keys, group.read().renewal_due) == ([K0], True)
+    group.key(K0, K2, by=B)
+    group.do(B, "join", A, key=K2)
+    group.do(C, "leave", A, parents=before)
+    assert group.current() == {A, B}
+
+
 def test_three_who_remove_each_other_in_a_ring_are_all_out(three: Group) -> None:
     three.do(A, "join", D)
     tips = three.tips()

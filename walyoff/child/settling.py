@@ -338,7 +338,9 @@ class Pass:
             for leaving in self._leavings.get(did, ()):
                 ended |= self._ends(leaving)
             alive = [joining for joining in joinings if not joining.bit & ended]
-            shown = alive[0] if alive else joinings[-1]
+            # The newest, wherever copies of an older one come: epochs name who is out by the
+            # number, and who came back was given those that name an earlier one.
+            shown = alive[0] if alive else max(joinings, key=lambda j: self._numbers[j.bit])
             number = self._numbers[shown.bit]
             member = MemberState(
                 did=did,
