@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.test_reader import sign, verify
 from walyoff.child import readings
 from walyoff.child.acts import TOPIC_RULES, Claim, IdentityBlock, chain_of, pin_of
+from walyoff.child.births import GREETING, ROOM, Birth, put_birth
 from walyoff.child.readings import Readings
 
 PREFIX = "did:walytisidentities:Qm"
@@ -27,25 +28,32 @@ class Held:
 
     def __init__(self) -> None:
         self.blocks: dict[str, list[IdentityBlock]] = {}
+        #: What DIDs commit to, and the chains whose blocks were looked at.
+        self.births: dict[str, Birth] = {}
+        self.looks: list[str] = []
 
     def has(self, chain: str) -> bool:
         return chain in self.blocks
 
     def files(self, chain: str) -> Any:
         found = self.blocks[chain]
+        born = self.births.get(chain)
+        first = b"" if born is None else put_birth(GREETING + bytes(ROOM), born)
+        looks = self.looks
 
         class Files:
             def __len__(self) -> int:
                 return len(found)
 
             def in_order(self) -> list[Any]:
+                looks.append(chain)
                 return [
                     SimpleNamespace(cid=b.ref, topics=b.topics, parents=b.parents)
                     for b in found
                 ]
 
             def read(self, cid: str) -> bytes:
-                return next((b.content for b in found if b.ref == cid), b"")
+                return next((b.content for b in found if b.ref == cid), first)
 
             def place(self, cid: str) -> int:
                 return next(n for n, b in enumerate(found) if b.ref == cid)
@@ -139,6 +147,36 @@ def test_a_reading_is_made_anew_when_the_chain_of_an_actor_grows(held: Held) -> 
     assert set(made.read(group, pin_of(f"|{group}")).members) == {a, b}
     held.key(a, f"|{a}", "|renewed")
     assert set(made.read(group, pin_of(f"|{group}")).members) == {a, b, c}
+
+
+def test_keys_that_a_former_member_names_of_others_cost_no_reading_each(held: Held) -> None:
+    """It has the group's first keys, and lets others join anew, by as many pins as it likes."""
+    device, person, group = PREFIX + "device", PREFIX + "person", PREFIX + "group"
+    former = PREFIX + "former"
+    held.key(device, f"|{device}", f"|{device}")
+    for did, founder in ((person, device), (group, person)):
+        held.identity(did, founder)
+        held.births[chain_of(did)] = Birth(
+            pin=pin_of(f"|{did}"),
+            founder=founder,
+            founder_pin=pin_of(f"|{founder}"),
+            rule="any",
+        )
+    for n in range(20):
+        for did in (person, group):
+            claim = held.claim(group, former, "join", subject=did, pin=pin_of(f"|{n}"))
+            info = {"did": did, "walyoff": claim.as_field(b"rubbish")}
+            signature = sign(f"|{group}", json.dumps(info).encode())
+            value = {
+                "info_content": info,
+                "signature": base64.urlsafe_b64encode(signature).decode(),
+            }
+            held.put(group, "member_joining", json.dumps(value).encode())
+    held.join(group, group, PREFIX + "evil", own=f"|{group}")
+    held.join(group, person, device, own=f"|{person}")
+    reading = held.readings().read(group, pin_of(f"|{group}"))
+    assert set(reading.members) == {person, device}
+    assert sorted(held.looks) == sorted(map(chain_of, (device, person, group)))
 
 
 def read_all(held: Held, order: list[str]) -> dict[str, Any]:

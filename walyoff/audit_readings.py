@@ -58,7 +58,7 @@ class RawReadings:
             # What somebody called an actor is no DID.
             return None
         places = {cid: place for place, cid in enumerate(raw.listed, 1)}
-        blocks = [
+        blocks = (
             IdentityBlock(
                 ref=block.cid,
                 topics=block.topics,
@@ -67,7 +67,7 @@ class RawReadings:
                 place=places.get(block.cid, len(places) + 1),
             )
             for block in raw.blocks
-        ]
+        )
         return place_acts(*key, blocks, self._verify, _birth(raw))
 
     def _signer(self, keys: list[str], signature: bytes, body: bytes) -> int:

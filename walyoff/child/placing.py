@@ -131,8 +131,13 @@ def place_acts(
 
     The first keys must have the pin, and the one that the DID itself commits to, if it does.
     """
-    places = _Places(group, [known for known in (pin, birth and birth.pin) if known], verify)
     refused: Counter[str] = Counter()
+    if pin and birth is not None and pin != birth.pin:
+        # Nothing counts under other first keys. Who was a member can name any number of them,
+        # and the blocks of the chain are looked at for none.
+        refused[NOT_PINNED] = 1
+        return Placed(nodes=[], refused=refused, birth=birth)
+    places = _Places(group, [known for known in (pin, birth and birth.pin) if known], verify)
     for block in in_common_order(blocks):
         try:
             places.take(block)

@@ -8,7 +8,7 @@ What chains say that stand on one another is decided in `circles`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 from walyoff.child.acts import MAX_CONTENT, TOPICS, chain_of
 from walyoff.child.births import Birth, read_birth
@@ -102,23 +102,22 @@ class Readings:
 
     def _place(self, key: Key) -> Placed:
         did, pin = key
+        return place_acts(did, pin, self._blocks(did), self._verify, self.birth(did))
+
+    def _blocks(self, did: str) -> Iterator[IdentityBlock]:
         files = self._chains.files(chain_of(did))
-        blocks = []
         for entry in files.in_order():
             # What cannot be an identity block is still an ancestor of others.
             content = b""
             if TOPICS.intersection(entry.topics):
                 content = content_of(files.read(entry.cid))[: MAX_CONTENT + 1]
-            blocks.append(
-                IdentityBlock(
-                    ref=entry.cid,
-                    topics=entry.topics,
-                    parents=entry.parents,
-                    content=content,
-                    place=files.place(entry.cid),
-                )
+            yield IdentityBlock(
+                ref=entry.cid,
+                topics=entry.topics,
+                parents=entry.parents,
+                content=content,
+                place=files.place(entry.cid),
             )
-        return place_acts(did, pin, blocks, self._verify, self.birth(did))
 
     def _length(self, chain: str) -> int:
         return len(self._chains.files(chain)) if self._chains.has(chain) else 0
