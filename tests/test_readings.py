@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -65,6 +66,18 @@ class Held:
         parents = (found[-1].ref,) if found else ()
         ref = f"{did}-{len(found)}"[-60:]
         found.append(IdentityBlock(ref=ref, topics=(topic,), parents=parents, content=content))
+
+    def put_on(self, did: str, length: int, write: Callable[[], None]) -> None:
+        """Let one write a block as if the chain had been that long."""
+        chain = chain_of(did)
+        found = self.blocks[chain]
+        self.blocks[chain] = found[:length]
+        write()
+        block = replace(self.blocks[chain][-1], ref=f"late {len(found)} {did}"[-60:])
+        self.blocks[chain] = [*found, block]
+
+    def length(self, did: str) -> int:
+        return len(self.blocks[chain_of(did)])
 
     def claim(self, did: str, by: str, kind: str, **more: Any) -> Claim:
         found = self.blocks[chain_of(did)]
@@ -205,6 +218,55 @@ def test_a_circle_that_a_former_member_writes_takes_nothing_from_anybody(held: H
     held.join(person, group, friend, own=f"|{group}")
     for order in itertools.permutations(everybody):
         assert read_all(held, list(order)) == expected
+
+
+@pytest.mark.parametrize("kind", ["join", "leave"])
+def test_a_device_that_puts_out_its_remover_has_the_persons_newest_keys_again(
+    held: Held, kind: str
+) -> None:
+    """The remover's renewal goes with it, so what was voided by the newer keys is not."""
+    device, remover, third, boss, friend = (f"{PREFIX}{n}" for n in "drtbf")
+    person, group = PREFIX + "person", PREFIX + "group"
+    for did in (device, remover, third, boss):
+        held.key(did, f"|{did}", f"|{did}")
+    held.identity(person, device)
+    for did in (remover, third):
+        held.join(person, device, did, own=f"|{device}")
+    held.identity(group, boss)
+    held.join(group, boss, person, own=f"|{boss}")
+    of_person, of_group = held.length(person), held.length(group)
+    held.member("leave", person, remover, device, own=f"|{remover}", key=f"|{person}")
+    held.key(person, f"|{person}", "|newer", by=remover, own=f"|{remover}")
+    held.key(group, f"|{group}", "|newest", by=person, own="|newer")
+
+    def current() -> set[str]:
+        members = held.readings().read(group, pin_of(f"|{group}")).members
+        return {did for did, member in members.items() if member.current}
+
+    def act(subject: str) -> None:
+        key = f"|{group}"
+        held.put_on(
+            group,
+            of_group,
+            lambda: held.member(kind, group, person, subject, own=f"|{person}", key=key),
+        )
+
+    act(friend if kind == "join" else person)
+    assert current() == {boss, person}
+    held.put_on(
+        person,
+        of_person,
+        lambda: held.member(
+            "leave", person, device, remover, own=f"|{device}", key=f"|{person}"
+        ),
+    )
+    assert current() == ({boss, person, friend} if kind == "join" else {boss})
+    if kind == "join":
+        # Once another device has renewed the keys, and acted, it is over.
+        held.key(person, f"|{person}", "|third", by=third, own=f"|{third}")
+        held.key(group, f"|{group}", "|again", by=person, own="|third")
+        act(PREFIX + "other")
+        assert current() == {boss, person, friend}
 
 
 _ids = [f"{PREFIX}{n}" for n in range(4)]
