@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.test_reader import EVIL, GROUP, K0, K1, PIN, did_pin, sign, verify
+from tests.test_reader import EVIL, GROUP, K0, K1, K2, PIN, did_pin, sign, verify
 from tests.test_reader_rules import A, B, C, D, E, Group, approved, own_key
 from walyoff.child import reader
 from walyoff.child.acts import RULES_KNOWN, pin_of
@@ -185,6 +185,24 @@ def test_a_device_never_has_members() -> None:
     reading = group.read()
     assert (reading.members, reading.keys, reading.segment) == ({}, [K0, K1], None)
     assert reading.rule is None
+
+
+def test_of_two_renewals_of_a_devices_keys_one_counts_whoever_wrote_it() -> None:
+    """A thief of replaced keys writes one beside the device's; nothing tells them apart."""
+    found = set()
+    for seed in range(20):
+        group = Group.__new__(Group)
+        group.birth = Birth(pin=PIN)
+        group.blocks = []
+        group._random = random.Random(seed)
+        first = group.key(K0, K0)
+        group.key(K0, K1)
+        group.key(K1, K2)
+        group.key(K0, EVIL, parents=[first])
+        keys = group.read().keys
+        assert group.read(group.blocks[::-1]).keys == keys
+        found.add(tuple(keys))
+    assert found == {(K0, K1, K2), (K0, EVIL)}
 
 
 def test_first_keys_are_those_that_the_did_commits_to() -> None:
