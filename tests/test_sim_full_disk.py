@@ -9,6 +9,7 @@ import pytest
 
 from walyoff import StoreError
 from walyoff.channel import Channel
+from walyoff.engine import committing
 from walyoff.testing.virtual import VirtualTimeLoop
 from walyoff.testing.world import SimWorld
 
@@ -73,6 +74,34 @@ def test_a_receiver_with_a_full_disk_gets_everything_when_there_is_room() -> Non
             assert await contents(theirs) == sorted(sent, key=int)
             receipt = await theirs.send(b"thanks")
             await receipt.wait_received(by=family.me)
+
+    run(scenario)
+
+
+def test_a_receiver_that_waits_for_its_store_is_not_held_up_when_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(committing, "MAX_UNCOMMITTED", 1000)
+
+    async def scenario() -> None:
+        world = SimWorld(6)
+        async with world.device("alice") as alice, world.device("bob") as bob:
+            family = await alice.create_channel("family")
+            theirs = await bob.join(await family.invite())
+            await family.send(b"before")
+            await settled(theirs, {b"before"})
+            # A session whose other tasks have nothing to write that could fail, and end it.
+            await anyio.sleep(5)
+            # More comes while the first of it is on its way to the disk.
+            world.disk("bob").sync_s = 1.0
+            world.disk("bob").full = True
+            sent = {b"%d" % n * 600 for n in range(10)}
+            for content in sent:
+                await family.send(content)
+            await anyio.sleep(20)
+            world.disk("bob").full = False
+            world.disk("bob").sync_s = 0.001
+            await settled(theirs, {b"before", *sent})
 
     run(scenario)
 

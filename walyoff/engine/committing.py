@@ -173,8 +173,8 @@ class Commits:
             await begun.wait()
 
     async def room(self) -> None:
-        """Wait while more is taken in than the store can write."""
-        while self._uncommitted > MAX_UNCOMMITTED and not self._closed:
+        """Wait while more is taken in than the store can write; not while it fails."""
+        while self._uncommitted > MAX_UNCOMMITTED and not (self._closed or self.failure):
             await self._room.wait()
 
     def accepted(self, batch_id: bytes) -> bool:
@@ -276,6 +276,8 @@ class Commits:
             engine.outbox.close(error)
             for link in list(engine.links.values()):
                 link.link.close()
+            # Who reads them ends only when it is not held up here.
+            self._room.tell()
             engine.notify()
             while engine.links:
                 # No new one begins before the end of this: see `LinkServer.run`.
