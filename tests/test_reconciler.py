@@ -12,11 +12,13 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.reconciler_model import CHANNEL, ME, ReconcilerMachine
 from walyoff.abc import StoredContent
+from walyoff.batch_frames import MAX_GRANT
 from walyoff.engine.asking import GONE_FOR
 from walyoff.engine.delivery import Delivery
 from walyoff.engine.facts import (
     FetchBatches,
     FetchContents,
+    FetchMore,
     OpenRecord,
     PeerState,
     Reason,
@@ -273,3 +275,30 @@ def test_who_said_that_it_has_not_got_a_content_is_not_asked_again_soon(
         reconciler.tick(now)
         again += sum(isinstance(order, FetchContents) for order in reconciler.orders())
     assert bool(again) == (make is not Reconciler)
+
+
+def test_no_more_is_granted_at_once_than_a_frame_may_say() -> None:
+    size = 60_000
+    count = MAX_GRANT // size + 10
+    batch = make_batch(
+        channel="c",
+        author="did of p",
+        certificate_id=bytes(32),
+        first_seq=1,
+        prev=chain_start("c", "did of p"),
+        seen=[],
+        records=[Record(0, 0, (), size, bytes(32))] * count,
+    )
+    reconciler = Reconciler(channel="c", author="me", heads=(), seed=1)
+    reconciler.peer_joined("p", "did of p", {"did of p": (count, frozenset())}, 0.0)
+    reconciler.batch(batch, b"signature", [], "p", 0.0)
+    content = StoredContent(salt=bytes(32), data=bytes(size))
+    *most, last = batch.record_ids
+    # The end of a long batch, behind which nothing is known.
+    reconciler.contents([(record_id, content) for record_id in most], "p", 0.0)
+    assert not [order for order in reconciler.orders() if isinstance(order, FetchMore)]
+    # Then its author goes on.
+    reconciler.peer_has("p", {"did of p": (count + 1, frozenset())}, 0.0)
+    reconciler.contents([(last, content)], "p", 0.0)
+    orders = [order for order in reconciler.orders() if isinstance(order, FetchMore)]
+    assert [order.size for order in orders] == [MAX_GRANT]

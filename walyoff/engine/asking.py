@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from walyoff.abc import Head
+from walyoff.batch_frames import MAX_GRANT
 from walyoff.engine.facts import (
     FetchBatches,
     FetchContents,
@@ -158,7 +159,8 @@ class Asking:
         head = self.heads.get(author)
         more = self.peers[peer].heads.get(author, 0) > (head.seq if head else 0)
         if more and running.taken >= RANGE_BYTES // 4:
-            self._orders.append(FetchMore(peer, author, running.taken))
+            # The end of a long batch came while there was nothing more to ask for.
+            self._orders.append(FetchMore(peer, author, min(running.taken, MAX_GRANT)))
             running.taken = 0
 
     def _tick_ranges(self, now: float) -> None:
