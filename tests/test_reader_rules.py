@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.test_reader import EVIL, GROUP, K0, K1, K2, PIN, did_pin, member_info, sign, verify
-from walyoff.child import reader
+from walyoff.child import placing, reader
 from walyoff.child.acts import (
     TOPIC_RULES,
     TOPIC_SEGMENT,
@@ -788,6 +788,22 @@ def test_what_an_outsider_copies_elsewhere_takes_nothing_from_anybody(
     # And on top of it everything goes on.
     group.do(B, "join", E, key=K1, parents=[newest, *group.tips()[:60]])
     assert group.current() == {A, B, D, E}
+
+
+def test_copies_of_control_key_blocks_are_looked_through_by_no_act() -> None:
+    """An outsider copies a renewal as often as it likes, with a space more each time."""
+    group = Group.__new__(Group)
+    group.blocks, group._random = [], random.Random(1)
+    group.key(K0, K0)
+    group.key(K0, K1)
+    for n in range(200):
+        for block in group.blocks[:2]:
+            group.put(block.topics, block.content + b" " * n, [group.blocks[-1].ref])
+    places = placing._Places(GROUP, [PIN], verify)
+    for block in placing.in_common_order(group.blocks):
+        places.take(block)
+    assert list(places._keys) == [K0, K1]
+    assert len(places.drafts) == len(group.blocks)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -183,10 +183,11 @@ class _Places:
         self._verify = verify
         #: The acts among a block's ancestors and in itself, by block name.
         self._pasts: dict[str, int] = {}
-        #: (bit, new keys) of control key blocks that their keys signed.
-        self._keys: list[tuple[int, str]] = []
-        #: (bit, pin) of the joinings of a DID.
-        self._pins: dict[str, list[tuple[int, bytes]]] = {}
+        #: By new keys, the bits of the control key blocks that their keys signed: anybody can
+        #: copy one, and each act looks through them.
+        self._keys: dict[str, int] = {}
+        #: By DID and pin, the bits of the joinings.
+        self._pins: dict[str, dict[bytes, int]] = {}
         #: By what was signed by a member, and the control keys that follow on which.
         self._known: dict[tuple[bytes, str, str], _Draft] = {}
 
@@ -224,9 +225,10 @@ class _Places:
             draft.approvals.add(act.approval.signature)
             self._known[name] = draft
         if act.kind == RENEW:
-            self._keys.append((draft.bit, act.new))
+            self._keys[act.new] = self._keys.get(act.new, 0) | draft.bit
         if act.kind == JOIN:
-            self._pins.setdefault(act.subject, []).append((draft.bit, act.pin))
+            pins = self._pins.setdefault(act.subject, {})
+            pins[act.pin] = pins.get(act.pin, 0) | draft.bit
 
     def _signer(self, act: Act, past: int) -> str:
         """The keys of the block's own past that signed it, newest first."""
@@ -235,14 +237,14 @@ class _Places:
                 raise RefusedError(NOT_PINNED)
             keys = [act.old]
         else:
-            keys = [key for bit, key in reversed(self._keys) if bit & past]
+            keys = [key for key, bits in reversed(self._keys.items()) if bits & past]
             if not keys:
                 raise RefusedError(NO_KEYS_YET)
             if act.kind == RENEW:
                 if act.old not in keys:
                     raise RefusedError(STALE_RENEWAL)
                 keys = [act.old]
-        for key in dict.fromkeys(keys):
+        for key in keys:
             if self._verify(key, act.signature, act.signed):
                 return key
         raise RefusedError(BAD_SIGNATURE)
@@ -250,5 +252,5 @@ class _Places:
     def _pins_of_actor(self, act: Act, past: int) -> frozenset[bytes]:
         if act.approval is None:
             return frozenset()
-        joined = self._pins.get(act.approval.by, ())
-        return frozenset(pin for bit, pin in joined if bit & past)
+        joined = self._pins.get(act.approval.by, {})
+        return frozenset(pin for pin, bits in joined.items() if bits & past)
