@@ -41,6 +41,18 @@ def test_what_was_good_is_not_checked_again_after_a_restart(path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
+def test_bad_ones_without_end_take_no_room_from_good_ones(path: Path) -> None:
+    """An outsider announces them: each block is judged, and refused."""
+    found = Verified(path, SEALING)
+    assert found.check("key", b"signature", b"good", lambda: True)
+    for number in range(MAX_REMEMBERED):
+        assert not found.check("key", b"signature", b"%d" % number, lambda: False)
+    assert found.check("key", b"signature", b"good", never)
+    # Those are remembered as well, as many of them.
+    assert not found.check("key", b"signature", b"0", never)
+    assert path.stat().st_size == TAG_SIZE
+
+
 @pytest.mark.parametrize("other", [("other", b"signature"), ("key", b"another")])
 def test_another_key_signature_or_text_is_checked(path: Path, other: tuple[str, bytes]) -> None:
     fill(path, 1)

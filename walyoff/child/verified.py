@@ -46,7 +46,9 @@ class Verified:
         self._path = path
         self._key = sealing.derive(_PURPOSE)
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, bool] = OrderedDict()
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+        #: Anybody can make bad ones without end: they take no room from the good ones.
+        self._bad: OrderedDict[bytes, None] = OrderedDict()
         #: How many were checked since the start.
         self.checked = 0
         if self._key is not None:
@@ -64,21 +66,15 @@ class Verified:
         """Whether a signature is good: as it was found before, or else by `verify`."""
         tag = blake3(pack([key, signature, data]), key=self._key or bytes(TAG_SIZE)).digest()
         with self._lock:
-            known = self._known.get(tag)
-        if known is not None:
-            return known
+            if tag in self._known or tag in self._bad:
+                return tag in self._known
         valid = verify()
         with self._lock:
             self.checked += 1
-            self._remember(tag, valid)
+            _remember(self._known if valid else self._bad, tag)
             if valid and self._key is not None:
                 self._append(tag)
         return valid
-
-    def _remember(self, tag: bytes, valid: bool) -> None:
-        self._known[tag] = valid
-        while len(self._known) > MAX_REMEMBERED:
-            self._known.popitem(last=False)
 
     def _append(self, tag: bytes) -> None:
         # Not synced: what a crash takes of it is checked once more.
@@ -100,11 +96,17 @@ class Verified:
             _log.warning("what was verified is not remembered: %s", error)
             return
         for start in range(0, len(data) - TAG_SIZE + 1, TAG_SIZE):
-            self._remember(data[start : start + TAG_SIZE], True)
+            _remember(self._known, data[start : start + TAG_SIZE])
         if len(data) % TAG_SIZE or len(data) > MAX_REMEMBERED * TAG_SIZE:
             with contextlib.suppress(OSError):
                 sweep_new(self._path.parent, self._path.name)
                 replace_file(self._path, b"".join(self._known))
+
+
+def _remember(known: OrderedDict[bytes, None], tag: bytes) -> None:
+    known[tag] = None
+    while len(known) > MAX_REMEMBERED:
+        known.popitem(last=False)
 
 
 __all__ = ["MAX_REMEMBERED", "TAG_SIZE", "Verified"]
