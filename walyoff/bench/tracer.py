@@ -44,6 +44,8 @@ _RECEIVER = (
     ("walyoff.stores.committing", "Committer", "run", "", "committed"),
     ("walyoff.messages", "MessageStream", "__anext__", "", "delivered"),
 )
+#: Stages of the key that signs, of whatever suite.
+_SIGNING = ("signing begins", "signed")
 
 Event = tuple[str, int]
 
@@ -71,9 +73,7 @@ class Tracer:
         from walyoff import plugins  # noqa: PLC0415
 
         for name in plugins.installed_suites():
-            self._wrap(
-                type(plugins.suite(name).new_sign_key()), "sign", "signing begins", "signed"
-            )
+            self._wrap(type(plugins.suite(name).new_sign_key()), "sign", *_SIGNING)
 
     def take(self) -> list[Event]:
         """What was noted since it was taken the last time."""
@@ -125,6 +125,7 @@ def stages(
         ("receiver", receiver, _RECEIVER, 0),
     ):
         names = [name for entry in plan for name in entry[3:] if name]
+        names += _SIGNING if side == "sender" else ()
         found: dict[str, list[float]] = {name: [] for name in names}
         for at, until in zip(begins, [*begins[1:], begins[-1] + 10**9], strict=True):
             window = _between(events, at, until)
