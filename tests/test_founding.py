@@ -170,6 +170,28 @@ def test_a_membership_that_ended_keeps_its_number_when_an_older_one_is_written_a
         assert group.read().members[C] == before[C]
 
 
+@pytest.mark.parametrize("rule", ["any", "admins"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_founder_who_was_removed_can_end_the_identity(rule: str, seed: int) -> None:
+    """It dates its own leaving before all that it invited; nobody gets in or back by it."""
+    group = Group(rule, seed, birth(rule))
+    stated = group.tips()
+    for did in (B, C, D):
+        group.do(A, "join", did)
+    if rule == "admins":
+        group.own(A, "admin", B)
+    before = group.tips()
+    group.do(B, "leave", D)
+    group.do(B, "leave", A)
+    assert group.current() == {B, C}
+    group.do(A, "leave", A, parents=stated)
+    assert group.current() == set()
+    for by in (A, D):
+        for parents in (stated, before, None):
+            group.do(by, "join", D, parents=parents)
+    assert group.current() == set()
+
+
 def test_a_device_never_has_members() -> None:
     """Who has the keys that a device has replaced cannot make an identity of it."""
     group = Group.__new__(Group)
