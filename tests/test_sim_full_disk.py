@@ -10,8 +10,10 @@ import pytest
 from walyoff import StoreError
 from walyoff.channel import Channel
 from walyoff.engine import committing
+from walyoff.engine.removals import Statement
 from walyoff.testing.virtual import VirtualTimeLoop
 from walyoff.testing.world import SimWorld
+from walyoff.trust import Trust
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -138,5 +140,72 @@ def test_both_disks_full_at_times_lose_nothing_that_was_confirmed() -> None:
             await settled(family, confirmed)
             await settled(theirs, confirmed)
             assert family.status()["forked"] == theirs.status()["forked"] == []
+
+    run(scenario)
+
+
+def test_who_left_while_the_disk_was_full_is_stated_when_there_is_room() -> None:
+    async def scenario() -> None:
+        world = SimWorld(7)
+        async with (
+            world.device("alice") as alice,
+            world.device("bob") as bob,
+            world.device("carol") as carol,
+        ):
+            family = await alice.create_channel("family")
+            theirs = await bob.join(await family.invite())
+            hers = await carol.join(await family.invite())
+            await hers.send(b"before")
+            await settled(theirs, {b"before"})
+            world.disk("bob").full = True
+            with pytest.raises(StoreError):
+                await theirs.send(b"never was")
+            await family.remove(hers.me)
+            await anyio.sleep(30)
+            assert theirs.engine.removals.pending()
+            world.disk("bob").full = False
+            with anyio.fail_after(120):
+                await theirs.engine.removals.wait_stated()
+            stated = theirs.engine.reconciler.heads[theirs.me]
+            assert stated.seq >= 1
+
+    run(scenario)
+
+
+def test_what_the_store_refuses_before_a_batch_is_made_is_told_to_the_sender(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        world = SimWorld(8)
+        async with world.device("alice") as alice:
+            family = await alice.create_channel("family")
+            with monkeypatch.context() as patch, anyio.fail_after(20):
+                # As the first batch after a device was moved does on a full disk.
+                async def began(*_: object) -> None:
+                    raise StoreError("no space")
+
+                patch.setattr(Trust, "began", began)
+                with pytest.raises(StoreError, match="no space"):
+                    await family.send(b"never was")
+            await family.send(b"after")
+            assert await contents(family) == [b"after"]
+
+    run(scenario)
+
+
+def test_what_was_heard_of_who_left_and_not_stored_is_stored_when_it_is_heard_again() -> None:
+    async def scenario() -> None:
+        world = SimWorld(9)
+        async with world.device("alice") as alice:
+            family = await alice.create_channel("family")
+            removals = family.engine.removals
+            statement = Statement(bytes(16), 1, 7, bytes(32))
+            world.disk("alice").full = True
+            with pytest.raises(StoreError):
+                await removals._learn(statement)
+            world.disk("alice").full = False
+            await removals._learn(statement)
+            keys = await family.engine.trust.store.keys("removal/")
+            assert [key.rpartition("/")[2] for key in keys] == [bytes(16).hex()]
 
     run(scenario)

@@ -16,7 +16,7 @@ import anyio
 
 from walyoff import frames
 from walyoff.engine.link import LinkState
-from walyoff.errors import WalyoffError
+from walyoff.errors import StoreError, WalyoffError
 from walyoff.wire import expect_array, expect_bytes, expect_int, pack, unpack
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class ControlKeys:
         self.given: dict[str, bytes] = {}
         #: The newest keys, and since when they are known here, in ms since 1970.
         self._seen = (b"", 0)
+        #: False while the store does not have it.
+        self._noted = True
 
     def wake(self) -> None:
         """Look again: members, keys or links have changed."""
@@ -99,7 +101,13 @@ class ControlKeys:
         newest = self._engine.trust.identity.membership.governance.newest_key
         if newest != self._seen[0]:
             self._seen = (newest, self._engine.runtime.wall_ms())
-            await self._engine.trust.store.put({self._key(): pack(list(self._seen))})
+            self._noted = False
+        if not self._noted:
+            try:
+                await self._engine.trust.store.put({self._key(): pack(list(self._seen))})
+                self._noted = True
+            except StoreError as error:
+                log.warning("since when keys are known was not noted: %s", error)
 
     def _key(self) -> str:
         return f"control-keys/{self._engine.channel}"

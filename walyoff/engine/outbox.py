@@ -7,6 +7,7 @@ leaves the device before both are done, or a crash could make it contradict itse
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import anyio
 from walyoff import frames
 from walyoff.abc import StoredContent
 from walyoff.engine.link import batch_frames
+from walyoff.errors import StoreError
 from walyoff.records import (
     KIND_REMOVAL,
     MAX_BATCH_BODY,
@@ -32,10 +34,14 @@ from walyoff.signals import News, Work
 if TYPE_CHECKING:
     from walyoff.engine.driver import Engine
 
+log = logging.getLogger("walyoff.engine")
+
 #: What may wait in the outbox before `send` waits: bounds memory under a fast producer.
 MAX_OUTBOX_BYTES = 32 * 1024 * 1024
 #: A link with more than this unsent gets no pushes: it asks when it has caught up.
 MAX_LINK_BACKLOG = 8 * 1024 * 1024
+#: A statement that the store did not take is tried again after so long.
+RETRY_S = 1.0
 #: A batch body besides its records, and a record besides its topics, rounded up.
 _HEADER_BYTES = 2048
 _RECORD_BYTES = 80
@@ -133,6 +139,9 @@ class Outbox:
             await self._work.wait()
             await self._engine.resuming.over()
             while True:
+                # What is made while the store fails is dropped, and was never said.
+                while self._engine.commits.failure is not None:
+                    await self._engine.news()
                 # What is to be said of those who left comes before all that is said after.
                 statements = self._engine.removals.pending()[:MAX_RECORDS]
                 if statements:
@@ -165,7 +174,17 @@ class Outbox:
         generation = engine.commits.generation
         first_seq = engine.reconciler.next_own().seq + 1
         # From here on what an older copy of this device says is nothing.
-        await engine.trust.began(engine.credentials.certificate, first_seq)
+        try:
+            await engine.trust.began(engine.credentials.certificate, first_seq)
+        except StoreError as error:
+            log.error("the store failed, nothing was written: %s", error)
+            if not self._begun:
+                # What is to be stated is tried again.
+                await anyio.sleep(RETRY_S)
+            self._finish(error)
+            return
+        if engine.commits.generation != generation:
+            return
         batch, contents = self._make(items)
         # A core that slept wakes up while the rest is prepared.
         signing = engine.signing(batch.batch_id)
@@ -187,12 +206,17 @@ class Outbox:
             await engine.removals.stated(batch)
         # First what others wait for, and then who waits here: they run in this order.
         self._push(batch, signature, contents)
+        self._finish()
+        engine.commits.signed(batch, signature)
+
+    def _finish(self, error: BaseException | None = None) -> None:
+        """What was begun is durable, or was not written: tell those who sent it."""
         finished, self._begun = self._begun, []
         for turn in finished:
             self._bytes -= turn.size
+            turn.error = error
             turn.done.set()
         self._room.tell()
-        engine.commits.signed(batch, signature)
 
     def _make(self, items: list[Outgoing]) -> tuple[Batch, list[StoredContent]]:
         engine = self._engine

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from walyoff.errors import StoreError
 from walyoff.records import HASH_SIZE, KIND_REMOVAL, Batch, Record, device_id
 from walyoff.wire import expect_array, expect_int, pack, unpack
 
@@ -88,6 +89,8 @@ class _Known:
     seq: int = 0
     #: One more than the `joined_at` of the newest membership whose end this device stated.
     stated: int = 0
+    #: `seq` and `stated` as the store has them.
+    kept: tuple[int, int] = (0, 0)
 
 
 class Removals:
@@ -160,7 +163,11 @@ class Removals:
             if statement := parse_statement(record):
                 known = self._known.setdefault(statement.device, _Known())
                 known.stated = max(known.stated, statement.joined_at + 1)
-                await self._learn(statement, changed=True)
+                try:
+                    await self._learn(statement)
+                except StoreError as error:
+                    # It is said and in the log; at the next start it is said again.
+                    log.warning("what was stated of who left was not noted: %s", error)
         self._engine.notify()
 
     async def wait_stated(self) -> None:
@@ -193,7 +200,7 @@ class Removals:
                 engine.rotation.wake()
                 self._wake()
 
-    async def _learn(self, statement: Statement, *, changed: bool = False) -> None:
+    async def _learn(self, statement: Statement) -> None:
         known = self._known.get(statement.device)
         if known is None:
             if not self._has_room(statement.device):
@@ -202,11 +209,12 @@ class Removals:
         if statement.seq > known.seq:
             known.seq = statement.seq
             self._grown.add(statement.device.hex())
-            changed = True
             self._wake()
-        if changed:
-            value = pack([known.seq, known.stated])
-            await self._engine.trust.store.put({self._key(statement.device): value})
+        value = (known.seq, known.stated)
+        if value != known.kept:
+            # What a store refused is tried again whenever it is heard.
+            await self._engine.trust.store.put({self._key(statement.device): pack([*value])})
+            known.kept = value
 
     def _has_room(self, device: bytes) -> bool:
         """True for members, who are as many as the chain says, and for a few others."""
@@ -223,10 +231,8 @@ class Removals:
         for key in await store.keys(self._key(b"")):
             if value := await store.get(key):
                 seq, stated = expect_array(unpack(value, _MAX_VALUE), 2, "removal")
-                self._known[bytes.fromhex(key.rpartition("/")[2])] = _Known(
-                    expect_int(seq, "sequence"),
-                    expect_int(stated, "membership"),
-                )
+                known = (expect_int(seq, "sequence"), expect_int(stated, "membership"))
+                self._known[bytes.fromhex(key.rpartition("/")[2])] = _Known(*known, known)
 
     def membership_changed(self) -> None:
         """The chain has news: lift bars that it confirms, and ask for whose records count."""
