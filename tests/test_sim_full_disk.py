@@ -11,6 +11,7 @@ from walyoff import StoreError
 from walyoff.channel import Channel
 from walyoff.engine import committing
 from walyoff.engine.removals import Statement
+from walyoff.records import Record, chain_start, make_batch
 from walyoff.testing.virtual import VirtualTimeLoop
 from walyoff.testing.world import SimWorld
 from walyoff.trust import Trust
@@ -207,5 +208,34 @@ def test_what_was_heard_of_who_left_and_not_stored_is_stored_when_it_is_heard_ag
             await removals._learn(statement)
             keys = await family.engine.trust.store.keys("removal/")
             assert [key.rpartition("/")[2] for key in keys] == [bytes(16).hex()]
+
+    run(scenario)
+
+
+def test_a_proof_that_was_not_stored_is_stored_when_it_comes_again() -> None:
+    async def scenario() -> None:
+        world = SimWorld(10)
+        async with world.device("alice") as alice:
+            family = await alice.create_channel("family")
+            engine = family.engine
+            one, other = (
+                make_batch(
+                    channel=family.did,
+                    author="did:sim:liar",
+                    certificate_id=bytes(32),
+                    first_seq=1,
+                    prev=chain_start(family.did, "did:sim:liar"),
+                    seen=[],
+                    records=[Record(time_ms, 0, (), 0, bytes(32))],
+                ).body
+                for time_ms in (1, 2)
+            )
+            world.disk("alice").full = True
+            with pytest.raises(StoreError):
+                await engine.forks.convict((one, b"signed"), (other, b"signed"))
+            assert "did:sim:liar" in engine.reconciler.forked
+            world.disk("alice").full = False
+            assert await engine.forks.convict((one, b"signed"), (other, b"signed"))
+            assert len(await engine.trust.store.keys("fork/")) == 1
 
     run(scenario)

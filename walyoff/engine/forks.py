@@ -81,10 +81,15 @@ class Forks:
         self._proofs[first.author] = (one, other)
         where = min(first.last_seq, second.last_seq)
         engine.reconciler.fork(first.author, f"two chains meet at record {where}")
+        key = self._key(device_id(first.author).hex())
+        try:
+            await engine.trust.store.put({key: pack([list(one), list(other)])})
+        except BaseException:
+            # It stays frozen in this run, and is proved again by what comes.
+            del self._proofs[first.author]
+            raise
         for link in list(engine.links.values()):
             await self._show(link, first.author)
-        key = self._key(device_id(first.author).hex())
-        await engine.trust.store.put({key: pack([list(one), list(other)])})
         return True
 
     async def needed(self, author: str) -> list[bytes]:
