@@ -113,6 +113,18 @@ async def test_a_remaining_member_renews_when_one_has_left() -> None:
 
 
 @in_virtual_time
+async def test_who_would_have_renewed_gets_anothers_keys_at_once() -> None:
+    async with group(3) as g:
+        a, b, c = g.channels
+        await c.leave()
+        await until(lambda: governance(a).renewal_due and governance(b).renewal_due)
+        renewed = anyio.current_time()
+        await a.renew_control_keys()
+        await until(lambda: not governance(b).renewal_due and held(b))
+        assert anyio.current_time() - renewed < 1
+
+
+@in_virtual_time
 async def test_who_left_is_told_of_by_all_who_are_connected_before_it_closes() -> None:
     async with group(3) as g:
         a, b, c = g.channels

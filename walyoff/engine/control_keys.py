@@ -58,16 +58,26 @@ class ControlKeys:
     async def run(self) -> None:
         """Ask for keys that are lacking, and renew those that must be, for ever."""
         await self._load()
+        due: float | None = None
         while True:
             # Before anything is looked at: what changes meanwhile is looked at again.
             self._work = anyio.Event()
             self._ask()
             await self._note_newest()
-            if self._is_due():
-                await anyio.sleep(GRACE_S * (1 + self._engine.runtime.jitter()))
-                if self._is_due():
+            pause = AGE_EVERY_S
+            if not self._is_due():
+                due = None
+            else:
+                now = self._engine.runtime.now()
+                if due is None:
+                    due = now + GRACE_S * (1 + self._engine.runtime.jitter())
+                if due <= now:
+                    due = None
                     await self._renew()
-            with anyio.move_on_after(AGE_EVERY_S):
+                else:
+                    # Somebody else's may come meanwhile, and are asked for at once.
+                    pause = due - now
+            with anyio.move_on_after(pause):
                 await self._work.wait()
 
     # -------------------------------------------------------------------- renewing
