@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unittest import mock
 
 import anyio
 import pytest
@@ -12,7 +13,7 @@ from walyoff import Channel, Device, frames
 from walyoff.accepting import judge
 from walyoff.engine.facts import Reason
 from walyoff.errors import RemoteProtocolError
-from walyoff.records import KIND_MESSAGE, Record, commit, make_batch, signed_message
+from walyoff.records import KIND_MESSAGE, Batch, Record, commit, make_batch, signed_message
 from walyoff.session.peer import Session, dial
 from walyoff.testing.world import SimWorld
 from walyoff.trust import CERTIFICATE_LIFETIME_MS, Credentials, make_credentials
@@ -38,10 +39,9 @@ def set_clocks(devices: Sequence[Device], days: float) -> None:
         device.runtime._skew_ms = int(days * DAY_S * 1000)  # type: ignore[attr-defined]
 
 
-async def forge(victim: Channel, key: Credentials, time_ms: int, to: str) -> None:
-    """Give a device a next batch in a victim's name, signed by a key of the victim's."""
-    engine = victim.engine
-    head = engine.reconciler.next_own()
+def forged(victim: Channel, key: Credentials, time_ms: int) -> tuple[Batch, bytes]:
+    """A next batch in a victim's name, signed by a key of the victim's."""
+    head = victim.engine.reconciler.next_own()
     batch = make_batch(
         channel=victim.did,
         author=victim.me,
@@ -51,7 +51,13 @@ async def forge(victim: Channel, key: Credentials, time_ms: int, to: str) -> Non
         seen=[],
         records=[Record(time_ms, KIND_MESSAGE, (), 6, commit(SALT, b"forged"))],
     )
-    signature = key.sign_key.sign(signed_message(batch.batch_id))
+    return batch, key.sign_key.sign(signed_message(batch.batch_id))
+
+
+async def forge(victim: Channel, key: Credentials, time_ms: int, to: str) -> None:
+    """Give a device such a batch."""
+    engine = victim.engine
+    batch, signature = forged(victim, key, time_ms)
     link = next(state for state in engine.links.values() if state.link.did == to)
     link.certify(key.encoded, key.certificate.certificate_id)
     link.send(frames.BatchFrame(batch.body, signature, ((SALT, b"forged"),)))
@@ -63,6 +69,37 @@ async def hear(session: Session) -> None:
     async with session.run():
         async for frame in session.frames():
             raise AssertionError(f"a replaced key was told {frame}")
+
+
+@in_virtual_time
+async def test_a_replaced_key_does_not_pass_while_the_one_before_arrives() -> None:
+    async with group(2) as g:
+        a, b = g.channels
+        await (await a.send(b"mine")).wait_received(by=b.me)
+        stolen = a.engine.credentials
+        set_clocks(g.devices, 50)
+        await anyio.sleep(1.5 * CHECK_S)
+        await (await a.send(b"by the new key")).wait_received(by=b.me)
+        held = b.engine.durable[a.me]
+        g.world.network.partition("a", "b")
+        await a.send(b"not there yet")
+        await anyio.sleep(1)
+        (missing,) = await a.engine.store.batches(a.me, held + 1, held + 1)
+        assert missing.signature is not None
+        batch, signature = forged(a, stolen, 0)
+        inbox, heed = b.engine.inbox, b.engine.removals.heed
+
+        async def heed_slowly(said: Batch) -> None:
+            if said.batch_id == batch.batch_id:
+                await inbox.offer(missing.body, missing.signature or b"", None, None)
+            await heed(said)
+
+        with (
+            mock.patch.object(b.engine.removals, "heed", heed_slowly),
+            pytest.raises(RemoteProtocolError, match="replaced key"),
+        ):
+            await inbox.offer(batch.body, signature, ((SALT, b"forged"),), None)
+        assert b.engine.reconciler.heads[a.me].seq == held + 1
 
 
 @in_virtual_time

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 #: answer are few, so that something is there soon; each costs the other side a commit.
 FIRST_PIECE = 128
 PIECE = 512
+#: And so many bytes of contents, however few those are: some pieces are in memory at once.
+PIECE_BYTES = 4 * 1024 * 1024
 #: Batches are looked up for so many sequence numbers at a time: two of the largest.
 READ_RECORDS = 2048
 #: Pieces that are read ahead of what is sent.
@@ -59,6 +61,8 @@ class _Piece:
     record_ids: Sequence[bytes]
     #: Those whose contents go with it.
     small: frozenset[bytes]
+    #: Their bytes.
+    size: int
     #: For each record; None if this device does not give contents yet.
     contents: Sequence[StoredContent | None] | None = None
 
@@ -161,14 +165,15 @@ class Answers:
                 stored = await self._engine.store.batches(author, seq, until)
                 signed = [batch for batch in stored if batch.signature is not None]
                 group: list[_Piece] = []
-                records = 0
+                records = size = 0
                 for batch in signed:
                     for piece in _pieces(batch, most):
                         group.append(piece)
                         records += len(piece.record_ids)
-                        if records >= most:
+                        size += piece.size
+                        if records >= most or size >= PIECE_BYTES:
                             await self._fill(group, send)
-                            group, records = [], 0
+                            group, records, size = [], 0, 0
                     most = PIECE
                 await self._fill(group, send)
                 # The signature of the next one is on its way; a push or a vector follows.
@@ -221,13 +226,24 @@ class Answers:
 
 
 def _pieces(batch: StoredBatch, most: int) -> Iterator[_Piece]:
-    """The pieces of a batch, each of so many records at most."""
+    """The pieces of a batch, each of so many records and of PIECE_BYTES at most, or one."""
     certificate_id, sizes = outline(batch.body)
-    for first in range(0, batch.count, most):
-        record_ids = batch.record_ids[first : first + most]
-        pairs = zip(record_ids, sizes[first : first + most], strict=True)
-        small = frozenset(record_id for record_id, size in pairs if size <= MAX_INLINE)
-        yield _Piece(batch, certificate_id, first, record_ids, small)
+    first = 0
+    while first < batch.count:
+        end, size = first, 0
+        small: list[bytes] = []
+        for record_id, content in zip(
+            batch.record_ids[first : first + most], sizes[first : first + most], strict=True
+        ):
+            if content <= MAX_INLINE:
+                if small and size + content > PIECE_BYTES:
+                    break
+                small.append(record_id)
+                size += content
+            end += 1
+        record_ids = batch.record_ids[first:end]
+        yield _Piece(batch, certificate_id, first, record_ids, frozenset(small), size)
+        first = end
 
 
 def _frames(piece: _Piece, signature: bytes) -> Iterator[frames.Frame]:

@@ -62,18 +62,23 @@ class Inbox:
                 a member, or badly signed.
         """
         engine = self._engine
-        batch = await self._verify(body, signature)
-        await self._check_copies(batch)
-        await self._check_key_order(batch)
-        # What it says of those who left is in force before anything of it is passed on.
-        await engine.removals.heed(batch)
         peer = link.link.name if link is not None else None
-        now = engine.runtime.now()
-        held = self._check_contents(batch, contents, peer)
-        said = [parse_consent(r) for r in batch.records if r.kind == KIND_CONSENT]
-        async with engine.forgetting.prepared(said):
-            verdict = engine.reconciler.batch(batch, signature, held, peer, now)
-            engine.dispatch()
+        verdict: Verdict | None = None
+        while verdict is None:
+            batch = await self._verify(body, signature)
+            head = engine.reconciler.heads.get(batch.author)
+            await self._check_copies(batch)
+            await self._check_key_order(batch)
+            # What it says of those who left is in force before anything of it is passed on.
+            await engine.removals.heed(batch)
+            held = self._check_contents(batch, contents, peer)
+            said = [parse_consent(r) for r in batch.records if r.kind == KIND_CONSENT]
+            async with engine.forgetting.prepared(said):
+                # What was looked at is true of where the author's records ended then.
+                if engine.reconciler.heads.get(batch.author) == head:
+                    now = engine.runtime.now()
+                    verdict = engine.reconciler.batch(batch, signature, held, peer, now)
+                    engine.dispatch()
         match verdict:
             case Verdict.ACCEPTED:
                 if anchor is None:

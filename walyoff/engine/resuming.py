@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from walyoff.errors import StoreError
 from walyoff.incarnations import load_resume, resume_key
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ class Resuming:
             if self._complete():
                 await anyio.sleep(SETTLE_S)
                 if self._complete():
-                    await self.end()
+                    try:
+                        await self.end()
+                    except StoreError as error:
+                        log.warning("that all is there was not noted yet: %s", error)
             elif not engine.reconciler.peers:
                 await engine.changed()
             else:

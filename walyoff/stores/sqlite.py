@@ -240,7 +240,9 @@ class SqliteStore:
             if names := tuple(self._doomed):
                 # In the reader's thread: what it began before still saw them, and is done.
                 await self.read(lambda _: files.destroy(names))
-                del self._doomed[: len(names)]
+                done = set(names)
+                # Several may be at it: what others have added since is still to be done.
+                self._doomed[:] = [name for name in self._doomed if name not in done]
             await self.write(Job(truncate_log, outside=True))
 
     def cursor_ref(self, channel_id: str, name: str) -> bytes:
