@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
+from unittest import mock
 
 import anyio
 import pytest
@@ -237,5 +239,73 @@ def test_a_proof_that_was_not_stored_is_stored_when_it_comes_again() -> None:
             world.disk("alice").full = False
             assert await engine.forks.convict((one, b"signed"), (other, b"signed"))
             assert len(await engine.trust.store.keys("fork/")) == 1
+
+    run(scenario)
+
+
+def test_a_message_that_is_stored_is_sent_although_the_next_write_fails() -> None:
+    async def scenario() -> None:
+        world = SimWorld(11)
+        async with world.device("alice") as alice, world.device("bob") as bob:
+            family = await alice.create_channel("family")
+            theirs = await bob.join(await family.invite())
+            engine = family.engine
+            signing, may_sign = engine.signing, anyio.Event()
+
+            class Slow:
+                def __init__(self, batch_id: bytes) -> None:
+                    self._attempts = signing(batch_id)
+
+                def again(self) -> bool:
+                    return False
+
+                async def value(self) -> bytes:
+                    await may_sign.wait()
+                    return await self._attempts.value()
+
+            with mock.patch.object(engine, "signing", Slow):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(family.send, b"stored")
+                    while await contents(family) != [b"stored"]:
+                        await family.changed()
+                    world.disk("alice").full = True
+                    await theirs.send(b"what alice cannot write")
+                    await anyio.sleep(1)
+                    may_sign.set()
+            world.disk("alice").full = False
+            await settled(theirs, {b"stored", b"what alice cannot write"})
+            await settled(family, {b"stored", b"what alice cannot write"})
+
+    run(scenario)
+
+
+def test_the_place_in_the_register_is_not_stored_before_what_it_brought() -> None:
+    async def scenario() -> None:
+        world = SimWorld(12)
+        async with world.device("alice") as alice, world.device("bob") as bob:
+            family = await alice.create_channel("family")
+            theirs = await bob.join(await family.invite())
+            await (await family.send(b"first")).wait_anchored()
+            await anyio.sleep(30)
+            store, may_write = theirs.engine.store, anyio.Event()
+            write, anchors = store.write, theirs.engine.anchors
+            noted: list[int] = []
+
+            async def slowly(**facts: Any) -> int:
+                await may_write.wait()
+                return await write(**facts)
+
+            before = anchors.committed
+            with (
+                mock.patch.object(store, "write", slowly),
+                mock.patch.object(anchors, "_on_position", noted.append),
+            ):
+                await (await family.send(b"second")).wait_anchored()
+                await anyio.sleep(30)
+                assert anchors.position > before
+                assert noted == []
+                may_write.set()
+                await anyio.sleep(30)
+                assert max(noted) == anchors.committed == anchors.position
 
     run(scenario)

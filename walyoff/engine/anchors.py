@@ -219,7 +219,13 @@ class AnchorKeeper:
             self._refuse(getattr(error, "reason", Reason.MALFORMED), block, str(error))
         if self._unopened is None:
             self.position = block.position
-            self._on_position(block.position)
+            if not self._engine.commits.pending:
+                self.stored(block.position)
+
+    def stored(self, position: int) -> None:
+        """What was read up to there is in the store, so the next start may begin after it."""
+        self.committed = position
+        self._on_position(position)
 
     def _refuse(self, reason: str, block: Block, detail: str) -> None:
         self._engine.report(Report(reason, block.ref, detail))

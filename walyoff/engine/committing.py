@@ -172,6 +172,12 @@ class Commits:
         if begun is not None:
             await begun.wait()
 
+    @property
+    def pending(self) -> bool:
+        """True while something that was taken in is not in the store."""
+        writing = self._committing is not None and not self._committing.is_set()
+        return bool(self._next) or writing or self.failure is not None
+
     async def room(self) -> None:
         """Wait while more is taken in than the store can write; not while it fails."""
         while self._uncommitted > MAX_UNCOMMITTED and not (self._closed or self.failure):
@@ -228,8 +234,8 @@ class Commits:
             except StoreError as error:
                 await self._recover(error, commit)
             else:
-                engine.anchors.committed = position
                 self._committed(commit, top)
+                engine.anchors.stored(position)
 
     def _committed(self, commit: _Commit, top: int) -> None:
         engine = self._engine

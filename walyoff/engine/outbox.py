@@ -88,6 +88,8 @@ class Outbox:
         self._turns: deque[_Turn] = deque()
         #: Whose batch is under way.
         self._begun: list[_Turn] = []
+        #: Whether it is in the store, and is sent whatever happens.
+        self._stored = False
         self._bytes = 0
         self._work = Work()
         self._room = News()
@@ -161,11 +163,15 @@ class Outbox:
 
     def close(self, error: BaseException) -> None:
         """Nothing more goes out: tell everybody who waits."""
+        if self._stored and isinstance(error, StoreError):
+            # The next write failed, not this one: it is signed when the store is back.
+            self._finish()
         for turn in (*self._begun, *self._turns):
             turn.error = error
             turn.done.set()
         self._turns.clear()
         self._begun.clear()
+        self._stored = False
         self._bytes = 0
         self._room.tell()
 
@@ -194,6 +200,7 @@ class Outbox:
         committed = engine.dispatch()
         if not committed.is_set():
             await committed.wait()
+        self._stored = engine.commits.generation == generation
         # Signing is trial and error, and this device has nothing else to do: twice the luck,
         # where one in a hundred signatures took four times as long as most.
         if len(items) == 1 and not self._turns and signing.again():
@@ -211,7 +218,7 @@ class Outbox:
 
     def _finish(self, error: BaseException | None = None) -> None:
         """What was begun is durable, or was not written: tell those who sent it."""
-        finished, self._begun = self._begun, []
+        finished, self._begun, self._stored = self._begun, [], False
         for turn in finished:
             self._bytes -= turn.size
             turn.error = error
