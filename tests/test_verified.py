@@ -119,6 +119,16 @@ def test_the_file_is_bounded_and_keeps_the_newest(path: Path) -> None:
     assert len(again) == MAX_REMEMBERED
 
 
+def test_the_file_is_bounded_while_it_is_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("walyoff.child.verified.MAX_REMEMBERED", 4)
+    monkeypatch.setattr("walyoff.child.verified._MAX_STORED", 8)
+    fill(path, 50)
+    assert path.stat().st_size <= 8 * TAG_SIZE
+    assert Verified(path, SEALING).check("key", b"signature", b"49", never)
+
+
 @pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
 def test_something_else_in_its_place_is_not_used(path: Path, kind: str) -> None:
     secret = path.with_name("secret")

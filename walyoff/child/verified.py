@@ -49,6 +49,8 @@ class Verified:
         self._known: OrderedDict[bytes, None] = OrderedDict()
         #: Anybody can make bad ones without end: they take no room from the good ones.
         self._bad: OrderedDict[bytes, None] = OrderedDict()
+        #: Tags in the file.
+        self._stored = 0
         #: How many were checked since the start.
         self.checked = 0
         if self._key is not None:
@@ -79,6 +81,10 @@ class Verified:
     def _append(self, tag: bytes) -> None:
         # Not synced: what a crash takes of it is checked once more.
         with contextlib.suppress(OSError):
+            if self._stored >= _MAX_STORED:
+                self._cut()
+                return
+            self._stored += 1
             fd = open_private(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NOW)
             try:
                 os.write(fd, tag)
@@ -97,10 +103,15 @@ class Verified:
             return
         for start in range(0, len(data) - TAG_SIZE + 1, TAG_SIZE):
             _remember(self._known, data[start : start + TAG_SIZE])
+        self._stored = len(data) // TAG_SIZE
         if len(data) % TAG_SIZE or len(data) > MAX_REMEMBERED * TAG_SIZE:
             with contextlib.suppress(OSError):
                 sweep_new(self._path.parent, self._path.name)
-                replace_file(self._path, b"".join(self._known))
+                self._cut()
+
+    def _cut(self) -> None:
+        replace_file(self._path, b"".join(self._known))
+        self._stored = len(self._known)
 
 
 def _remember(known: OrderedDict[bytes, None], tag: bytes) -> None:

@@ -94,11 +94,6 @@ def read(home: Path) -> bytes:
         os.close(descriptor)
 
 
-def is_protected(data: bytes) -> bool:
-    """True if a passphrase is needed for a key file."""
-    return data[len(_MAGIC) : len(_MAGIC) + 1] == _PASSPHRASE
-
-
 def _check(passphrase: str | None) -> None:
     if passphrase is not None and not 0 < len(passphrase.encode()) <= MAX_PASSPHRASE:
         raise StoreError(f"a passphrase has 1 to {MAX_PASSPHRASE} bytes")
