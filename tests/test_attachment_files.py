@@ -23,7 +23,8 @@ from walyoff.manifest import Manifest, encode_manifest
 from walyoff.platform import Platform
 from walyoff.records import CHUNK_SIZE
 from walyoff.stores import open_store
-from walyoff.testing.world import SimPlatform, SimWorld
+from walyoff.testing.platform import SimPlatform
+from walyoff.testing.world import SimWorld
 
 pytestmark = pytest.mark.anyio
 MIB = CHUNK_SIZE

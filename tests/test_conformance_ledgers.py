@@ -16,7 +16,7 @@ from walyoff.abc import Block, Ledger
 from walyoff.errors import LocalProtocolError
 from walyoff.tasks import background_tasks
 from walyoff.testing import LedgerConformance, SimLedger, SimWorld, VirtualTimeLoop
-from walyoff.testing.world import MAX_PAYLOAD, SimChain
+from walyoff.testing.chains import MAX_PAYLOAD, SimChain
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -13,7 +13,7 @@ from walyoff import Channel, frames
 from walyoff.abc import Governance
 from walyoff.engine.control_keys import RENEW_AFTER_MS
 from walyoff.errors import LedgerError, LocalProtocolError, NotAMemberError
-from walyoff.testing.world import SimPlatform
+from walyoff.testing.platform import SimPlatform
 
 
 def governance(channel: Channel) -> Governance:

@@ -18,7 +18,8 @@ from walyoff.engine.links import LinkServer
 from walyoff.errors import InvitationError, LocalProtocolError, StoreError, WalyoffError
 from walyoff.platform import Foundation
 from walyoff.testing.memory import MemoryStore
-from walyoff.testing.world import SimPlatform, SimWorld
+from walyoff.testing.platform import SimPlatform
+from walyoff.testing.world import SimWorld
 
 
 @in_virtual_time

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from walyoff.abc import ChannelStore, Store, StoredContent
 from walyoff.errors import StoreError
 from walyoff.stores import open_store
-from walyoff.testing.stores import ALICE, CHANNEL, StoreConformance, make_batch, make_content
+from walyoff.testing.store_base import ALICE, CHANNEL, make_batch, make_content
+from walyoff.testing.stores import StoreConformance
 
 
 @pytest.fixture(params=["asyncio", "trio"])

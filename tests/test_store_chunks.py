@@ -19,8 +19,8 @@ from walyoff.stores import chunks as chunk_files
 from walyoff.stores import direct, open_store, schema
 from walyoff.stores.schema import DATABASE_NAME
 from walyoff.testing.memory import MemoryDisk, open_memory_store
+from walyoff.testing.store_base import CHANNEL
 from walyoff.testing.store_chunks import SIZE, ChunkConformance, announce, make_chunks
-from walyoff.testing.stores import CHANNEL
 
 pytestmark = pytest.mark.anyio
 

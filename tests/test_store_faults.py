@@ -22,7 +22,7 @@ from walyoff.abc import NewBatch
 from walyoff.errors import StoreError
 from walyoff.stores import SqliteStore, open_store
 from walyoff.stores.threads import Job
-from walyoff.testing.stores import ALICE, CHANNEL, make_batch, make_content
+from walyoff.testing.store_base import ALICE, CHANNEL, make_batch, make_content
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ import pytest
 
 from walyoff.abc import NewBatch
 from walyoff.stores import SqliteStore, open_store
-from walyoff.testing.stores import ALICE, CHANNEL, make_content
+from walyoff.testing.store_base import ALICE, CHANNEL, make_content
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ import pytest
 from walyoff.errors import HomeInUseError, StoreError
 from walyoff.stores import SqliteStore, keyfile, open_store
 from walyoff.stores.vault import Vault
-from walyoff.testing.stores import ALICE, BOB, CHANNEL, make_batch, make_content
+from walyoff.testing.store_base import ALICE, BOB, CHANNEL, make_batch, make_content
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from walyoff.stores import inserting, open_store
 from walyoff.stores.chunks import MAX_INLINE
 from walyoff.stores.schema import DATABASE_NAME
 from walyoff.stores.sqlite import SqliteChannelStore
-from walyoff.testing.stores import ALICE, BOB, CHANNEL, make_batch, make_content
+from walyoff.testing.store_base import ALICE, BOB, CHANNEL, make_batch, make_content
 
 SIZES = (0, 1, 300, 5000, MAX_INLINE)
 

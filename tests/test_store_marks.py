@@ -15,7 +15,7 @@ import pytest
 from walyoff.stores import open_store
 from walyoff.stores.marks import MARKS_NAME, CursorMarks
 from walyoff.stores.vault import Vault
-from walyoff.testing.stores import ALICE, CHANNEL, make_batch, make_content
+from walyoff.testing.store_base import ALICE, CHANNEL, make_batch, make_content
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,8 @@ READER = textwrap.dedent(
     from contextlib import asynccontextmanager
     from pathlib import Path
     from walyoff.opening import open_device
-    from walyoff.testing.world import SimPlatform, SimWorld
+    from walyoff.testing.platform import SimPlatform
+    from walyoff.testing.world import SimWorld
     from walyoff.wire import pack
 
     home = Path(sys.argv[1])

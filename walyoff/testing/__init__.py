@@ -1,8 +1,8 @@
 """Tests for plug-ins, and worlds to test applications in; needs pytest.
 
-`StoreConformance`, `TransportConformance`, `LedgerConformance` and `CipherConformance` check
-what `walyoff.abc` promises: inherit one, give its factory. `SimWorld` runs whole devices in
-memory. Names are loaded when they are first used.
+`StoreConformance` and `ChunkConformance`, `TransportConformance`, `LedgerConformance` and
+`CipherConformance` check what `walyoff.abc` promises: inherit one, give its factory. `SimWorld`
+runs whole devices in memory. Names are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -12,31 +12,39 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from walyoff.testing.chains import SimLedger
     from walyoff.testing.ciphers import CipherConformance
     from walyoff.testing.ledgers import LedgerConformance
     from walyoff.testing.memory import MemoryDisk, MemoryStore, open_memory_store
     from walyoff.testing.network import LINKS, Link, SimNetwork, SimTransport
+    from walyoff.testing.store_chunks import ChunkConformance
     from walyoff.testing.stores import StoreConformance
     from walyoff.testing.transport_base import temporary_hosts
     from walyoff.testing.transports import TransportConformance
     from walyoff.testing.virtual import DeadlockError, SimRuntime, VirtualTimeLoop
-    from walyoff.testing.world import SimLedger, SimWorld
+    from walyoff.testing.world import SimWorld
 
 _HOMES = {
+    "chains": ("SimLedger",),
     "ciphers": ("CipherConformance",),
     "ledgers": ("LedgerConformance",),
     "memory": ("MemoryDisk", "MemoryStore", "open_memory_store"),
     "network": ("LINKS", "Link", "SimNetwork", "SimTransport"),
+    "store_chunks": ("ChunkConformance",),
     "stores": ("StoreConformance",),
     "transports": ("TransportConformance", "temporary_hosts"),
     "virtual": ("DeadlockError", "SimRuntime", "VirtualTimeLoop"),
-    "world": ("SimLedger", "SimWorld"),
+    "world": ("SimWorld",),
 }
-_PARTS = {"transports": ("transport_base", "transport_streams", "transport_broadcasts")}
+_PARTS = {
+    "stores": ("store_base", "store_log", "store_writes"),
+    "transports": ("transport_base", "transport_streams", "transport_broadcasts"),
+}
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "LINKS",
+    "ChunkConformance",
     "CipherConformance",
     "DeadlockError",
     "LedgerConformance",

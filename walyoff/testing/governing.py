@@ -17,7 +17,8 @@ from walyoff.errors import LocalProtocolError, NotAMemberError, RemoteProtocolEr
 from walyoff.wire import pack, unpack
 
 if TYPE_CHECKING:
-    from walyoff.testing.world import SimChain, SimWorld
+    from walyoff.testing.chains import SimChain
+    from walyoff.testing.world import SimWorld
 
 #: The fingerprint of the keys that an identity begins with.
 FIRST_KEYS = bytes(32)

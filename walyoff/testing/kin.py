@@ -16,13 +16,13 @@ import anyio
 from walyoff.abc import EndedLink, Member, Membership
 from walyoff.child.family import MAX_DEPTH, Family, State, flatten
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
+from walyoff.testing.chains import MAX_FILE, SimChain
 from walyoff.testing.governing import MEMBERSHIP_ACTS
 from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 
 if TYPE_CHECKING:
-    from walyoff.testing.world import SimChain, SimWorld
+    from walyoff.testing.world import SimWorld
 
-MAX_FILE = 1 << 21
 PIN = bytes(32)
 
 

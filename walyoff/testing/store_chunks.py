@@ -6,15 +6,12 @@ It stands beside `walyoff.testing.stores.StoreConformance` and needs the same `o
 from __future__ import annotations
 
 import os
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import pytest
-
-from walyoff.abc import ChannelStore, Store
+from walyoff.abc import ChannelStore
 from walyoff.chunkstore import WISH_DROPPED, WISH_FETCH, NewAttachment, Unfinished
 from walyoff.records import CHUNK_SIZE
-from walyoff.testing.stores import ALICE, CHANNEL, make_batch, make_content
+from walyoff.testing.store_base import ALICE, CHANNEL, StoreChecks, make_batch, make_content
 
 #: Three chunks, the last of them short.
 SIZE = 2 * CHUNK_SIZE + 100
@@ -41,13 +38,8 @@ async def announce(
     return record_id
 
 
-@pytest.mark.anyio
-class ChunkConformance:
+class ChunkConformance(StoreChecks):
     """The behavioural checks. Each needs an empty home."""
-
-    def open_store(self, home: Path) -> AbstractAsyncContextManager[Store]:
-        """Open the store under test in a home folder, new or used."""
-        raise NotImplementedError
 
     async def test_chunks_come_back_in_a_later_run(self, tmp_path: Path) -> None:
         chunks = make_chunks()
