@@ -20,11 +20,7 @@ from walyoff.describing import describe
 from walyoff.engine.driver import Engine
 from walyoff.engine.facts import Report
 from walyoff.engine.outbox import Outgoing
-from walyoff.errors import (
-    LocalProtocolError,
-    NotAMemberError,
-    WalyoffError,
-)
+from walyoff.errors import LocalProtocolError, NotAMemberError, WalyoffError
 from walyoff.fanout import Fanout
 from walyoff.forgetting import ForgettingApi, lifetime_ms
 from walyoff.invitations import DEFAULT_LIFETIME_S, Purpose
@@ -41,6 +37,7 @@ from walyoff.messages import (
 )
 from walyoff.platform import Foundation
 from walyoff.records import KIND_MESSAGE, check_content, check_topics
+from walyoff.removing import remove
 from walyoff.session.handshake import HandshakeContext
 
 if TYPE_CHECKING:
@@ -141,7 +138,7 @@ class Channel(FilesApi, ForgettingApi):
             LocalProtocolError: the lifetime is not from 1 second to a year, the uses are not
                 from 1 to 1,024, or only admins may invite here.
         """
-        self._check_right("invite")
+        self.check_right("invite")
         return await self.inviter.invite(
             lifetime=lifetime, uses=uses, purpose=purpose, confirm=confirm
         )
@@ -182,35 +179,7 @@ class Channel(FilesApi, ForgettingApi):
             ChildError: the chain could not be written now; try again.
         """
         self._check_member()
-        members = self.members()
-        devices = {member.did for member in members if member.voice == did}
-        if self.me in devices:
-            raise LocalProtocolError(
-                "a device does not remove itself: it leaves (walyoff leave)"
-            )
-        if not devices and did not in self._foundation.identity.membership.direct:
-            for member in members:
-                if did in member.path:
-                    raise LocalProtocolError(
-                        f"{did} belongs to {member.voice}: remove it there, or remove that one"
-                    )
-            raise NotAMemberError(f"{did} is not a member of {self.name!r}")
-        self._check_right("remove")
-        async with self._device.kinship.shut_out(self, devices):
-            await self._foundation.identity.remove_member(did)
-
-    async def settle_membership(self) -> None:
-        """Read the chains, and state who has left; then whoever hears from here knows it."""
-        await self._foundation.identity.refresh()
-        self.connections.end_strangers()
-        self._engine.membership_changed()
-        await self._engine.removals.wait_stated()
-
-    def renew_epoch(self) -> None:
-        """Begin an epoch at once if there is none for those who are members now."""
-        rotation = self._engine.rotation
-        if self._engine.trust.is_member(self.me) and rotation.usable() is None:
-            rotation.begin()
+        await remove(self._device, self, did)
 
     async def leave(self, *, erase: bool = False) -> None:
         """End this device's own membership, and forget the channel here.
@@ -265,12 +234,6 @@ class Channel(FilesApi, ForgettingApi):
         """The identity's chain has news by this device."""
         self._engine.membership_changed()
         await self.connections.announce_chains()
-
-    def _check_right(self, what: str) -> None:
-        governance = self._foundation.identity.membership.governance
-        if governance.rule == "admins" and governance.actor not in governance.admins:
-            who = ", ".join(governance.admins) or "nobody is one any more"
-            raise LocalProtocolError(f"only admins of {self.name!r} may {what}: ask {who}")
 
     def informed(self) -> list[str]:
         """The DIDs of the devices that said they hold all that this one has written."""
@@ -446,6 +409,13 @@ class Channel(FilesApi, ForgettingApi):
     def foundation(self) -> Foundation:
         """What the channel stands on."""
         return self._foundation
+
+    def check_right(self, what: str) -> None:
+        """Raise LocalProtocolError if only admins may do this, and this device is none."""
+        governance = self._foundation.identity.membership.governance
+        if governance.rule == "admins" and governance.actor not in governance.admins:
+            who = ", ".join(governance.admins) or "nobody is one any more"
+            raise LocalProtocolError(f"only admins of {self.name!r} may {what}: ask {who}")
 
     def handshake_context(self) -> HandshakeContext:
         """What this device brings to a handshake of the channel."""

@@ -130,12 +130,12 @@ class Kinship:
         try:
             yield
             for c in channels:
-                await c.settle_membership()
+                await _settle(c)
         finally:
             for c, dids in barred:
                 c.engine.trust.barred -= dids
         for c in channels:
-            c.renew_epoch()
+            _renew_epoch(c)
         for c in channels[1:]:
             # The identity's own keys are new. This shows it in the groups, where the old ones
             # count no more from here on, and takes the group's keys from who was removed.
@@ -145,6 +145,21 @@ class Kinship:
                 log.warning("the control keys of %s were not renewed: %s", c.name, error)
         for c in channels:
             await c.connections.announce_chains()
+
+
+async def _settle(channel: Channel) -> None:
+    """Read the chains, and state who has left; then whoever hears from here knows it."""
+    await channel.foundation.identity.refresh()
+    channel.connections.end_strangers()
+    channel.engine.membership_changed()
+    await channel.engine.removals.wait_stated()
+
+
+def _renew_epoch(channel: Channel) -> None:
+    """Begin an epoch at once if there is none for those who are members now."""
+    rotation = channel.engine.rotation
+    if channel.engine.trust.is_member(channel.me) and rotation.usable() is None:
+        rotation.begin()
 
 
 class GroupDesk:
