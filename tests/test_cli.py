@@ -20,7 +20,7 @@ from walyoff.cli import attachments, run
 from walyoff.cli.naming import the_one, wanted_id
 from walyoff.cli.output import dump, encode_content, escape_line, escape_text
 from walyoff.cli.runtime import Failure
-from walyoff.engine.attachments import AttachmentState
+from walyoff.engine.attachment_states import AttachmentState
 
 WALYOFF = [sys.executable, "-m", "walyoff.cli"]
 BOUND_S = 60

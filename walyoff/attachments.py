@@ -17,7 +17,7 @@ import anyio.to_thread
 from anyio.abc import ByteReceiveStream
 
 from walyoff.chunkstore import WISH_FETCH
-from walyoff.engine.attachments import AttachmentState
+from walyoff.engine.attachment_states import AttachmentState, state_of
 from walyoff.errors import LocalProtocolError, StoreError
 from walyoff.files import Workplace, give_name, open_private, sync_folder, write_all
 from walyoff.manifest import Manifest
@@ -61,7 +61,7 @@ class Attachment:
     @property
     def state(self) -> AttachmentState:
         """Where it is now."""
-        return self._engine.attachments.state(self._record_id)
+        return state_of(self._engine.attachments, self._record_id)
 
     @property
     def held(self) -> int:

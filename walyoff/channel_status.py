@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from walyoff.engine.attachment_states import status_of as attachments_status
+
 if TYPE_CHECKING:
     from walyoff.channel import Channel
 
@@ -27,7 +29,7 @@ def status_of(channel: Channel) -> dict[str, Any]:
         "devices": dict(engine.durable),
         "forked": sorted(reconciler.forked),
         "faults": dict(engine.reports),
-        "attachments": engine.attachments.status(),
+        "attachments": attachments_status(engine.attachments),
         "refused_blocks": dict(identity.membership.refused),
     }
 

@@ -11,7 +11,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import anyio
@@ -38,23 +37,6 @@ log = logging.getLogger("walyoff.engine")
 MAX_OPEN = 100_000
 
 
-class AttachmentState(StrEnum):
-    """Where an attachment is."""
-
-    #: All of it is here.
-    HELD = "held"
-    #: Chunks are coming.
-    FETCHING = "fetching"
-    #: It is wanted, and nobody who has it is here, or its turn has not come.
-    WAITING = "waiting"
-    #: It is not wanted: by the policy, or because it was dropped. `fetch` gets it.
-    REMOTE = "remote"
-    #: It is wanted, and the channel's quota does not allow more.
-    OVER_QUOTA = "over-quota"
-    #: It is wanted, and this device's store takes no more now, mostly for lack of space.
-    NO_SPACE = "no-space"
-
-
 class Attachments:
     """The attachments of one channel on one device."""
 
@@ -65,7 +47,7 @@ class Attachments:
         self.chunks = engine.store.chunks
         #: The links that serve chunks.
         self.servers: list[ChunkServer] = []
-        self._line = OpenAttachments(policy)
+        self.line = OpenAttachments(policy)
         #: Own attachments that somebody looks at: to what each peer holds of them.
         self._followed: dict[bytes, dict[str, int]] = {}
         self.bytes_fetched = 0
@@ -75,7 +57,8 @@ class Attachments:
         self._total = 0
         self._fresh: deque[tuple[NewAttachment, int]] = deque()
         self._parts: dict[int, list[bytes | memoryview]] = {}
-        self._no_space = False
+        #: The store took no more when a chunk came last.
+        self.no_space = False
         self._changed = anyio.Event()
         self._work = anyio.Event()
         #: Until when `run` sleeps, if nothing becomes due before.
@@ -94,7 +77,7 @@ class Attachments:
         """Take up what the store has. Raises StoreError."""
         self._reset()
         self._total = await self.chunks.total()
-        self._line.restore(await self.chunks.unfinished(MAX_OPEN))
+        self.line.restore(await self.chunks.unfinished(MAX_OPEN))
         self._budget()
         self._work.set()
 
@@ -152,8 +135,8 @@ class Attachments:
             self._fresh.popleft()
             if bits is None or int.from_bytes(bits, "little").bit_count() == count:
                 self._settled(record_id)
-            elif (known := self.open.get(record_id)) and self._line.wants(known):
-                self._line.enqueue(record_id)
+            elif (known := self.open.get(record_id)) and self.line.wants(known):
+                self.line.enqueue(record_id)
             self._announce(record_id)
 
     def _settled(self, record_id: bytes) -> None:
@@ -167,27 +150,27 @@ class Attachments:
     @property
     def open(self) -> dict[bytes, OpenAttachment]:
         """What is not held as a whole."""
-        return self._line.table
+        return self.line.table
 
     @property
     def policy(self) -> AttachmentPolicy:
         """What is fetched by itself, and how much is kept."""
-        return self._line.policy
+        return self.line.policy
 
     async def _activate(self) -> float:
         """Take up what waits while there is room; returns when to look again."""
         active = self.transfers.transfers
-        while (record_id := self._line.next(active)) is not None:
-            if self._line.has_room(record_id, active):
-                self._line.taken_up()
+        while (record_id := self.line.next(active)) is not None:
+            if self.line.has_room(record_id, active):
+                self.line.taken_up()
                 await self._take_up(record_id, self.open[record_id])
                 continue
-            stalled, until = self._line.stalled(active)
+            stalled, until = self.line.stalled(active)
             now = self._engine.runtime.now()
             if stalled is None or until > now:
                 return until
             self.transfers.remove(stalled, now)
-            self._line.enqueue(stalled)
+            self.line.enqueue(stalled)
         return math.inf
 
     async def _take_up(self, record_id: bytes, known: OpenAttachment) -> None:
@@ -215,13 +198,13 @@ class Attachments:
 
     def set_policy(self, policy: AttachmentPolicy) -> None:
         """Another policy holds from now on."""
-        self._line.policy = policy
+        self.line.policy = policy
         now = self._engine.runtime.now()
         for record_id in list(self.transfers.transfers):
             known = self.open.get(record_id)
-            if known is None or not self._line.wants(known):
+            if known is None or not self.line.wants(known):
                 self.transfers.remove(record_id, now)
-        self._line.line_up(self.transfers.transfers)
+        self.line.line_up(self.transfers.transfers)
         self._budget()
         self._notify()
         self._work.set()
@@ -240,8 +223,8 @@ class Attachments:
         known.wish = value
         if value == WISH_FETCH:
             if record_id not in self.transfers.transfers:
-                self._line.enqueue(record_id, first=True)
-        elif not self._line.wants(known):
+                self.line.enqueue(record_id, first=True)
+        elif not self.line.wants(known):
             self.transfers.remove(record_id, self._engine.runtime.now())
         self._work.set()
         self._notify()
@@ -286,36 +269,6 @@ class Attachments:
         """A chunk of an own attachment is stored."""
         self._total += size
         self._budget()
-
-    def status(self) -> dict[str, object]:
-        """How the channel's attachments are, for people and for `--json`."""
-        states = [self.state(record_id) for record_id in self.transfers.transfers]
-        return {
-            "bytes": self._total,
-            "quota": self.policy.quota,
-            "fetch": str(self.policy.fetch),
-            "small": self.policy.small,
-            "not_whole": len(self.open),
-            "fetching": states.count(AttachmentState.FETCHING),
-            "over_quota": AttachmentState.OVER_QUOTA in states,
-            "no_space": self._no_space,
-        }
-
-    def state(self, record_id: bytes) -> AttachmentState:
-        """Where an attachment is whose manifest is held."""
-        known = self.open.get(record_id)
-        if known is None:
-            return AttachmentState.HELD
-        if not self._line.wants(known):
-            return AttachmentState.REMOTE
-        transfer = self.transfers.transfers.get(record_id)
-        if self._no_space:
-            return AttachmentState.NO_SPACE
-        if transfer is not None and self.transfers.sources(record_id):
-            return AttachmentState.FETCHING
-        if transfer is not None and transfer.over_quota:
-            return AttachmentState.OVER_QUOTA
-        return AttachmentState.WAITING
 
     def bytes_held(self, record_id: bytes, size: int) -> int:
         """How many bytes of an attachment are here."""
@@ -426,12 +379,12 @@ class Attachments:
         try:
             kept = await self.chunks.put(key[0], whole)
         except (StoreError, anyio.ClosedResourceError) as error:
-            if not self._no_space:
+            if not self.no_space:
                 log.error("a chunk was not stored, it is fetched again: %s", error)
-            self._no_space = True
+            self.no_space = True
             transfers.failed(key, engine.runtime.now())
         else:
-            self._no_space = False
+            self.no_space = False
             if kept:
                 self.chunks_fetched += 1
                 self._total += key[1]
@@ -483,7 +436,7 @@ class Attachments:
         else:
             # Something was dropped or destroyed meanwhile.
             self.transfers.remove(record_id, self._engine.runtime.now())
-            self._line.line_up(self.transfers.transfers)
+            self.line.line_up(self.transfers.transfers)
         self._announce(record_id)
         self._work.set()
 
@@ -493,4 +446,4 @@ def _check(key: bytes, parts: list[bytes | memoryview], wanted: bytes) -> bytes 
     return b"".join(parts) if chunk_id(key, *parts) == wanted else None
 
 
-__all__ = ["AttachmentState", "Attachments"]
+__all__ = ["Attachments"]
