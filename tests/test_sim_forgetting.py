@@ -280,7 +280,7 @@ async def test_who_was_away_destroys_it_when_it_returns_and_gives_it_to_nobody()
         # c has agreed, and is cut off before it hears that all have.
         g.world.network.partition(["b"], ["a", "c"])
         await a.forget(message)
-        await until(lambda: len(a.engine.forgetting._cases[message].words) == 2)
+        await until(lambda: len(a.engine.forgetting.cases.table[message].words) == 2)
         g.world.network.repair()
         g.world.network.partition(["c"], ["a", "b"])
         await until(

@@ -23,7 +23,7 @@ from walyoff.engine.consent import (
     Verdict,
     check_reason,
 )
-from walyoff.engine.forgetting import Forgotten, Subject
+from walyoff.engine.forgotten import Forgotten, Subject
 from walyoff.errors import LocalProtocolError, NotAMemberError
 from walyoff.records import HASH_SIZE, KIND_CONSENT, KIND_REMOVAL, MAX_LIFETIME_MS, MAX_TIME_MS
 

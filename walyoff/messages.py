@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from walyoff.attachments import Attachment
-from walyoff.engine.forgetting import Forgotten
+from walyoff.engine.forgotten import Forgotten
 from walyoff.engine.outbox import Outgoing
 from walyoff.engine.recent import Delivered
 from walyoff.errors import RemoteProtocolError, StoreError, WalyoffError

@@ -1,33 +1,30 @@
-"""Forgetting: what members say about it is gathered here, and carried out.
+"""Forgetting: what members agreed to is carried out.
 
 Decided here: when messages are judged again, in which steps one is destroyed, and that
-nothing of it is taken or given meanwhile. Who has agreed, and whether that is enough, is
-decided in `consent`; how bytes are destroyed, in the store.
+nothing of it is taken or given meanwhile. What was said is gathered in `cases`; who has agreed,
+and whether that is enough, is decided in `consent`; how bytes are destroyed, in the store.
 
-Statements are written in the transaction of the batch that they came with, so what is judged
-is what is held. A destruction that a crash interrupts is found again at the next start, and
-done before the channel is open for anybody.
+A destruction that a crash interrupts is found again at the next start, and done before the
+channel is open for anybody.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import anyio
 
+from walyoff.engine.cases import Cases
 from walyoff.engine.consent import (
     APPROVE,
     ERASED,
-    PROPOSE,
     REFUSE,
     WITHDRAW,
-    Agreement,
     Case,
     Judge,
     State,
@@ -36,23 +33,18 @@ from walyoff.engine.consent import (
     parse_consent,
     roster,
 )
+from walyoff.engine.forgotten import Forgotten, Subject, why_forgotten
 from walyoff.engine.outbox import Outgoing
 from walyoff.errors import StoreError
-from walyoff.records import HASH_SIZE, KIND_CONSENT, Batch, Record, decode_batch
-from walyoff.wire import expect_bytes, pack, unpack
+from walyoff.records import KIND_CONSENT, Batch, Record, decode_batch
 
 if TYPE_CHECKING:
-    from walyoff.abc import LogEntry
     from walyoff.engine.driver import Engine
     from walyoff.engine.recent import Delivered
     from walyoff.messages import MessageStream
 
 log = logging.getLogger("walyoff.engine")
 
-#: Requests that are open at once in a channel, and of those by one device: a liar makes any
-#: number. What is beyond is still judged when somebody answers, but asked for by nobody.
-MAX_OPEN = 4096
-MAX_OPEN_OF_ONE = 256
 #: So many are destroyed in one step, which makes the others wait for the disk.
 MAX_AT_ONCE = 256
 #: Messages that were forgotten lately, for readers that have them in their hands.
@@ -62,41 +54,12 @@ RETRY_S = 1.0
 CLOCK_EVERY_S = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forgotten:
-    """Why a message has no content any more."""
-
-    #: The first agreement of each person, in order of time; empty if its time was over.
-    agreed: tuple[Agreement, ...]
-    reason: str
-    #: True if its author sent it for a time, which is over.
-    expired: bool
-    #: When the last one agreed or its time was over, in ms; clocks of devices differ.
-    time_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """A message that is talked about, as far as it is known here."""
-
-    entry: LogEntry | None
-    record: Record | None
-
-    @property
-    def author(self) -> str | None:
-        """The device that wrote it."""
-        return None if self.entry is None else self.entry.author
-
-
 class Forgetting:
     """The requests of one channel to forget, and what follows from them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._cases: dict[bytes, Case] = {}
-        self._pins: Counter[bytes] = Counter()
-        #: Messages whose request stands, or that have to be destroyed as soon as they come.
-        self.open: dict[bytes, None] = {}
+        self.cases = Cases(engine.trust.store, engine.channel)
         #: Verdicts on the open ones, as they were judged last.
         self.verdicts: dict[bytes, Verdict] = {}
         #: Contents that are being destroyed, or will be: neither taken nor given.
@@ -107,12 +70,10 @@ class Forgetting:
         #: What the store failed to destroy as a whole.
         self._again: dict[bytes, None] = {}
         self._judge_all = False
-        self._lost: list[tuple[str, int, int, Statement]] = []
         #: What this device is about to say, by message.
         self._to_say: dict[bytes, Statement] = {}
         self._talk = anyio.Event()
         self._expiry_ms: int | None = None
-        self._lock = anyio.Lock()
         self._work = anyio.Event()
         #: Those who hold messages in their hands.
         self.readers: WeakSet[MessageStream] = WeakSet()
@@ -139,28 +100,6 @@ class Forgetting:
 
     # ------------------------------------------------------------------- gathering
 
-    @asynccontextmanager
-    async def prepared(self, said: Iterable[Statement | None]) -> AsyncIterator[None]:
-        """Have at hand what was said before about the messages of statements."""
-        wanted = list(dict.fromkeys(s.message for s in said if s is not None))
-        self._pins.update(wanted)
-        try:
-            for message in wanted:
-                await self._load(message)
-            yield
-        finally:
-            self._pins.subtract(wanted)
-            self._pins += Counter()
-
-    async def _load(self, message: bytes) -> Case:
-        async with self._lock:
-            # One at a time: what is loaded is what is stored, or newer and in memory.
-            case = self._cases.get(message)
-            if case is None:
-                value = await self._engine.trust.store.get(self._key(message))
-                case = self._cases.setdefault(message, Case.decode(value) if value else Case())
-        return case
-
     def stage(self, batch: Batch) -> tuple[dict[str, bytes | None], list[tuple[bytes, int]]]:
         """A batch was accepted: what is to be stored with it, as values and expiries."""
         values: dict[str, bytes | None] = {}
@@ -171,47 +110,27 @@ class Forgetting:
             if record.lifetime_ms:
                 expiries.append((record_id, self._due(record)))
                 self._expect(expiries[-1][1])
-            if record_id in self.open:
+            if record_id in self.cases.open:
                 # It was talked about before it came.
                 self._touch(record_id)
             if record.kind != KIND_CONSENT:
                 continue
-            said = parse_consent(record) if record.kind == KIND_CONSENT else None
+            said = parse_consent(record)
             if said is not None:
-                seq = batch.first_seq + i
-                value = self._hear(batch.author, seq, record.time_ms, said)
-                if value is not None:
-                    values[self._key(said.message)] = value
+                values.update(
+                    self._hear(batch.author, batch.first_seq + i, record.time_ms, said)
+                )
         if values:
-            values[self._open_key] = pack(list(self.open))
+            values.update(self.cases.open_row())
         return values, expiries
 
-    def _hear(self, author: str, seq: int, time_ms: int, said: Statement) -> bytes | None:
-        case = self._cases.get(said.message)
-        if case is None:
-            # The store failed and was read again meanwhile: what it has is read first.
-            self._lost.append((author, seq, time_ms, said))
+    def _hear(self, author: str, seq: int, time_ms: int, said: Statement) -> dict[str, bytes]:
+        values = self.cases.hear(author, seq, time_ms, said)
+        if values:
+            self._touch(said.message)
+        else:
             self._wake()
-            return None
-        case.hear(author, seq, time_ms, said)
-        if said.message not in self.open and self._has_room(author, said):
-            self.open[said.message] = None
-        self._touch(said.message)
-        return case.encode()
-
-    def _has_room(self, author: str, said: Statement) -> bool:
-        if len(self.open) >= MAX_OPEN:
-            return False
-        if said.act != PROPOSE:
-            return True
-        own = sum(
-            1
-            for message in self.open
-            if (case := self._cases.get(message))
-            and (word := case.words.get(author))
-            and word.act == PROPOSE
-        )
-        return own < MAX_OPEN_OF_ONE
+        return values
 
     def _expect(self, due_ms: int) -> None:
         if self._expiry_ms is None or due_ms < self._expiry_ms:
@@ -243,14 +162,14 @@ class Forgetting:
         await self._write([said])
 
     async def _write(self, said: Sequence[Statement]) -> None:
-        async with self.prepared(said):
+        async with self.cases.prepared(said):
             await self._engine.outbox.send(
                 [Outgoing(b"", s.topics(), KIND_CONSENT) for s in said]
             )
 
     async def has_answered(self, message: bytes) -> bool:
         """True if this device proposed, approved or refused, and did not withdraw it."""
-        word = (await self._load(message)).words.get(self._engine.me)
+        word = (await self.cases.load(message)).words.get(self._engine.me)
         return word is not None and word.seq > 0 and word.act != WITHDRAW
 
     async def destroy_here(self, message: bytes) -> None:
@@ -277,14 +196,13 @@ class Forgetting:
     async def verdict(self, message: bytes) -> tuple[Subject, Verdict]:
         """What follows now from what was said about a message."""
         subject = await self.subject(message)
-        async with self.prepared([Statement(ERASED, message, 0)]):
-            case = self._cases[message]
+        case = await self.cases.load(message)
         return subject, await self._judged(message, case, subject)
 
     async def _judged(self, message: bytes, case: Case, subject: Subject) -> Verdict:
         engine = self._engine
         held = False
-        if subject.entry is not None and not subject.entry.forgotten:
+        if subject.is_here:
             held = message not in engine.reconciler.open
         judge = Judge(engine.trust.identity.membership.members, engine.me)
         return judge.verdict(case, author=subject.author, held=held)
@@ -295,46 +213,25 @@ class Forgetting:
         if known is not None:
             return known
         _, verdict = await self.verdict(message)
-        return self._forgotten(record, verdict)
-
-    def _forgotten(self, record: Record | None, verdict: Verdict) -> Forgotten:
-        agreed = tuple(sorted(verdict.agreed, key=lambda word: (word.time_ms, word.voice)))
-        if verdict.state is State.FORGOTTEN or record is None or not record.lifetime_ms:
-            return Forgotten(
-                agreed=agreed,
-                reason=verdict.reason,
-                expired=False,
-                time_ms=max((word.time_ms for word in agreed), default=0),
-            )
-        due = record.time_ms + record.lifetime_ms
-        return Forgotten(agreed=(), reason="", expired=True, time_ms=due)
+        return why_forgotten(record, verdict)
 
     # ------------------------------------------------------------------ life cycle
 
     async def restore(self) -> None:
         """Take up what an earlier run left, and finish it: nobody is served before."""
-        self._cases.clear()
-        self.open.clear()
         self.verdicts.clear()
         self._blocked.clear()
         self._dirty.clear()
-        self._lost.clear()
-        value = await self._engine.trust.store.get(self._open_key)
-        if value is not None:
-            rows = unpack(value, 1 << 20)
-            for row in rows:
-                message = expect_bytes(row, "message", size=HASH_SIZE)
-                await self._load(message)
-                self.open[message] = None
+        await self.cases.restore()
         due: list[bytes] = []
-        for message in list(self.open):
+        for message in list(self.cases.open):
             subject = await self.subject(message)
-            verdict = await self._judged(message, self._cases[message], subject)
+            verdict = await self._judged(message, self.cases.table[message], subject)
             self.verdicts[message] = verdict
             self._dirty[message] = None
             if verdict.erase:
                 self._blocked.add(message)
-                if subject.entry is not None and not subject.entry.forgotten:
+                if subject.is_here:
                     due.append(message)
         if due:
             await self._engine.store.forget(due)
@@ -371,10 +268,11 @@ class Forgetting:
 
     async def _round(self) -> None:
         engine = self._engine
-        await self._hear_lost()
+        for message in await self.cases.hear_lost():
+            self._touch(message)
         if self._judge_all:
             self._judge_all = False
-            self._dirty.update(dict.fromkeys(self.open))
+            self._dirty.update(dict.fromkeys(self.cases.open))
         while self._dirty:
             dirty = list(self._dirty)[:MAX_AT_ONCE]
             for message in dirty:
@@ -394,55 +292,38 @@ class Forgetting:
         if self._again:
             await self._destroy(list(self._again))
 
-    async def _hear_lost(self) -> None:
-        values: dict[str, bytes | None] = {}
-        for *_, said in list(self._lost):
-            await self._load(said.message)
-        lost, self._lost = self._lost, []
-        for author, seq, time_ms, said in lost:
-            value = self._hear(author, seq, time_ms, said)
-            if value is not None:
-                values[self._key(said.message)] = value
-        if values:
-            values[self._open_key] = pack(list(self.open))
-            try:
-                await self._engine.trust.store.put(values)
-            except StoreError:
-                self._lost += lost
-                raise
-
     async def _decide(self, messages: Sequence[bytes]) -> None:
         """Judge messages, and do what follows."""
         engine = self._engine
-        before = len(self.open)
+        before = len(self.cases.open)
         judged = [(message, *await self._judge(message)) for message in messages]
-        erase = [m for m, subject, verdict in judged if verdict.erase and _is_here(subject)]
+        erase = [m for m, subject, verdict in judged if verdict.erase and subject.is_here]
         if erase:
             await self._destroy(erase)
         for message, subject, verdict in judged:
             if verdict.erase and subject.entry is not None:
-                if not self._cases[message].erased_by(engine.me):
+                if not self.cases.table[message].erased_by(engine.me):
                     self._say_later(Statement(ERASED, message, verdict.members))
             elif verdict.asked:
                 await self._ask(message, subject, verdict)
-        if len(self.open) != before:
-            await engine.trust.store.put({self._open_key: pack(list(self.open))})
+        if len(self.cases.open) != before:
+            await self.cases.save_open()
         for message in messages:
-            if not (message in self.open or self._pins[message] or message in self._dirty):
-                self._cases.pop(message, None)
+            if message not in self._dirty:
+                self.cases.release(message)
         engine.notify()
 
     async def _judge(self, message: bytes) -> tuple[Subject, Verdict]:
         """Judge one message, and note whether it is open."""
         engine = self._engine
         subject = await self.subject(message)
-        case = await self._load(message)
+        case = await self.cases.load(message)
         verdict = await self._judged(message, case, subject)
         if subject.entry is not None and subject.entry.forgotten:
             # There is nothing to ask for any more.
             verdict = replace(verdict, asked=False)
             if not verdict.erase:
-                self.open.pop(message, None)
+                self.cases.open.pop(message, None)
                 self.verdicts.pop(message, None)
                 return subject, verdict
         elif verdict.erase:
@@ -454,9 +335,9 @@ class Forgetting:
             told = case.erased_by(engine.me) or not engine.trust.is_member(engine.me)
             stands = subject.entry is None or not told
         if not stands:
-            self.open.pop(message, None)
+            self.cases.open.pop(message, None)
             self.verdicts.pop(message, None)
-        elif message in self.open:
+        elif message in self.cases.open:
             self.verdicts[message] = verdict
         return subject, verdict
 
@@ -507,7 +388,7 @@ class Forgetting:
             for message in messages:
                 await engine.attachments.forget(message)
                 subject, verdict = await self.verdict(message)
-                self._lately[message] = self._forgotten(subject.record, verdict)
+                self._lately[message] = why_forgotten(subject.record, verdict)
                 if len(self._lately) > MAX_LATELY:
                     self._lately.popitem(last=False)
         finally:
@@ -520,7 +401,7 @@ class Forgetting:
         engine.drop_contents(gone)
         for reader in self.readers:
             reader.drop_contents(gone)
-        for message in gone & self.open.keys():
+        for message in gone & self.cases.open.keys():
             self._touch(message)
         log.info("%d messages are forgotten", len(gone))
         engine.notify()
@@ -531,18 +412,5 @@ class Forgetting:
         if why is not None:
             item.content, item.forgotten = None, why
 
-    # ------------------------------------------------------------------- in the store
 
-    def _key(self, message: bytes) -> str:
-        return f"consent/{self._engine.channel}/{message.hex()}"
-
-    @property
-    def _open_key(self) -> str:
-        return f"consents/{self._engine.channel}"
-
-
-def _is_here(subject: Subject) -> bool:
-    return subject.entry is not None and not subject.entry.forgotten
-
-
-__all__ = ["Forgetting", "Forgotten", "Subject"]
+__all__ = ["Forgetting"]

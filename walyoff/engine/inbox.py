@@ -73,7 +73,7 @@ class Inbox:
             await engine.removals.heed(batch)
             held = self._check_contents(batch, contents, peer)
             said = [parse_consent(r) for r in batch.records if r.kind == KIND_CONSENT]
-            async with engine.forgetting.prepared(said):
+            async with engine.forgetting.cases.prepared(said):
                 # What was looked at is true of where the author's records ended then.
                 if engine.reconciler.heads.get(batch.author) == head:
                     now = engine.runtime.now()

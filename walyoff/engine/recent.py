@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from walyoff.records import KIND_ATTACHMENT, KIND_MESSAGE, Batch
 
 if TYPE_CHECKING:
-    from walyoff.engine.forgetting import Forgotten
+    from walyoff.engine.forgotten import Forgotten
 
 #: Decoded messages kept for the readers of the live end of the log.
 RECENT_MESSAGES = 4096
