@@ -194,6 +194,30 @@ async def test_nobody_joins_by_keys_that_were_replaced(tmp_path: Path) -> None:
         assert await mine.verify(did_2, b"me", after) == 2
 
 
+async def test_a_persons_other_device_knows_that_new_keys_are_to_be_shown(
+    tmp_path: Path,
+) -> None:
+    """One device replaces the person's control keys and dies; the other one shows them."""
+    async with children(tmp_path, "a", "b") as (a, b):
+        person, persons = await joined(a, b)
+        group = await WalytisIdentity.create(a, person.member_did, first=person.did)
+        async with await WalytisIdentity.adopt(b, await group.grant(), persons.member_did) as g:
+            assert not g.membership.governance.keys_unshown
+            await person.renew_keys()
+            await group.refresh()
+            assert group.membership.governance.keys_unshown
+            # Before the keys are here it cannot, and then it is told at once.
+            await persons.import_files(await person.sync_files())
+            (lacking,) = persons.membership.governance.lacking
+            assert not g.membership.governance.keys_unshown
+            await persons.take_keys(await person.give_keys([lacking]))
+            await until(lambda: g.membership.governance.keys_unshown, within=10)
+            await g.renew_keys()
+            assert not g.membership.governance.keys_unshown
+            await group.import_files(await g.sync_files())
+            assert not group.membership.governance.keys_unshown
+
+
 def held(home: Path) -> set[str]:
     """The chains that lie in a home, and whatever else is where chains lie."""
     return {path.name for part in ("walytis", "positions") for path in (home / part).iterdir()}

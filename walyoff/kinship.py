@@ -138,7 +138,8 @@ class Kinship:
             _renew_epoch(c)
         for c in channels[1:]:
             # The identity's own keys are new. This shows it in the groups, where the old ones
-            # count no more from here on, and takes the group's keys from who was removed.
+            # count no more from here on, and takes the group's keys from who was removed. If
+            # this device dies before, another one does it (`engine.control_keys`).
             try:
                 await c.renew_control_keys()
             except WalyoffError as error:

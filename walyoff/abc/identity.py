@@ -67,6 +67,9 @@ class Governance:
     lacking: tuple[bytes, ...] = ()
     #: True if a member has left since the newest control keys were made.
     renewal_due: bool = False
+    #: True if the actor is an identity whose control keys were replaced since it acted here
+    #: last, by keys that this device has: until it acts, the older ones speak for it.
+    keys_unshown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,9 @@ class Standing:
     lacking: list[bytes]
     newest: bytes
     renewal_due: bool
+    #: True if the actor is an identity above this device that has newer keys, which are here,
+    #: than those under which it has acted: who has the older ones speaks for it until it does.
+    keys_unshown: bool
 
 
 class Governing:
@@ -226,7 +229,17 @@ class Governing:
             lacking=self._lacking(did, reading),
             newest=pin_of(reading.keys[-1]),
             renewal_due=reading.renewal_due,
+            keys_unshown=self.keys_unshown(did),
         )
+
+    def keys_unshown(self, did: str) -> bool:
+        """See `Standing`; joining was no act of its own, and so showed its first keys alone."""
+        reading = self._read(did)
+        actor = self._actor(did, reading)
+        if actor is None or actor == self._device(did) or not self._chains.has(chain_of(actor)):
+            return False
+        own = self._read(actor)
+        return reading.shown.get(actor, 1) < len(own.keys) and not self._lacking(actor, own)
 
     # ---------------------------------------------------------------------- keys
 

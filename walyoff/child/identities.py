@@ -240,7 +240,10 @@ class Identities:
     def take_secrets(self, did: str, secrets: bytes) -> int:
         """Keep the control keys that another member gave, as far as the chain names them."""
         with self._lock:
-            return self._governing.take_secrets(did, secrets)
+            kept = self._governing.take_secrets(did, secrets)
+        # In the groups above it this device can act under them now.
+        self._dirty.put(chain_of(did))
+        return kept
 
     def forget(self, did: str) -> None:
         """Stop following a group, and delete its control keys. Its chains stay."""
@@ -442,7 +445,7 @@ class Identities:
     def _snapshot(self, did: str, reading: Reading) -> Any:
         refused = dict(reading.refused), self._chains.refusals(chain_of(did)).statistics()
         rules = [(m.did, m.admin) for m in reading.members.values()], reading.renewal_due
-        keys = list(reading.keys)
+        keys = list(reading.keys), self._governing.keys_unshown(did)
         return snapshot(self._family(did)), reading.segment, keys, rules, refused
 
     def _watch(self) -> None:

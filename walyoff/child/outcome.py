@@ -63,6 +63,8 @@ class Reading:
     rule: str | None = None
     #: True if a member has left since the newest keys were made.
     renewal_due: bool = False
+    #: By member, the newest of its own keys under which it acted here, its first being 1.
+    shown: dict[str, int] = field(default_factory=dict)
 
     @property
     def segment(self) -> str | None:

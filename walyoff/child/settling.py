@@ -143,6 +143,12 @@ class Pass:
             and not self._is_cut(joining, node)
         ]
 
+    def _note_shown(self, node: Node) -> None:
+        """A member acted; whether it counts or not, it shows its keys (`outdated`)."""
+        if node.by is not None:
+            shown = self.result.shown
+            shown[node.by] = max(node.generation, shown.get(node.by, 0))
+
     def is_by_member(self, node: Node) -> bool:
         """True if the actor is a member in the view of its act, as the whole reading says."""
         return bool(self._supports(node))
@@ -158,6 +164,7 @@ class Pass:
         supports = self._supports(node)
         if not supports:
             raise RefusedError(NO_ACTOR)
+        self._note_shown(node)
         if managing and self._rule(node.past) == RULE_ADMINS:
             grants = [g for g in self._grants.get(node.by or "", ()) if g.bit & node.past]
             if not any(joining.bit & g.past for g in grants for joining in supports):
@@ -273,6 +280,8 @@ class Pass:
             raise RefusedError(NO_ACTOR)
         else:
             acted = bool(self._founding.candidates & node.past)
+            if acted:
+                self._note_shown(node)
         # Under any keys of its past: who is still a member can always be rid of another one,
         # also if the renewal that it relied on turns out not to count.
         if not self._is_member(node.act.subject, node):

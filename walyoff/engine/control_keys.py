@@ -1,8 +1,10 @@
 """The identity's control keys: when they are renewed, and how new ones reach the members.
 
-Decided here: that a remaining member renews them when one has left, and any member when they
-are old; that a device which lacks keys that the chain names asks everybody it is connected
-with; and that they are given to members alone. Whether keys are the ones that the chain names
+Decided here: that a remaining member renews them when one has left, any member when they are
+old, and any device of a person when the person's own were replaced (that shows the new ones in
+the group, whatever became of the device that removed another); that a device which lacks keys
+that the chain names asks everybody it is connected with; and that they are given to members
+alone. Whether keys are the ones that the chain names
 is checked by the identity before it keeps them; a session encrypts them.
 """
 
@@ -26,7 +28,8 @@ log = logging.getLogger("walyoff.engine")
 
 #: Control keys are replaced at this age, in milliseconds: 3,000 hours, as stock code does.
 RENEW_AFTER_MS = 3_000 * 3600 * 1000
-#: The remover renews at once; another member does after this and as much at random.
+#: The remover renews at once; another member does after this and as much at random. Doubled
+#: each time that it did not help, to an hour.
 GRACE_S = 5.0
 #: A renewal that failed is tried again after this.
 RETRY_S = 30.0
@@ -50,6 +53,8 @@ class ControlKeys:
         self._seen = (b"", 0)
         #: False while the store does not have it.
         self._noted = True
+        #: How often keys were renewed in a row, and it was still due.
+        self._in_vain = 0
 
     def wake(self) -> None:
         """Look again: members, keys or links have changed."""
@@ -67,10 +72,12 @@ class ControlKeys:
             pause = AGE_EVERY_S
             if not self._is_due():
                 due = None
+                self._in_vain = 0
             else:
                 now = self._engine.runtime.now()
                 if due is None:
-                    due = now + GRACE_S * (1 + self._engine.runtime.jitter())
+                    grace = min(GRACE_S * 2**self._in_vain, AGE_EVERY_S)
+                    due = now + grace * (1 + self._engine.runtime.jitter())
                 if due <= now:
                     due = None
                     await self._renew()
@@ -89,7 +96,11 @@ class ControlKeys:
             return False
         newest, since = self._seen
         is_old = since + RENEW_AFTER_MS < engine.runtime.wall_ms()
-        return governance.renewal_due or (newest == governance.newest_key != b"" and is_old)
+        return (
+            governance.renewal_due
+            or governance.keys_unshown
+            or (newest == governance.newest_key != b"" and is_old)
+        )
 
     async def _renew(self) -> None:
         try:
@@ -99,6 +110,7 @@ class ControlKeys:
             await anyio.sleep(RETRY_S)
             self.wake()
         else:
+            self._in_vain += 1
             log.info("the identity's control keys were renewed")
             self._engine.membership_changed()
 

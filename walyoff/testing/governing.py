@@ -1,8 +1,9 @@
 """Control keys and roles of a simulated identity.
 
-A simulated chain has, besides joinings and leavings, the acts "renew" (with the fingerprint
-of new control keys) and "rules"; who holds which keys is noted in the world. What a chain with
-hostile members says is not simulated: that is `walyoff.child.reader`, and tested there.
+A simulated chain has, besides joinings and leavings, the act "renew" (with the fingerprint of
+new control keys, who acted, and under which keys of its own); who holds which keys is noted in
+the world. What a chain with hostile members says is not simulated: that is
+`walyoff.child.reader`, and tested there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class SimGovernance:
     """The part of a `SimIdentity` that is about its rules."""
 
     _world: SimWorld
+    _device: str
     _did: str
     _member_did: str
 
@@ -45,20 +47,32 @@ class SimGovernance:
         held = self._world.control_keys
         return held.setdefault((self._member_did, self._did), {FIRST_KEYS})
 
-    def _named(self) -> list[bytes]:
-        acts = (unpack(payload, 4096) for payload in self._chain.common_order())
-        return [FIRST_KEYS, *(bytes.fromhex(about) for act, about in acts if act == "renew")]
+    def _keys_of(self, actor: str | None) -> tuple[bytes, bool]:
+        """The newest keys here of whom this device acts for; whether the chain has no newer."""
+        chain = self._world.held(self._device, f"{actor}/identity")
+        if chain is None or actor is None:
+            # A device's own chain is not simulated.
+            return FIRST_KEYS, True
+        named = _named_by(chain)
+        held = self._world.control_keys.get((self._member_did, actor), {FIRST_KEYS})
+        newest = next(key for key in reversed(named) if key in held)
+        return newest, newest == named[-1]
 
     def govern(self, members: Sequence[Member]) -> Governance:
         """What the chain says of rules and keys."""
-        acts = [unpack(payload, 4096)[0] for payload in self._chain.common_order()]
-        newest = self._named()[-1]
+        read = [unpack(payload, 4096) for payload in self._chain.common_order()]
+        acts = [act for act, _ in read]
+        newest = _named_by(self._chain)[-1]
         renewed = max((at for at, act in enumerate(acts) if act == "renew"), default=-1)
+        actor = next((m.voice for m in members if m.did == self._member_did), None)
+        shown = {(by, own) for act, about in read if act == "renew" for _, by, own in [about]}
+        own, has_newest = self._keys_of(actor)
         return Governance(
-            actor=next((m.voice for m in members if m.did == self._member_did), None),
+            actor=actor,
             newest_key=newest,
             lacking=() if newest in self._held() else (newest,),
             renewal_due="leave" in acts[renewed + 1 :],
+            keys_unshown=has_newest and own != FIRST_KEYS and (actor, own) not in shown,
         )
 
     async def make_admin(self, did: str) -> None:
@@ -73,7 +87,8 @@ class SimGovernance:
             raise NotAMemberError("this device is not a member of the identity any more")
         new = self._world.random.randbytes(32)
         self._held().add(new)
-        self._chain.append(pack(["renew", new.hex()]))
+        actor = self.membership.governance.actor
+        self._chain.append(pack(["renew", [new, actor, self._keys_of(actor)[0]]]))
 
     async def give_keys(self, wanted: Sequence[bytes]) -> bytes:
         """See `walyoff.abc.Identity`."""
@@ -87,9 +102,18 @@ class SimGovernance:
         given = unpack(secrets, 1 << 16)
         if not isinstance(given, list):
             raise RemoteProtocolError("control keys are no list")
-        new = [key for key in given if key in self._named() and key not in self._held()]
+        named = _named_by(self._chain)
+        new = [key for key in given if key in named and key not in self._held()]
         self._held().update(new)
+        # News for the groups above it too.
+        self._world.grew(self._device, f"{self._did}/identity")
         return len(new)
+
+
+def _named_by(chain: SimChain) -> list[bytes]:
+    """The control keys that a chain names, oldest first."""
+    acts = (unpack(payload, 4096) for payload in chain.common_order())
+    return [FIRST_KEYS, *(bytes(about[0]) for act, about in acts if act == "renew")]
 
 
 __all__ = ["FIRST_KEYS", "MEMBERSHIP_ACTS", "SimGovernance"]

@@ -548,6 +548,7 @@ def _governance(value: Any) -> Governance:
             "lacking": list() as lacking,
             "newest": newest,
             "renewal_due": bool() as renewal_due,
+            "keys_unshown": bool() as keys_unshown,
         }:
             return Governance(
                 rule=expect_str(rule, "rule", limit=16),
@@ -558,5 +559,6 @@ def _governance(value: Any) -> Governance:
                     expect_bytes(key, "fingerprint", size=PIN_SIZE) for key in lacking
                 ),
                 renewal_due=renewal_due,
+                keys_unshown=keys_unshown,
             )
     raise ChildError("the child's membership says nothing of its rules")
