@@ -25,7 +25,7 @@ from walyoff.errors import (
     PayloadTooLargeError,
     TransportError,
 )
-from walyoff.walytis import process, spawning
+from walyoff.walytis import link, process, spawning
 from walyoff.walytis.process import CallFailedError, Child, open_child
 
 pytestmark = pytest.mark.anyio
@@ -298,6 +298,22 @@ async def test_a_child_that_answers_no_ping_is_replaced(
         await until(lambda: child.generation == 2)
         await child.wait_ready(timeout=10)
         assert not alive(pid)
+
+
+async def test_who_did_not_run_itself_keeps_its_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "PING_INTERVAL", 0.0)
+    monkeypatch.setattr(process, "PING_TIME", 1.0)
+    monkeypatch.setattr(link, "DEADLINE_SLACK", 0.0)
+    async with open_child(tmp_path) as child:
+        pid = child.pid
+        for _ in range(2):
+            await anyio.sleep(0.1)
+            # A ping is under way, as there always is one here.
+            time.sleep(1.1)  # noqa: ASYNC251 - that nothing runs is the point
+        await anyio.sleep(0.3)
+        assert (child.pid, child.generation) == (pid, 1)
 
 
 async def test_a_stopped_child_does_not_keep_us_from_closing(

@@ -415,6 +415,53 @@ def test_a_burst_of_publishes_is_not_dropped(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_topic_that_is_joined_while_a_peer_is_taken_up_is_told_to_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        heard: list[bytes] = []
+
+        async with nodes() as (a, b), trio.open_nursery() as nursery:
+            pubsub = a.node._pubsub
+            hello = pubsub.get_hello_packet
+
+            async def change() -> None:
+                await a.node.unsubscribe("left")
+                await a.node.subscribe("joined", lambda _sender, data: heard.append(data))
+
+            def say_hello() -> Any:
+                # What it says is what was true before.
+                packet = hello()
+                nursery.start_soon(change)
+                return packet
+
+            await a.node.subscribe("left", lambda _sender, _data: None)
+            pubsub.get_hello_packet = say_hello
+            await b.node.connect(a.node.addresses[0], a.node.peer_id)
+            with trio.fail_after(20):
+                while not heard:
+                    await b.node.publish("joined", b"news")
+                    await trio.sleep(0.05)
+                while await b.node.topic_peers("left"):  # noqa: ASYNC110 - nobody tells
+                    await trio.sleep(0.05)
+
+    run(test)
+
+
+def test_little_is_kept_for_peers_that_want_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with nodes() as (a, b):
+            await b.node.connect(a.node.addresses[0], a.node.peer_id)
+            pubsub = b.node._pubsub
+            with trio.fail_after(60):
+                while not pubsub.peers:  # noqa: ASYNC110 - nobody tells
+                    await trio.sleep(0.05)
+            for number in range(3 * libp2p_guard.MAX_PENDING):
+                await b.node.publish("topic", b"%d" % number)
+            (kept,) = pubsub.router._pending_messages.values()
+            assert len(kept) == libp2p_guard.MAX_PENDING
+
+    run(test)
+
+
 def test_one_peer_cannot_flood_pubsub() -> None:
     rates = libp2p_guard._Rates()
     burst = int(libp2p_guard.PEER_BURST)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from tests.sim.virtual import Group, group, in_virtual_time, run
+from tests.sim.virtual import Group, group, in_virtual_time, run, stand_still
 from walyoff import Channel
 from walyoff.paths import RETURN_LAST_S
 from walyoff.testing.network import LAN, WIFI, Link, SimNetwork
@@ -207,6 +207,70 @@ async def standing_still(paths: int) -> None:
                 break
         if paths == 1:
             assert a.connections.sessions() == [before]
+
+
+@in_virtual_time
+async def test_who_stood_still_for_a_minute_reads_before_it_judges() -> None:
+    async with two_paths() as (g, _):
+        a, b = g.channels
+        await anyio.sleep(30)
+        (before,) = a.connections.sessions()
+        talk = Talk(g)
+        async with talk.going():
+            for _ in range(5):
+                await anyio.sleep(1.03)
+                stand_still(60)
+        assert a.connections.sessions() == [before]
+        assert b.peers() == [a.me]
+
+
+@in_virtual_time
+async def test_a_device_with_too_much_to_do_keeps_its_sessions() -> None:
+    async with two_paths() as (g, _):
+        await anyio.sleep(7)
+        talk = Talk(g, pause=2.0)
+
+        async def work() -> None:
+            while True:
+                stand_still(0.25)
+                await anyio.lowlevel.checkpoint()
+
+        async with talk.going(), anyio.create_task_group() as tasks:
+            tasks.start_soon(work)
+            await anyio.sleep(200)
+            tasks.cancel_scope.cancel()
+        talk.check()
+        assert [c.statistics()["sessions_total"] for c in g.channels] == [1, 1]
+
+
+@in_virtual_time
+async def test_a_member_that_is_slower_at_times_keeps_its_session() -> None:
+    async with two_paths() as (g, spare):
+        await anyio.sleep(7)
+        talk = Talk(g, pause=0.5)
+        async with talk.going():
+            for step in range(36):
+                # There and back three times: 0 to 1.2 s.
+                latency = 0.1 * min(step % 12, 12 - step % 12)
+                for network in (g.world.network, spare):
+                    network.set_link("a", "b", Link(latency=latency))
+                await anyio.sleep(5)
+        talk.check()
+        assert [c.statistics()["sessions_total"] for c in g.channels] == [1, 1]
+
+
+@in_virtual_time
+async def test_who_answers_after_all_is_not_moved() -> None:
+    async with two_paths() as (g, spare):
+        await anyio.sleep(30)
+        spare.set_link("a", "b", Link(latency=0.5))
+        for _ in range(5):
+            hang(g.world.network)
+            await g.channels[0].send(b"are you there")
+            await anyio.sleep(1.5)
+            heal(g.world.network)
+            await anyio.sleep(10)
+        assert [c.statistics()["sessions_total"] for c in g.channels] == [1, 1]
 
 
 @in_virtual_time

@@ -8,9 +8,10 @@ again, because a session begins with what each side holds.
 
 - Addresses are tried in the order of this device's transports, the next one when the one
   before has failed or has not answered for a moment. The first session wins.
-- What was sent must be answered within about a second. If it is not, the member is dialled
-  over the other paths; the old session goes on meanwhile, and stays if no other path gives
-  one. So a member that is merely suspended does not lose its only session.
+- What was sent must be answered within about a second (`walyoff.patience`). If it is not, the
+  member is dialled over the other paths; the old session goes on meanwhile, and stays if no
+  other path gives one before it answers after all. So a member that is merely suspended does
+  not lose its only session, and a busy one not its best.
 - Whoever dialled a session over a path that is not its best tries the better ones now and
   then. Only that side does, or two that prefer different paths would move it for ever.
 """
@@ -18,6 +19,7 @@ again, because a session begins with what each side holds.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ from anyio.abc import TaskGroup
 
 from walyoff.abc import Transport
 from walyoff.errors import WalyoffError
+from walyoff.patience import Patience, heed
 from walyoff.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -45,10 +48,8 @@ RETRY_LAST_S = 30.0
 LASTED_S = 5.0
 #: Two sessions that began within this time were dialled by both sides at once.
 AT_ONCE_S = 1.0
-#: What was sent is followed by a question so much later, and that must be answered within
-#: the patience. It doubles for sessions that have to be moved soon after they began.
+#: What was sent is followed by a question so much later.
 PROBE_AFTER_S = 0.25
-PATIENCE_FIRST_S, PATIENCE_LAST_S = 0.75, 12.0
 #: Pauses between attempts to return to a better path: doubles from the first to the last;
 #: begins anew when a session on the best one has stood for the last.
 RETURN_FIRST_S, RETURN_LAST_S = 4.0, 300.0
@@ -78,8 +79,7 @@ class Paths:
         self._places = {transport.name: at for at, transport in enumerate(transports)}
         self._seekers: set[str] = set()
         self._news: dict[str, anyio.Event] = {}
-        #: By member: how long an answer may take.
-        self._patience: dict[str, float] = {}
+        self._patience: dict[str, Patience] = {}
         self._returns: dict[str, float] = {}
 
     def seek(self, tasks: TaskGroup, member: str) -> None:
@@ -129,23 +129,42 @@ class Paths:
 
     async def _leave_when_hanging(self, tasks: TaskGroup, session: Session) -> None:
         member = session.did
+        patience = self._patience.setdefault(member, Patience())
         while True:
-            patience = self._patience.get(member, PATIENCE_FIRST_S)
-            await until_unanswered(session, patience)
-            # Silent soon after it began: perhaps the paths are slow, and it was moved for
-            # nothing. What stood for long and is silent now hangs.
-            stood = self._runtime.now() - session.opened
-            soon = stood < LASTED_S + 2 * patience
-            longer = min(2 * patience, PATIENCE_LAST_S) if soon else PATIENCE_FIRST_S
-            self._patience[member] = longer
-            others = [
-                address
-                for address in self.ranked(self._candidates(member))
-                if self._carriers[scheme(address)] != session.path
-            ]
-            if others:
+            await session.until_sent()
+            await anyio.sleep(PROBE_AFTER_S)
+            answered = session.ping()
+            limit = patience.seconds
+            counted = await heed(answered, limit)
+            if not answered.is_set():
+                stood = self._runtime.now() - session.opened
+                patience.lost(soon=stood < LASTED_S + 2 * limit)
                 log.info("%s does not answer on %s", member, session.path)
-                await self._try(tasks, member, session, others)
+                counted += await self._move_unless(answered, tasks, session)
+            if answered.is_set():
+                patience.answered(counted)
+
+    async def _move_unless(
+        self, answered: anyio.Event, tasks: TaskGroup, session: Session
+    ) -> float:
+        """Try to move a session, unless it answers after all; the seconds until it did."""
+        others = [
+            address
+            for address in self.ranked(self._candidates(session.did))
+            if self._carriers[scheme(address)] != session.path
+        ]
+        counted = 0.0
+        async with anyio.create_task_group() as trying:
+
+            async def wait() -> None:
+                nonlocal counted
+                counted = await heed(answered, math.inf)
+                trying.cancel_scope.cancel()
+
+            trying.start_soon(wait)
+            await self._try(tasks, session.did, session, others)
+            trying.cancel_scope.cancel()
+        return counted
 
     async def _return(self, tasks: TaskGroup, session: Session) -> None:
         """Move a session that this side dialled to a better path when there is one."""
@@ -251,20 +270,6 @@ class _Race:
         for address, scope in self.attempts.items():
             if address != self.winner:
                 scope.cancel()
-
-
-async def until_unanswered(session: Session, patience: float) -> None:
-    """Return when something that was sent is not answered within the patience."""
-    while True:
-        await session.until_sent()
-        await anyio.sleep(PROBE_AFTER_S)
-        answered = session.ping()
-        # In steps: who was suspended itself reads what waits before it judges.
-        for _ in range(4):
-            with anyio.move_on_after(patience / 4):
-                await answered.wait()
-        if not answered.is_set():
-            return
 
 
 def given_up(me: str, older: Session, newer: Session) -> Session:

@@ -21,9 +21,10 @@ from types import TracebackType
 from typing import Any
 
 from tests.real.wire import read
+from tests.waiting import MOST, Deadline
 
 SCRIPTS = Path(__file__).parent
-#: Seconds: for an answer, and for a process to begin or to end.
+#: Seconds, of free time: for an answer, and for a process to begin or to end.
 CALL_TIME = 20.0
 START_TIME = 30.0
 END_TIME = 10.0
@@ -130,12 +131,12 @@ class Process:
             return [event for event in self.events if event["event"] == name]
 
     def _wait(self, condition: Callable[[], bool], limit: float, what: str) -> None:
-        deadline = time.monotonic() + limit
+        deadline = Deadline(limit)
         while not condition():
             if self._ended:
                 raise EOFError(f"{self.name} ended before {what}:\n{self.log[-3000:]}")
-            left = deadline - time.monotonic()
-            if left <= 0:
+            left = deadline.left()
+            if not left:
                 text = f"{self.name}: no {what} in {limit:g} s"
                 raise TimeoutError(f"{text}:\n{self.log[-3000:]}")
             self._condition.wait(left)
@@ -148,8 +149,8 @@ class Process:
 
     def wait(self, limit: float = END_TIME) -> int:
         """Wait for the end; returns the exit code."""
-        code = self._process.wait(limit)
-        self._reader.join(limit)
+        code = self._process.wait(MOST * limit)
+        self._reader.join(MOST * limit)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -276,9 +277,9 @@ def alive(pid: int) -> bool:
 
 def eventually(condition: Callable[[], Any], limit: float = 15.0) -> Any:
     """Wait until a condition is true; returns its value."""
-    deadline = time.monotonic() + limit
+    deadline = Deadline(limit)
     while not (value := condition()):
-        if time.monotonic() > deadline:
+        if not deadline.left():
             raise TimeoutError(f"not within {limit:g} s")
         time.sleep(0.05)
     return value

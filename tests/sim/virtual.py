@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+import sniffio
 import trio.testing
 
 from walyoff import Channel, Device
@@ -32,6 +34,18 @@ def run(backend: str, main: Callable[[], Awaitable[Any]]) -> None:
         anyio.run(bounded, backend="trio", backend_options={"clock": clock})
     else:
         anyio.run(bounded, backend_options={"loop_factory": VirtualTimeLoop})
+
+
+def stand_still(seconds: float) -> None:
+    """Let virtual time pass in which nothing runs, as in a process that is suspended."""
+    if sniffio.current_async_library() == "trio":
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, trio.testing.MockClock)
+        clock.jump(seconds)
+    else:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        loop.stand_still(seconds)
 
 
 def in_virtual_time(test: Callable[[], Awaitable[None]]) -> Callable[[str], None]:

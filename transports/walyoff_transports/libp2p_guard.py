@@ -8,7 +8,7 @@ attributes are touched, which is why the version is pinned. Runs on the trio loo
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -43,6 +43,9 @@ MAX_RATED = 1_024
 #: Pubsub messages that wait for one peer (upstream: 32, and it drops in silence), and bytes.
 QUEUE_MESSAGES = 4_096
 QUEUE_BYTES = 32 * 1024 * 1024
+#: Pubsub messages kept for a peer that may be about to say that it wants them (upstream: 100,
+#: so 90 MB, for everybody who is connected, and all of it is sent when the peer subscribes).
+MAX_PENDING = 8
 
 
 def silence_logging() -> None:
@@ -81,9 +84,13 @@ class GuardedYamux(yamux.Yamux):  # type: ignore[misc]
     async def _measure_rtt_loop(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat)
+            # In steps: time in which this process did not run says nothing about the peer.
+            step, silent = BEAT_EVERY / 2, 0.0
             while not self.event_shutting_down.is_set():
-                await trio.sleep(BEAT_EVERY / 2)
-                if trio.current_time() - self.secured_conn.heard > DEAD_AFTER:
+                before = self.secured_conn.heard
+                await trio.sleep(step)
+                silent = silent + step if self.secured_conn.heard == before else 0.0
+                if silent >= DEAD_AFTER:
                     _log.info("a peer is silent: its connection is closed")
                     await self.give_up()
                     break
@@ -112,18 +119,18 @@ class GuardedYamux(yamux.Yamux):  # type: ignore[misc]
 
 
 class _Listening:
-    """A secure connection that notes when it was last heard."""
+    """A secure connection that counts how often it was heard."""
 
     def __init__(self, conn: Any) -> None:
         self._conn = conn
-        self.heard = trio.current_time()
+        self.heard = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._conn, name)
 
     async def read(self, n: int | None = None) -> bytes:
         data: bytes = await self._conn.read(n)
-        self.heard = trio.current_time()
+        self.heard += 1
         return data
 
 
@@ -265,9 +272,13 @@ def guard_pubsub(pubsub: Any, counter: int) -> None:
 
     Upstream begins its numbers with the time in seconds, so that what a publisher sends after
     a quick restart counts as seen.
+
+    Upstream tells a peer of the topics while it takes it up, and everybody of each change: who
+    is being taken up in that moment would never hear of the change.
     """
     pubsub.counter = counter
     pubsub.peer_queues = _Queues()
+    pubsub.router._pending_messages = defaultdict(_Few)
     pubsub_module.env_to_send_in_RPC = gossipsub.env_to_send_in_RPC = _record
     push = pubsub.push_msg
     rates = _Rates()
@@ -277,6 +288,20 @@ def guard_pubsub(pubsub: Any, counter: int) -> None:
             await push(forwarder, message)
 
     pubsub.push_msg = push_limited
+    take_up = pubsub._handle_new_peer
+
+    async def take_up_and_tell(peer: Any) -> None:
+        known, told = peer in pubsub.peers, set(pubsub.topic_ids)
+        await take_up(peer)
+        queue = pubsub.peer_queues.get(peer)
+        if queue is None or known:
+            return
+        topics = set(pubsub.topic_ids)
+        for topic in told ^ topics:
+            packet, change = pubsub._build_announce_rpc(topic, subscribe=topic in topics)
+            pubsub._enqueue_or_retry_announce(peer, queue, packet, change)
+
+    pubsub._handle_new_peer = take_up_and_tell
 
 
 def _record(host: Any) -> tuple[bytes, bool]:
@@ -309,6 +334,14 @@ class _Queues(dict[Any, Any]):
 
         inner.push, inner.pop = push_bounded, pop_counted
         super().__setitem__(peer, queue)
+
+
+class _Few(list[Any]):
+    """Messages for a peer that is not subscribed."""
+
+    def append(self, message: Any) -> None:
+        super().append(message)
+        del self[:-MAX_PENDING]
 
 
 class _Rates:

@@ -312,13 +312,16 @@ class Session:
             await anyio.aclose_forcefully(self._stream)
 
     async def _heartbeat(self) -> None:
+        # In steps: time in which this process did not run says nothing about the other side.
+        step, silent = PING_AFTER / 2, 0.0
         while True:
-            await anyio.sleep(PING_AFTER / 2)
-            silent = self._runtime.now() - self._heard
-            if silent > DEAD_AFTER or self._dismissed is not None:
+            before = self.bytes_received
+            await anyio.sleep(step)
+            silent = silent + step if self.bytes_received == before else 0.0
+            if silent >= DEAD_AFTER or self._dismissed is not None:
                 self._shut()
                 return
-            if silent > PING_AFTER:
+            if silent >= PING_AFTER:
                 self.ping()
                 self._sent.set()
 

@@ -140,13 +140,20 @@ class TransportChecks:
         topic: str,
         payload: bytes = b"hello",
     ) -> bytes:
-        """Repeat a broadcast until it arrives: any single one may be lost."""
-        for _ in range(int(self.patience / 0.1)):
+        """Repeat a broadcast until it arrives: any single one may be lost.
+
+        Each one gets half as much time again as the one before, so that a slow transport is
+        not kept busy with the repetitions.
+        """
+        pause, left = 0.1, self.patience
+        while left > 0:
             await source.broadcast(topic, payload)
-            with anyio.move_on_after(0.1):
+            with anyio.move_on_after(pause):
                 while (await heard.receive()).payload != payload:
                     pass
                 return payload
+            left -= pause
+            pause *= 1.5
         raise AssertionError(
             f"no broadcast of {len(payload)} bytes arrived in {self.patience:g} s"
         )

@@ -58,6 +58,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Virtual seconds."""
         return self._jumping.now
 
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass in which nothing runs, as in a process that is suspended."""
+        self._jumping.now += seconds
+
 
 class SimRuntime(Runtime):
     """A device's time and randomness from a seed; slow functions run at once."""

@@ -39,9 +39,10 @@ from walyoff.walytis.spawning import ChildProcess
 _log = logging.getLogger(__name__)
 _NOT_SEALED = Sealing()
 
-#: Seconds between pings, and until an unanswered one condemns the child.
+#: Seconds between pings, and for an answer. Two that are unanswered condemn the child, because
+#: one may be if it was this process that did not run meanwhile.
 PING_INTERVAL = 5.0
-PING_TIME = 10.0
+PING_TIME = 5.0
 #: Seconds before the first new attempt, and at most; it doubles.
 FIRST_BACKOFF = 0.05
 MAX_BACKOFF = 10.0
@@ -334,13 +335,17 @@ class Child:
     async def _watch(self, link: Link, process: ChildProcess) -> None:
         while True:
             await anyio.sleep(PING_INTERVAL)
-            try:
-                await link.call("ping", {}, PING_TIME)
-            except WalyoffError as error:
-                if not link.closed:
-                    _log.warning("the child does not answer (%s): it is killed", error)
-                    await anyio.to_thread.run_sync(process.kill)
-                return
+            for first in (True, False):
+                try:
+                    await link.call("ping", {}, PING_TIME)
+                    break
+                except WalyoffError as error:
+                    if link.closed:
+                        return
+                    if not first:
+                        _log.warning("the child does not answer (%s): it is killed", error)
+                        await anyio.to_thread.run_sync(process.kill)
+                        return
 
     async def _close(self) -> None:
         """Ask the child to end; `_one_life` waits for it, and kills it in the end."""
