@@ -1,4 +1,4 @@
-"""What the suites share: one error for every failure, fixed sizes, and the AEAD wrapper.
+"""What the suites share: one error for every failure, fixed sizes, keys that do not print.
 
 The library's own exceptions end here. A failure says the same sentence whatever went wrong,
 so that nobody can learn from the text which half of a signature or which byte was bad.
@@ -6,12 +6,14 @@ so that nobody can learn from the text which half of a signature or which byte w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from types import TracebackType
-from typing import Protocol
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 
+from walyoff.abc import Aead
 from walyoff.errors import CipherError
 
 #: The only text of a failure.
@@ -55,29 +57,17 @@ def check_size(data: bytes, size: int) -> None:
         raise CipherError(FAILURE)
 
 
-def key_label(public: bytes) -> str:
-    """Eight hexadecimal digits that tell keys apart in a repr; derived from public bytes."""
-    return sha256(public).hexdigest()[:8]
+class PrivateKey:
+    """A private key; its repr tells it from others by its public half alone."""
 
+    __slots__ = ("public",)
 
-class ForeignAead(Protocol):
-    """The part of `cryptography`'s AEAD classes that is used."""
+    def __init__(self, public: bytes) -> None:
+        #: The public key, in the suite's encoding.
+        self.public: Final = public
 
-    def encrypt(
-        self,
-        nonce: bytes,
-        data: bytes | bytearray | memoryview,
-        associated_data: bytes | None,
-    ) -> bytes:
-        """Encrypt and append the tag."""
-
-    def decrypt(
-        self,
-        nonce: bytes,
-        data: bytes | bytearray | memoryview,
-        associated_data: bytes | None,
-    ) -> bytes:
-        """Decrypt, or raise InvalidTag."""
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {sha256(self.public).hexdigest()[:8]}>"
 
 
 class GuardedAead:
@@ -85,7 +75,7 @@ class GuardedAead:
 
     __slots__ = ("_decrypt", "_encrypt")
 
-    def __init__(self, aead: ForeignAead) -> None:
+    def __init__(self, aead: Aead) -> None:
         self._encrypt = aead.encrypt
         self._decrypt = aead.decrypt
 
@@ -115,3 +105,21 @@ class GuardedAead:
             return self._decrypt(nonce, data, associated_data)
         except FOREIGN_ERRORS:
             raise CipherError(FAILURE) from None
+
+
+class Suite:
+    """What all suites have: a name, and an AEAD of 32-byte keys and 12-byte nonces."""
+
+    name: str
+    aead_key_size = 32
+    aead_nonce_size = 12
+    #: The AEAD's class.
+    _foreign_aead: Callable[[bytes], Aead]
+
+    def __repr__(self) -> str:
+        return f"<suite {self.name}>"
+
+    def aead(self, key: bytes) -> Aead:
+        """The AEAD under a key of 32 bytes. Raises CipherError for another size."""
+        check_size(key, self.aead_key_size)
+        return GuardedAead(self._foreign_aead(key))

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 )
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from walyoff.abc import Aead, SealKey, SignKey
-from walyoff_codecs._common import GUARD, GuardedAead, check_size, key_label
+from walyoff.abc import SealKey, SignKey
+from walyoff_codecs._common import GUARD, PrivateKey, Suite, check_size
 
 NAME: Final = "classic-1"
 
@@ -36,18 +36,14 @@ KEY_SIZE: Final = 32
 _HPKE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
 
 
-class ClassicSignKey:
+class ClassicSignKey(PrivateKey):
     """An Ed25519 private key."""
 
-    __slots__ = ("_key", "public")
+    __slots__ = ("_key",)
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
+        super().__init__(key.public_key().public_bytes_raw())
         self._key = key
-        #: The Ed25519 public key, 32 bytes.
-        self.public: Final = key.public_key().public_bytes_raw()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {key_label(self.public)}>"
 
     def sign(self, message: bytes) -> bytes:
         """Sign; the same message always gives the same 64 bytes."""
@@ -59,18 +55,14 @@ class ClassicSignKey:
         return self._key.private_bytes_raw()
 
 
-class ClassicSealKey:
+class ClassicSealKey(PrivateKey):
     """An X25519 private key."""
 
-    __slots__ = ("_key", "public")
+    __slots__ = ("_key",)
 
     def __init__(self, key: X25519PrivateKey) -> None:
+        super().__init__(key.public_key().public_bytes_raw())
         self._key = key
-        #: The X25519 public key, 32 bytes.
-        self.public: Final = key.public_key().public_bytes_raw()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {key_label(self.public)}>"
 
     def open(self, sealed: bytes, info: bytes) -> bytes:
         """Open what was sealed to this key with the same info. Raises CipherError."""
@@ -82,16 +74,12 @@ class ClassicSealKey:
         return self._key.private_bytes_raw()
 
 
-class Classic1:
+class Classic1(Suite):
     """The suite `classic-1`. Stateless; safe to use from many threads."""
 
-    name: Final = NAME
+    name = NAME
     key_types: Final = ("Ed25519", "X25519")
-    aead_key_size = 32
-    aead_nonce_size = 12
-
-    def __repr__(self) -> str:
-        return f"<suite {NAME}>"
+    _foreign_aead = ChaCha20Poly1305
 
     def new_sign_key(self) -> SignKey:
         """A fresh signing key."""
@@ -131,8 +119,3 @@ class Classic1:
         check_size(public, KEY_SIZE)
         with GUARD:
             return _HPKE.encrypt(plaintext, X25519PublicKey.from_public_bytes(public), info)
-
-    def aead(self, key: bytes) -> Aead:
-        """ChaCha20-Poly1305 under a key of 32 bytes. Raises CipherError for another size."""
-        check_size(key, self.aead_key_size)
-        return GuardedAead(ChaCha20Poly1305(key))

@@ -37,8 +37,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 )
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from walyoff.abc import Aead, SealKey, SignKey
-from walyoff_codecs._common import GUARD, GuardedAead, check_size, key_label
+from walyoff.abc import SealKey, SignKey
+from walyoff_codecs._common import GUARD, PrivateKey, Suite, check_size
 
 NAME: Final = "hybrid-1"
 
@@ -64,22 +64,18 @@ SEAL_SECRET_SIZE: Final = MLKEM_SEED + X25519_KEY
 _HPKE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 
-class HybridSignKey:
+class HybridSignKey(PrivateKey):
     """An Ed25519 and an ML-DSA-65 private key, used together."""
 
-    __slots__ = ("_classical", "_post_quantum", "public")
+    __slots__ = ("_classical", "_post_quantum")
 
     def __init__(self, classical: Ed25519PrivateKey, post_quantum: MLDSA65PrivateKey) -> None:
-        self._classical = classical
-        self._post_quantum = post_quantum
-        #: The public key: Ed25519 (32 bytes), then ML-DSA-65 (1952 bytes).
-        self.public: Final = (
+        super().__init__(
             classical.public_key().public_bytes_raw()
             + post_quantum.public_key().public_bytes_raw()
         )
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {key_label(self.public)}>"
+        self._classical = classical
+        self._post_quantum = post_quantum
 
     def sign(self, message: bytes) -> bytes:
         """Sign with both keys; 1 to 2 ms. ML-DSA is hedged: no two signatures are equal."""
@@ -92,22 +88,18 @@ class HybridSignKey:
         return self._classical.private_bytes_raw() + self._post_quantum.private_bytes_raw()
 
 
-class HybridSealKey:
+class HybridSealKey(PrivateKey):
     """An ML-KEM-768 and an X25519 private key, used as one HPKE key."""
 
-    __slots__ = ("_elliptic", "_key", "_lattice", "public")
+    __slots__ = ("_elliptic", "_key", "_lattice")
 
     def __init__(self, lattice: MLKEM768PrivateKey, elliptic: X25519PrivateKey) -> None:
+        super().__init__(
+            lattice.public_key().public_bytes_raw() + elliptic.public_key().public_bytes_raw()
+        )
         self._lattice = lattice
         self._elliptic = elliptic
         self._key = hpke.MLKEM768X25519PrivateKey(lattice, elliptic)
-        #: The public key: ML-KEM-768 (1184 bytes), then X25519 (32 bytes).
-        self.public: Final = (
-            lattice.public_key().public_bytes_raw() + elliptic.public_key().public_bytes_raw()
-        )
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {key_label(self.public)}>"
 
     def open(self, sealed: bytes, info: bytes) -> bytes:
         """Open what was sealed to this key with the same info. Raises CipherError."""
@@ -119,16 +111,12 @@ class HybridSealKey:
         return self._lattice.private_bytes_raw() + self._elliptic.private_bytes_raw()
 
 
-class Hybrid1:
+class Hybrid1(Suite):
     """The suite `hybrid-1`. Stateless; safe to use from many threads."""
 
-    name: Final = NAME
+    name = NAME
     key_types: Final = ("Ed25519", "ML-DSA-65", "ML-KEM-768", "X25519")
-    aead_key_size = 32
-    aead_nonce_size = 12
-
-    def __repr__(self) -> str:
-        return f"<suite {NAME}>"
+    _foreign_aead = AESGCM
 
     def new_sign_key(self) -> SignKey:
         """A fresh signing key."""
@@ -184,8 +172,3 @@ class Hybrid1:
                 X25519PublicKey.from_public_bytes(public[MLKEM_PUBLIC:]),
             )
             return _HPKE.encrypt(plaintext, key, info)
-
-    def aead(self, key: bytes) -> Aead:
-        """AES-256-GCM under a key of 32 bytes. Raises CipherError for another size."""
-        check_size(key, self.aead_key_size)
-        return GuardedAead(AESGCM(key))

@@ -21,7 +21,7 @@ Encodings, all of fixed size, the elliptic half first:
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.mldsa import (
@@ -41,11 +41,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from walyoff.abc import Aead, SealKey, SignKey
+from walyoff.abc import SealKey, SignKey
 from walyoff.errors import CipherError
-from walyoff_codecs._common import FAILURE, GUARD, GuardedAead, check_size, key_label
+from walyoff_codecs._common import FAILURE, GUARD, PrivateKey, Suite, check_size
 
 NAME: Final = "walytis-1"
+Lattice = TypeVar("Lattice", MLDSA65PrivateKey, MLKEM768PrivateKey)
 
 #: Signed before the message, so that a signature of this suite is none of another's, and none
 #: of a control key's: what those sign begins in other ways.
@@ -129,23 +130,27 @@ def _layer(secret: bytes, *context: bytes) -> AESGCM:
     return AESGCM(HKDF(SHA256(), 32, None, info).derive(secret))
 
 
-class WalytisSignKey:
-    """A secp256k1 and an ML-DSA-65 private key, used together."""
+class _PrivateKey(PrivateKey, Generic[Lattice]):
+    """A secp256k1 private key and one on lattices, used together."""
 
-    __slots__ = ("_elliptic", "_lattice", "public")
+    __slots__ = ("_elliptic", "_lattice")
 
-    def __init__(
-        self, elliptic: ec.EllipticCurvePrivateKey, lattice: MLDSA65PrivateKey
-    ) -> None:
-        self._elliptic = elliptic
-        self._lattice = lattice
-        #: The public key: secp256k1 (65 bytes), then ML-DSA-65 (1952 bytes).
-        self.public: Final = (
+    def __init__(self, elliptic: ec.EllipticCurvePrivateKey, lattice: Lattice) -> None:
+        super().__init__(
             _point(elliptic.public_key()) + lattice.public_key().public_bytes_raw()
         )
+        self._elliptic = elliptic
+        self._lattice: Lattice = lattice
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {key_label(self.public)}>"
+    def secret(self) -> bytes:
+        """The private scalar and the seed: 64 bytes to sign, 96 to open."""
+        return _scalar(self._elliptic) + self._lattice.private_bytes_raw()
+
+
+class WalytisSignKey(_PrivateKey[MLDSA65PrivateKey]):
+    """A secp256k1 and an ML-DSA-65 private key, used together."""
+
+    __slots__ = ()
 
     def sign(self, message: bytes) -> bytes:
         """Sign with both keys; 1 to 2 ms. ML-DSA is hedged: no two signatures are equal."""
@@ -153,28 +158,11 @@ class WalytisSignKey:
         with GUARD:
             return _elliptic(self._elliptic.sign(bound, _ECDSA)) + self._lattice.sign(bound)
 
-    def secret(self) -> bytes:
-        """The private scalar and the seed, 64 bytes."""
-        return _scalar(self._elliptic) + self._lattice.private_bytes_raw()
 
-
-class WalytisSealKey:
+class WalytisSealKey(_PrivateKey[MLKEM768PrivateKey]):
     """A secp256k1 and an ML-KEM-768 private key, both of which are needed to open."""
 
-    __slots__ = ("_elliptic", "_lattice", "public")
-
-    def __init__(
-        self, elliptic: ec.EllipticCurvePrivateKey, lattice: MLKEM768PrivateKey
-    ) -> None:
-        self._elliptic = elliptic
-        self._lattice = lattice
-        #: The public key: secp256k1 (65 bytes), then ML-KEM-768 (1184 bytes).
-        self.public: Final = (
-            _point(elliptic.public_key()) + lattice.public_key().public_bytes_raw()
-        )
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {key_label(self.public)}>"
+    __slots__ = ()
 
     def open(self, sealed: bytes, info: bytes) -> bytes:
         """Open what was sealed to this key with the same info. Raises CipherError."""
@@ -188,21 +176,13 @@ class WalytisSealKey:
             inner = _layer(secret, b"elliptic", self.public, ephemeral, info)
             return inner.decrypt(_NONCE, inside, None)
 
-    def secret(self) -> bytes:
-        """The private scalar and the ML-KEM seed, 96 bytes."""
-        return _scalar(self._elliptic) + self._lattice.private_bytes_raw()
 
-
-class Walytis1:
+class Walytis1(Suite):
     """The suite `walytis-1`. Stateless; safe to use from many threads."""
 
-    name: Final = NAME
+    name = NAME
     key_types: Final = ("EC-secp256k1", "PQ-ML-KEM-768-ML-DSA-65")
-    aead_key_size = 32
-    aead_nonce_size = 12
-
-    def __repr__(self) -> str:
-        return f"<suite {NAME}>"
+    _foreign_aead = AESGCM
 
     def new_sign_key(self) -> SignKey:
         """A fresh signing key."""
@@ -263,8 +243,3 @@ class Walytis1:
             secret, capsule = lattice.encapsulate()
             outer = _layer(secret, b"lattice", public, capsule, info)
             return capsule + outer.encrypt(_NONCE, inside, None)
-
-    def aead(self, key: bytes) -> Aead:
-        """AES-256-GCM under a key of 32 bytes. Raises CipherError for another size."""
-        check_size(key, self.aead_key_size)
-        return GuardedAead(AESGCM(key))
