@@ -44,7 +44,7 @@ async def test_a_home_is_protected_backed_up_exported_and_moved(tmp_path: Path) 
     for path in (first, second, way):
         path.write_text(f"the {path.name} passphrase\n")
     at: tuple[str, ...] = ("--home", str(home))
-    assert "give it in a file" in failed(*at, "passphrase")
+    assert "with --new-passphrase-file" in failed(*at, "passphrase")
     assert done(*at, "passphrase", "--new-passphrase-file", str(first))["passphrase"] is True
     assert "protected by a passphrase" in failed(*at, "backup", str(tmp_path / "backup"))
     at = (*at, "--passphrase-file", str(first))

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 import walyoff
-from walyoff.errors import LocalProtocolError
+from walyoff.errors import ChildError, LocalProtocolError
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -30,10 +30,20 @@ async def test_devices_at_other_addresses_meet_and_keep_them(tmp_path: Path) -> 
             assert {address.partition(":")[0] for address in before} == {"ipfs", "tcp"}
             assert all("/ip4/127.0.0.3/" in address for address in b.addresses)
         both = ["ipfs", "tcp"]
-        async with walyoff.open_device(alice, transports=both) as a:
+        with pytest.raises(LocalProtocolError, match="cannot listen at 203"):
+            async with walyoff.open_device(alice, transports=both, listen=["203.0.113.1"]):
+                pytest.fail("it opened")
+        # What could not be was not kept; and the command line says () where nothing was said.
+        async with walyoff.open_device(alice, transports=both, listen=()) as a:
             assert a.addresses == before
+        # The machine has lost the address, as one that was carried elsewhere.
+        config = alice / "ipfs" / "config"
+        config.write_text(config.read_text().replace("/ip4/127.0.0.2/", "/ip4/203.0.113.1/"))
+        with pytest.raises(ChildError, match=r"no address 203\.0\.113\.1 any more: .*--listen"):
+            async with walyoff.open_device(alice, transports=both):
+                pytest.fail("it opened")
         async with walyoff.open_device(alice, listen=["127.0.0.2"], transports=both) as a:
-            assert a.addresses == before
+            assert all("127.0.0.2" in address for address in a.addresses)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

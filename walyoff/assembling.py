@@ -23,6 +23,7 @@ from walyoff.importing import Importing
 from walyoff.incarnations import check_current
 from walyoff.runtime import REAL, Runtime
 from walyoff.sealing import Sealing, all_sealed, load_sealing
+from walyoff.sockets import own_addresses
 from walyoff.tasks import background_tasks
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ async def assembled(
     process: ChildProcess | None,
 ) -> AsyncIterator[Device]:
     """The device of a home, as `open_device` says; `process` is its child, if it has one."""
+    # What cannot be is not kept for later starts.
+    told = own_addresses(listen or ())
     plugins.suite(suite)
     if not isinstance(transports, Mapping):
         transports = {name: plugins.transport_factory(name) for name in transports}
@@ -63,7 +66,7 @@ async def assembled(
         base = await stack.enter_async_context(
             platform(path)
             if platform
-            else _walytis_platform(path, listen=listen, sealing=sealing, process=process)
+            else _walytis_platform(path, listen=told, sealing=sealing, process=process)
         )
         run_dir = _make_run_dir(path)
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
@@ -78,7 +81,7 @@ async def assembled(
                 run_dir=run_dir / name,
                 ipfs=base.ipfs,
                 sealer=sealing,
-                listen=None if listen is None else tuple(listen),
+                listen=told or None,
             )
             host.run_dir.mkdir(mode=0o700)
             opened[name] = await stack.enter_async_context(factory(host))

@@ -59,6 +59,7 @@ async def open_device(
             member says so.
         StoreError: the passphrase is wrong, or the home cannot be used.
         UnknownSuiteError: the suite is not installed.
+        LocalProtocolError: one of `listen` is no IP address of this machine.
         WalyoffError: a transport is not installed or cannot be opened.
     """
     path = Path(home)

@@ -9,9 +9,10 @@ small message.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import anyio
@@ -19,6 +20,7 @@ from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from walyoff.abc import StreamAttribute
+from walyoff.errors import LocalProtocolError
 
 #: Reads and writes that are done at once without letting others run; then a checkpoint.
 MAX_TURNS = 16
@@ -216,6 +218,32 @@ def _tcp_stream(sock: socket.socket, source: str | None = None) -> SocketStream:
     # Small frames leave at once: sessions gather what belongs together by themselves.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return SocketStream(sock, source=source)
+
+
+def own_addresses(names: Iterable[str]) -> tuple[str, ...]:
+    """IP addresses of this machine, as a person gave them.
+
+    Raises:
+        LocalProtocolError: one is no IP address, or another machine's.
+    """
+    found = []
+    for name in names:
+        try:
+            host = str(ipaddress.ip_address(name))
+        except ValueError:
+            raise LocalProtocolError(
+                f"{name!r} is no IP address to listen on: try 127.0.0.1, or 0.0.0.0 for all"
+            ) from None
+        try:
+            with socket.socket(address_family(host)) as probe:
+                probe.bind((host, 0))
+        except OSError as error:
+            raise LocalProtocolError(
+                f"this machine cannot listen at {host} ({error.strerror}): name an address "
+                "that it has, or 0.0.0.0 for all"
+            ) from None
+        found.append(host)
+    return tuple(found)
 
 
 def address_family(host: str) -> socket.AddressFamily:

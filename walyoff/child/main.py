@@ -33,6 +33,7 @@ from walyoff.child.hidden_key import hide_key, runnable
 from walyoff.child.kubo import Kubo, KuboError
 from walyoff.child.pubsub import PubsubHub, Subscription
 from walyoff.child.server import Gate, Server, end_hung
+from walyoff.errors import StoreError
 from walyoff.sealing import Sealing
 
 _log = logging.getLogger("walyoff.child")
@@ -145,8 +146,12 @@ def start_kubo(
     try:
         kubo.start(runnable(path, links, sealing))
     except KuboError:
-        # Most likely the port was taken meanwhile. Peers learn the new one from us.
         config = repo.read_config(path)
+        if host := repo.lost_host(config):
+            raise KuboError(
+                f"this machine has no address {host} any more: name another with --listen"
+            ) from None
+        # Most likely the port was taken meanwhile. Peers learn the new one from us.
         if not repo.forget_ports(path):
             raise
         _log.warning("Kubo did not start on its old port, trying any port")
@@ -235,6 +240,17 @@ def main(fd: int, home: Path, parent: int) -> None:
         format="%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s",
     )
     server = Server(connection, Gate(UPSTREAM_PREFIXES))
+    try:
+        _serve(server, connection, home, parent, output)
+    except (KuboError, StoreError) as error:
+        # The person who waits for the device reads this, and nobody reads the log.
+        server.refuse(str(error))
+        raise
+
+
+def _serve(
+    server: Server, connection: socket.socket, home: Path, parent: int, output: OutputLog
+) -> None:
     kubo = Kubo()
     hub = PubsubHub(kubo)
     #: The sealing, when the home is this process's and the node runs.

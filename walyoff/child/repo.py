@@ -13,6 +13,7 @@ import base64
 import ipaddress
 import json
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,18 @@ def forget_ports(repo: Path) -> bool:
     config["Addresses"]["Swarm"] = freed
     write_config(repo, config)
     return True
+
+
+def lost_host(config: dict[str, Any]) -> str | None:
+    """The first host to listen at that this machine has not, or not any more."""
+    for address in _old_listen(config) or ():
+        host = address.split("/")[2]
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                probe.bind((host, 0))
+        except OSError:
+            return host
+    return None
 
 
 def read_config(repo: Path) -> dict[str, Any]:

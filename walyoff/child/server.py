@@ -150,6 +150,11 @@ class Server:
         for target in (self._read, self._watch_deadlines):
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
+    def refuse(self, reason: str) -> None:
+        """Say hello, and with it why nothing can be served. The caller ends the process."""
+        if self._greeted or self.greet() is not None:
+            self._send(Hello(version=VERSION, info={"failure": reason}))
+
     def open_gate(self, failure: str | None = None) -> None:
         """Let the held requests pass, or refuse them all for a reason."""
         with self._lock:

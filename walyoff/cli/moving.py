@@ -34,13 +34,15 @@ _file_passphrase = click.option(
 )
 
 
-def _ask(path: Path | None, what: str, *, twice: bool) -> str:
+def _ask(path: Path | None, what: str, option: str, *, twice: bool) -> str:
     """A passphrase from a file, or from a person. Raises Failure."""
     if path is not None:
         return read_passphrase(path) or ""
     if not sys.stdin.isatty():
-        raise Failure(f"there is nobody to ask for {what}: give it in a file")
-    return str(click.prompt(what, hide_input=True, confirmation_prompt=twice, err=True))
+        raise Failure(f"there is no terminal to ask at: give the {what} with {option}")
+    return str(
+        click.prompt(what.capitalize(), hide_input=True, confirmation_prompt=twice, err=True)
+    )
 
 
 def _home_passphrase(settings: Settings) -> str | None:
@@ -85,7 +87,11 @@ def passphrase(settings: Settings, new_passphrase_file: Path | None, remove: boo
     from walyoff.moving.homes import change_passphrase  # noqa: PLC0415  (heavy)
 
     old = _home_passphrase(settings)
-    new = None if remove else _ask(new_passphrase_file, "New passphrase", twice=True)
+    new = (
+        None
+        if remove
+        else _ask(new_passphrase_file, "new passphrase", "--new-passphrase-file", twice=True)
+    )
     work = partial(change_passphrase, settings.home.expanduser(), old, new)
     done = "removed" if remove else "set"
     _do(settings, "wrapping the key", work, f"the passphrase is {done}", passphrase=not remove)
@@ -130,7 +136,9 @@ def export(
         homes.export_device,
         home,
         file,
-        file_passphrase=_ask(file_passphrase_file, "Passphrase of the file", twice=True),
+        file_passphrase=_ask(
+            file_passphrase_file, "passphrase of the file", "--file-passphrase-file", twice=True
+        ),
         passphrase=secret,
         with_log=with_log,
         **options,
@@ -162,7 +170,12 @@ def import_(
         import_device,
         file,
         settings.home.expanduser(),
-        file_passphrase=_ask(file_passphrase_file, "Passphrase of the file", twice=False),
+        file_passphrase=_ask(
+            file_passphrase_file,
+            "passphrase of the file",
+            "--file-passphrase-file",
+            twice=False,
+        ),
         passphrase=_home_passphrase(settings),
         alone=alone,
     )

@@ -113,7 +113,7 @@ def decode(data: bytes, passphrase: str | None, path: Path) -> bytes:
         return data[-KEY_SIZE:]
     if data.startswith(_MAGIC) and kind == _PASSPHRASE and len(data) == _WRAPPED_SIZE:
         if passphrase is None:
-            raise StoreError(f"{_place(path)} is protected by a passphrase: give it")
+            raise StoreError(f"{_place(path)} is protected by a passphrase, and none was given")
         head, wrapped = data[:_WRAPPED_AT], data[_WRAPPED_AT:]
         opslimit, memlimit, salt = _PARAMETERS.unpack_from(data, len(_MAGIC) + 1)
         if opslimit > _MAX_OPSLIMIT or memlimit > _MAX_MEMLIMIT:

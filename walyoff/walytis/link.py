@@ -103,11 +103,16 @@ class Link:
                     # Nothing can follow the hello before we asked for anything, except
                     # events, which nobody waits for yet.
                     for message in self._frames.feed(data):
-                        return check_hello(message)
+                        hello = check_hello(message)
+                        if failure := hello.info.get("failure"):
+                            raise ChildError(str(failure))
+                        return hello
         except TimeoutError as error:
             raise ChildError(f"the child was not ready after {HELLO_TIME:g} s") from error
         except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
-            raise ChildError("the child ended while it started; see child.log") from error
+            raise ChildError(
+                "the child ended while it started; see child/child.log in the home"
+            ) from error
         except RemoteProtocolError as error:
             raise ChildError(str(error)) from error
 
