@@ -1,8 +1,9 @@
 """One poller for all pubsub subscriptions of the child.
 
 Kubo has no blocking receive, so messages are asked for: the longer it has been quiet the more
-rarely, every millisecond while messages flow, four times a second after five quiet seconds.
-Each look wakes Go's scheduler, which then looks about for itself some fifty times. A native
+rarely, every millisecond while messages flow, four times a second after 2.5 quiet seconds.
+Each look wakes Go's scheduler, which then looks about for itself some ten times, or fifty if it
+has more than one processor (see `walyoff.walytis.spawning`). A native
 queue holds 32 messages and drops the rest in silence: what is read here is handed on at once
 and never waits for a slow consumer.
 """
@@ -20,14 +21,21 @@ from walyoff.errors import WalyoffError
 _log = logging.getLogger(__name__)
 
 #: Seconds between looks: this part of how long it has been quiet, within these bounds. So a
-#: message that comes after a silence waits for a fortieth of it in the mean.
-QUIET_PART = 0.05
+#: message that comes after a silence waits for a twentieth of it in the mean. A quiet device
+#: hears presences and leaves every few seconds, each of which begins this anew: half of this
+#: part is twice the looks.
+QUIET_PART = 0.1
 SHORTEST = 0.001
 LONGEST = 0.25
 #: Messages taken from one subscription before the next has its turn.
 MAX_BURST = 256
 
 Callback = Callable[[str, bytes], None]
+
+
+def pause_after(quiet: float) -> float:
+    """Seconds until the next look, after so many seconds without a message."""
+    return min(max(quiet * QUIET_PART, SHORTEST), LONGEST)
 
 
 class Subscription:
@@ -120,7 +128,7 @@ class PubsubHub:
             now = time.monotonic()
             if found:
                 self._last = now
-            interval = min(max((now - self._last) * QUIET_PART, SHORTEST), LONGEST)
+            interval = pause_after(now - self._last)
 
     def _round(self) -> bool:
         with self._lock:

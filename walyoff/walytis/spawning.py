@@ -40,6 +40,9 @@ def child_environment(home: Path) -> dict[str, str]:
     return kept | {
         # Without this a taken port is shared in silence, and peers reach the wrong node.
         "LIBP2P_TCP_REUSEPORT": "false",
+        # A processor that is left by a call from outside, as each look at pubsub is, keeps Go's
+        # monitor awake for 10 ms if another one is idle. One is enough for what a node carries.
+        "GOMAXPROCS": "1",
         "IPFS_TK_MODE": "EMBEDDED",
         "IPFS_REPO_DIR": str(home / "ipfs"),
         "WALYTIS_BETA_DATA_DIR": str(home / "walytis"),
