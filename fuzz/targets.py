@@ -60,7 +60,8 @@ from walyoff.moving import archive
 from walyoff.sealing import Sealing
 from walyoff.session import flights
 from walyoff.stores import keyfile
-from walyoff.walytis.identity import decode_grant
+from walyoff.walytis import newer
+from walyoff.walytis.identity import DID_PREFIX, decode_grant
 
 Target = Callable[[bytes], None]
 
@@ -177,6 +178,16 @@ def _unused(data: bytes) -> None:
 
 def _grant(data: bytes) -> None:
     decode_grant(data)
+
+
+def _chain_files(data: bytes) -> None:
+    """Files of several chains, and the names by which others are asked for newer ones."""
+    good = newer.unpack_good((data, b"junk", newer.pack_files({"c": [data]})[0]))
+    assert newer.unpack_good(newer.pack_files(good)) == good
+    name_blocks = newer.name_blocks({DID_PREFIX + "c": [data] * 3})
+    assert name_blocks[-1] == "c/c"
+    assert set(newer.by_chain(name_blocks)) == {"c"}
+    newer.unpack_files((data,))
 
 
 def _segments(data: bytes) -> None:
@@ -354,6 +365,7 @@ TARGETS: dict[str, Target] = {
     "issued": _issued,
     "family": _family,
     "grant": _grant,
+    "chain-files": _chain_files,
     "guests": _guests,
     "unused": _unused,
     "segments": _segments,

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import anyio
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from tests import waiting
 from walyoff import Channel, Device, open_device
 from walyoff.errors import InvitationError, LocalProtocolError, NotAMemberError
+from walyoff.joining import request_join
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +80,19 @@ async def chatter(channel: Channel, sent: list[bytes], scope: anyio.CancelScope)
             await anyio.sleep(1.0)
 
 
+async def old_chains(device: Device, did: str) -> Any:
+    """While it is entered, a device shows an identity's chains as they are now."""
+    files, family = (
+        await device.platform.device_files(did),
+        await device.platform.family_files(did),
+    )
+    return mock.patch.multiple(
+        device.platform,
+        device_files=mock.AsyncMock(return_value=files),
+        family_files=mock.AsyncMock(return_value=family),
+    )
+
+
 async def test_people_with_devices_in_groups_of_groups(tmp_path: Path) -> None:
     async with anyio.create_task_group() as tasks, house(tmp_path) as h:
         # One person with three devices, who is the first member of a group.
@@ -131,6 +147,7 @@ async def test_people_with_devices_in_groups_of_groups(tmp_path: Path) -> None:
         # A device that is removed from a person gets nothing more, of any of the groups.
         lost = [h.channel("bob1", name) for name in ("bob", "club", "union")]
         others = [name for name in names if name != "bob1"]
+        was = await old_chains(h.devices["bob1"], bob.did)
         await bob.remove(lost[0].me)
         counted = len(sent)
         for name in ("club", "union"):
@@ -152,3 +169,11 @@ async def test_people_with_devices_in_groups_of_groups(tmp_path: Path) -> None:
         for other in others:
             await reads(h.channel(other, "club"), *sent)
         calm.cancel()
+
+        # Nor does it get in elsewhere by the person's chain as it was, if a member knows it.
+        band = await (await h.device("dave0")).create_channel("band")
+        await h.devices["carol0"].join(await band.invite(), identity=carol)
+        await band.wait_peer()
+        with was, pytest.raises(InvitationError, match="replaced"):
+            await request_join(h.devices["bob1"], await band.invite(), identity=bob.did)
+        assert band.voices() == [band.me, carol.did]

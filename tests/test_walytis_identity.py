@@ -194,6 +194,43 @@ async def test_nobody_joins_by_keys_that_were_replaced(tmp_path: Path) -> None:
         assert await mine.verify(did_2, b"me", after) == 2
 
 
+async def test_members_know_newer_ends_of_chains_that_somebody_shows(tmp_path: Path) -> None:
+    """Who joins shows its chain as it was; the inviter knows nothing of it, a member does."""
+    async with children(tmp_path, "a", "b") as (a, b):
+        did_1, _ = await WalytisIdentity.create_device_did(a)
+        mine = await WalytisIdentity.create(a, did_1)
+        did_2, _ = await WalytisIdentity.create_device_did(b)
+        person = await WalytisIdentity.create(b, did_2)
+        old = await WalytisIdentity.export_did(b, person.did)
+        before = await b.call("did.sign", {"did": person.did, "data": b"me"})
+        family = {did_2: await WalytisIdentity.export_did(b, did_2)}
+        await person.renew_keys()
+        names = await mine.shown(person.did, old, family)
+        shown = {name.partition("/")[0] for name in names}
+        assert shown == {did.rpartition(":")[2] for did in (person.did, did_2)}
+        newer = await person.newer(names, 1 << 20)
+        assert len(newer) == 1
+        # Only of chains of identities, and so much at most.
+        assert await person.newer([f"{person.segment}/x", "junk", "/"], 1 << 20) == []
+        assert len(await person.newer([name.split("/")[0] + "/x" for name in names], 1)) == 1
+        chain = person.did.rpartition(":")[2]
+        held_before = held(tmp_path / "a")
+        spoilt = [b"", pack([chain, b"junk"]), pack(["x", old[0]]), pack([chain, old[0][:-1]])]
+        for given in (newer, [*spoilt, *newer]):
+            with pytest.raises(LocalProtocolError, match="replaced"):
+                await mine.add_member(
+                    person.did, old, family=family, proof=(b"me", before), newer=given
+                )
+        assert held(tmp_path / "a") == held_before
+        # What does not hold keeps nobody out.
+        after = await b.call("did.sign", {"did": person.did, "data": b"me"})
+        await mine.add_member(
+            person.did, old, family=family, proof=(b"me", after), newer=[*spoilt, *newer]
+        )
+        assert mine.membership.direct == (did_1, person.did)
+        assert {m.did for m in mine.membership.current()} == {did_1, did_2}
+
+
 async def test_a_persons_other_device_knows_that_new_keys_are_to_be_shown(
     tmp_path: Path,
 ) -> None:

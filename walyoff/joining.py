@@ -342,7 +342,7 @@ async def _decide(
     if problem:
         log.info("a join was refused: %s", problem)
         return frames.JoinRefused(problem)
-    identity = channel.foundation.identity
+    identity, newcomers = channel.foundation.identity, channel.engine.newcomers
     certificate = session.peer.certificate
     try:
         await identity.add_member(
@@ -352,6 +352,8 @@ async def _decide(
             purpose=issued.purpose,
             # Anybody can show another one's chain: only its keys make it a member.
             proof=(certificate.body(), session.peer.signature),
+            # Or its own as it was.
+            newer=await newcomers.ask(request.did, request.files, family),
         )
     except RemoteProtocolError as error:
         log.warning("a join was refused: %s", error)

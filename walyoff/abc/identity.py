@@ -139,18 +139,36 @@ class Identity(Protocol):
         family: Mapping[str, Sequence[bytes]] | None = None,
         purpose: str = "any",
         proof: tuple[bytes, bytes] | None = None,
+        newer: Sequence[bytes] = (),
     ) -> None:
         """Make a DID a member, given the block files of its own chain. Idempotent.
 
         An identity becomes one with the chains of those below it, by DID. With a purpose only
         a "device" or only an "identity" does. A proof is a text and the signature of the DID's
-        control keys over it, which is checked before anything is written.
+        control keys over it, which is checked before anything is written. `newer` are files
+        that other members hold of these chains (see `newer`); each proves itself, and what
+        does not hold is dropped.
 
         Raises:
             RemoteProtocolError: the chain is another's, its keys are in doubt, or the proof
                 does not hold.
             LocalProtocolError: it would stand under itself, or too deep, or is of the other
-                kind.
+                kind, or its control keys were replaced.
+        """
+
+    async def shown(
+        self, did: str, chain: Sequence[bytes], family: Mapping[str, Sequence[bytes]]
+    ) -> Sequence[str]:
+        """The names of the blocks of a DID's chain and of those below it.
+
+        At most as many as `walyoff.frames.MAX_REFS`. Raises RemoteProtocolError.
+        """
+
+    async def newer(self, names: Sequence[str], limit: int) -> list[bytes]:
+        """Block files that are held here of the chains of these blocks, beyond them.
+
+        About so many bytes at most, parents first, of chains of identities and their members,
+        whichever of this device's identities they belong to. Names may be of anything.
         """
 
     async def remove_member(self, did: str) -> None:

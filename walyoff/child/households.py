@@ -215,6 +215,28 @@ class Households:
             found = self.family(group, pin)
         return found
 
+    def take_newer(self, did: str, pin: bytes, files: Mapping[str, Sequence[bytes]]) -> None:
+        """Keep what others hold of the chains of a family, as far as it counts there."""
+        if not files:
+            return
+        for kin, kin_pin in {did: pin, **self.family(did, pin).pins}.items():
+            if kin in files and kin_pin and self.holds(kin):
+                self._take_one(kin, kin_pin, files[kin])
+
+    def newer(self, known: Mapping[str, Sequence[str]], limit: int) -> dict[str, list[bytes]]:
+        """Block files beyond known blocks, of chains of the identities that are open here.
+
+        About so many bytes at most.
+        """
+        found: dict[str, list[bytes]] = {}
+        for did, refs in known.items():
+            if limit > 0 and refs and self.concerned(did) and self.holds(did):
+                files, _ = self._chains.export(chain_of(did), list(refs), limit)
+                limit -= sum(map(len, files))
+                if files:
+                    found[did] = files
+        return found
+
     def _take_one(self, did: str, pin: bytes, files: Sequence[bytes]) -> None:
         chain = chain_of(did)
         if pin:

@@ -104,6 +104,7 @@ class Identities:
             "did.create": self.create_did,
             "did.export": lambda did: {"files": self._chains.export(chain_of(did))[0]},
             "did.family": self.export_family,
+            "did.newer": self._households.newer,
             # Answered once this is there: files in clear were sealed before.
             "did.sealed": lambda: True,
             "did.sign": self._keyring_sign,
@@ -166,11 +167,13 @@ class Identities:
         family: dict[str, Sequence[bytes]] | None = None,
         purpose: str = "any",
         proof: Sequence[bytes] | None = None,
+        newer: dict[str, Sequence[bytes]] | None = None,
     ) -> None:
         """Make a DID a member, given its chain; nothing happens if it is one.
 
         An identity's chain comes with those below it. A proof is a text and the DID's
-        signature over it.
+        signature over it. What others hold of these chains besides is taken as far as it
+        holds.
 
         Raises:
             RemoteProtocolError: the chain is not that DID's, its first keys are in doubt, or
@@ -191,6 +194,7 @@ class Identities:
                 )
             member_pin = pin_of(reading.keys[0])
             self._households.take(member_did, member_pin, family or {})
+            self._households.take_newer(member_did, member_pin, newer or {})
             # Whose acts count on its chain is told by theirs.
             reading = self._read(member_did, member_pin)
             signed = len(reading.keys) if proof is None else self._signed(reading, *proof)

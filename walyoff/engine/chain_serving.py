@@ -1,7 +1,8 @@
 """How one link keeps the channel's chains equal on both sides.
 
 Decided here: when tips are named and compared, and that what a peer brings is asked for until
-it brings no more. What a block must prove is decided by the chains.
+it brings no more. What a block must prove is decided by the chains. Other chains are those of
+somebody who asks to join (`newcomers`).
 """
 
 from __future__ import annotations
@@ -124,10 +125,14 @@ class ChainServer:
             case frames.ChainHave(name, leaves, _):
                 self._leaves[name] = leaves
                 await self._compare(name)
-            case frames.ChainWant(name, known):
+            case frames.ChainWant(name, known) if name in self._chains:
                 await self._send(name, list(known))
-            case frames.ChainFiles(name, files, last):
+            case frames.ChainFiles(name, files, last) if name in self._chains:
                 await self._take(name, list(files), last)
+            case frames.ChainWant():
+                await self._engine.newcomers.answer(self._state, question)
+            case frames.ChainFiles():
+                self._engine.newcomers.take(self._state, question)
 
     async def _compare(self, name: str) -> None:
         """Ask for what the other side has and this one lacks."""
@@ -139,9 +144,7 @@ class ChainServer:
             self._state.send(frames.ChainWant(name, tuple(own[: frames.MAX_REFS])))
 
     async def _take(self, name: str, files: list[bytes], last: bool) -> None:
-        chain = self._chains.get(name)
-        if chain is None:
-            return
+        chain = self._chains[name]
         if files:
             self._brought[name] += await chain.take(files)
         # What came may name more, or have grown meanwhile: ask on as long as it brings any.
@@ -151,18 +154,17 @@ class ChainServer:
             await self._compare(name)
 
     async def _send(self, name: str, known: list[str]) -> None:
-        chain = self._chains.get(name)
-        if chain is None:
-            return
+        chain = self._chains[name]
         async with aclosing(chain.export(known)) as pieces:
             async for files in pieces:
-                for part in _frames_of(files):
+                for part in frames_of(files):
                     self._state.send(frames.ChainFiles(name, part, False))
                     await self._session.drained(ANSWER_BACKLOG)
         self._state.send(frames.ChainFiles(name, (), True))
 
 
-def _frames_of(files: list[bytes]) -> Iterator[tuple[bytes, ...]]:
+def frames_of(files: list[bytes]) -> Iterator[tuple[bytes, ...]]:
+    """Block files, as many as fit into each frame."""
     part: list[bytes] = []
     size = 0
     for file in files:

@@ -40,6 +40,7 @@ from walyoff.engine.forgetting import Forgetting
 from walyoff.engine.forks import Forks
 from walyoff.engine.inbox import Inbox
 from walyoff.engine.link import LinkState
+from walyoff.engine.newcomers import Newcomers
 from walyoff.engine.outbox import Outbox
 from walyoff.engine.policy import AttachmentPolicy
 from walyoff.engine.recent import Recent
@@ -99,6 +100,7 @@ class Engine:
             self, epochs, lambda: on_epochs(list(self.rotation.epochs.values()))
         )
         self.control_keys = ControlKeys(self)
+        self.newcomers = Newcomers(self)
         #: Called when somebody has to be left out at once.
         self.on_membership: Callable[[], None] = lambda: None
         self.top = 0

@@ -47,16 +47,8 @@ class SimGovernance:
         held = self._world.control_keys
         return held.setdefault((self._member_did, self._did), {FIRST_KEYS})
 
-    def _keys_of(self, actor: str | None) -> tuple[bytes, bool]:
-        """The newest keys here of whom this device acts for; whether the chain has no newer."""
-        chain = self._world.held(self._device, f"{actor}/identity")
-        if chain is None or actor is None:
-            # A device's own chain is not simulated.
-            return FIRST_KEYS, True
-        named = _named_by(chain)
-        held = self._world.control_keys.get((self._member_did, actor), {FIRST_KEYS})
-        newest = next(key for key in reversed(named) if key in held)
-        return newest, newest == named[-1]
+    def _keys_of(self, actor: str) -> tuple[bytes, bool]:
+        return newest_keys(self._world, self._device, self._member_did, actor)
 
     def govern(self, members: Sequence[Member]) -> Governance:
         """What the chain says of rules and keys."""
@@ -66,7 +58,7 @@ class SimGovernance:
         renewed = max((at for at, act in enumerate(acts) if act == "renew"), default=-1)
         actor = next((m.voice for m in members if m.did == self._member_did), None)
         shown = {(by, own) for act, about in read if act == "renew" for _, by, own in [about]}
-        own, has_newest = self._keys_of(actor)
+        own, has_newest = self._keys_of(actor or "")
         return Governance(
             actor=actor,
             newest_key=newest,
@@ -88,7 +80,7 @@ class SimGovernance:
         new = self._world.random.randbytes(32)
         self._held().add(new)
         actor = self.membership.governance.actor
-        self._chain.append(pack(["renew", [new, actor, self._keys_of(actor)[0]]]))
+        self._chain.append(pack(["renew", [new, actor, self._keys_of(actor or "")[0]]]))
 
     async def give_keys(self, wanted: Sequence[bytes]) -> bytes:
         """See `walyoff.abc.Identity`."""
@@ -108,6 +100,35 @@ class SimGovernance:
         # News for the groups above it too.
         self._world.grew(self._device, f"{self._did}/identity")
         return len(new)
+
+
+def newest_keys(world: SimWorld, device: str, member: str, did: str) -> tuple[bytes, bool]:
+    """The newest control keys of an identity on a device; whether the chain names no newer."""
+    chain = world.held(device, f"{did}/identity")
+    if chain is None:
+        # A device's own chain is not simulated.
+        return FIRST_KEYS, True
+    named = _named_by(chain)
+    held = world.control_keys.get((member, did), {FIRST_KEYS})
+    newest = next(key for key in reversed(named) if key in held)
+    return newest, newest == named[-1]
+
+
+def generation_of(keys: bytes) -> int | None:
+    """What a signature under an identity's control keys is made with; None for the first."""
+    return None if keys == FIRST_KEYS else int.from_bytes(keys)
+
+
+def check_proof(world: SimWorld, device: str, did: str, text: bytes, signature: bytes) -> None:
+    """Raise unless the newest control keys of who joins signed, as a device knows them."""
+    chain = world.held(device, f"{did}/identity")
+    named = [FIRST_KEYS] if chain is None else _named_by(chain)
+    for keys in named:
+        if world.sign(did, text, generation_of(keys)) == signature:
+            if keys != named[-1]:
+                raise LocalProtocolError("who joins has control keys that were replaced")
+            return
+    raise RemoteProtocolError("the signature does not hold", reason="wrong-signature")
 
 
 def _named_by(chain: SimChain) -> list[bytes]:

@@ -23,6 +23,8 @@ from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
 if TYPE_CHECKING:
     from walyoff.testing.world import SimWorld
 
+#: How the DIDs of identities begin; those of devices are their names.
+GROUP = "did:sim:group-"
 PIN = bytes(32)
 
 
@@ -139,6 +141,21 @@ class SimFamily:
         if member == self._did or self._did in below:
             raise LocalProtocolError("identities must not control themselves in a circle")
 
+    def shown(self, chains: Mapping[str, Sequence[bytes]]) -> list[str]:
+        """The names of the blocks in files of chains, by DID."""
+        return [
+            f"{did}/{unpack(file, MAX_FILE)[0]}"
+            for did, files in chains.items()
+            if did.startswith(GROUP)
+            for file in files
+        ]
+
+    def newer(self, names: Sequence[str]) -> list[bytes]:
+        """What this device holds of chains of these blocks, beyond them."""
+        dids = dict.fromkeys(name.partition("/")[0] for name in names)
+        held = {did: chain for did in dids if (chain := self.chain(did)) is not None}
+        return _missing(held, names)
+
     # ------------------------------------------------------------------ as a chain
 
     def _held(self) -> dict[str, SimChain]:
@@ -160,9 +177,7 @@ class SimFamily:
     async def export(self, known: Sequence[str]) -> AsyncGenerator[list[bytes], None]:
         """See `walyoff.engine.chain_serving.Chain`."""
         await anyio.lowlevel.checkpoint()
-        for did, chain in self._held().items():
-            refs = [name.partition("/")[2] for name in known if name.startswith(f"{did}/")]
-            yield [pack([did, file]) for file in chain.missing(refs)]
+        yield _missing(self._held(), known)
 
     async def take(self, files: Sequence[bytes]) -> int:
         """See `walyoff.engine.chain_serving.Chain`."""
@@ -174,6 +189,14 @@ class SimFamily:
         if any(not did.startswith("did:sim:") for did in by_did):
             raise RemoteProtocolError("not a DID of this world")
         return await self.take_all(by_did)
+
+
+def _missing(chains: Mapping[str, SimChain], known: Sequence[str]) -> list[bytes]:
+    return [
+        pack([did, file])
+        for did, chain in chains.items()
+        for file in chain.missing([n.removeprefix(f"{did}/") for n in known])
+    ]
 
 
 __all__ = ["SimFamily", "SimMember", "read_chain"]

@@ -7,7 +7,7 @@ a member of what is decided in `walyoff.testing.kin`; rules and keys, in `govern
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,15 +18,17 @@ from walyoff.abc import IpfsNode, Membership
 from walyoff.errors import LocalProtocolError, NotAMemberError, RemoteProtocolError
 from walyoff.platform import Foundation
 from walyoff.testing.chains import SimChain, SimLedger
-from walyoff.testing.governing import SimGovernance
-from walyoff.testing.kin import SimFamily
+from walyoff.testing.governing import (
+    SimGovernance,
+    check_proof,
+    generation_of,
+    newest_keys,
+)
+from walyoff.testing.kin import GROUP, SimFamily
 from walyoff.wire import expect_array, pack, unpack
 
 if TYPE_CHECKING:
     from walyoff.testing.world import SimWorld
-
-#: How the DIDs of identities begin; those of devices are their names.
-GROUP = "did:sim:group-"
 
 
 class SimIdentity(SimGovernance):
@@ -124,22 +126,39 @@ class SimIdentity(SimGovernance):
         family: Mapping[str, Sequence[bytes]] | None = None,
         purpose: str = "any",
         proof: tuple[bytes, bytes] | None = None,
+        newer: Sequence[bytes] = (),
     ) -> None:
         """See `walyoff.abc.Identity`."""
         await anyio.lowlevel.checkpoint()
-        if proof is not None and self._world.sign(did, proof[0]) != proof[1]:
-            raise RemoteProtocolError("the signature does not hold", reason="wrong-signature")
         if did.startswith(GROUP):
             await self._world.chain(self._device, f"{did}/identity").take(chain)
-            await SimFamily(self._world, self._device, did).take_all(family or {})
+            below = SimFamily(self._world, self._device, did)
+            await below.take_all(family or {})
+            for file in newer:
+                with suppress(RemoteProtocolError):
+                    await below.take((file,))
         elif list(chain) != [did.encode()]:
             raise RemoteProtocolError("not the chain of this DID")
+        if proof is not None:
+            check_proof(self._world, self._device, did, *proof)
         kind = "identity" if did.startswith(GROUP) else "device"
         if purpose not in ("any", kind):
             raise LocalProtocolError(f"what joins is a {kind}: invite it as one")
         self._family.check_new(did)
         if did not in self.membership.direct:
             self._world.chain(self._device, f"{self._did}/identity").append(pack(["join", did]))
+
+    async def shown(
+        self, did: str, chain: Sequence[bytes], family: Mapping[str, Sequence[bytes]]
+    ) -> list[str]:
+        """See `walyoff.abc.Identity`."""
+        await anyio.lowlevel.checkpoint()
+        return self._family.shown({did: chain, **family})
+
+    async def newer(self, names: Sequence[str], limit: int) -> list[bytes]:
+        """See `walyoff.abc.Identity`."""
+        await anyio.lowlevel.checkpoint()
+        return self._family.newer(names)
 
     async def remove_member(self, did: str) -> None:
         """See `walyoff.abc.Identity`."""
@@ -180,7 +199,8 @@ class SimPlatform:
     async def certify(self, did: str, body: bytes) -> bytes:
         """Sign for a DID."""
         await anyio.lowlevel.checkpoint()
-        return self._world.sign(did, body)
+        keys, _ = newest_keys(self._world, self._device, await self.create_device(), did)
+        return self._world.sign(did, body, generation_of(keys))
 
     async def renew_device(self, did: str) -> None:
         """New control keys, which everybody in this world knows of at once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -27,12 +28,14 @@ from walyoff.errors import (
 )
 from walyoff.fanout import Fanout
 from walyoff.tasks import background_tasks
+from walyoff.threads import run_in_thread
 from walyoff.walytis.ledger import (
     FILES_TIME,
     RECONCILE_INTERVAL,
     export_chain,
     import_chain,
 )
+from walyoff.walytis.newer import MAX_ASKED, by_chain, name_blocks, pack_files, unpack_good
 from walyoff.walytis.process import Child
 from walyoff.walytis.register import RegisterLedger
 from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
@@ -309,18 +312,20 @@ class WalytisIdentity(AsyncContextManagerMixin):
         family: Mapping[str, Sequence[bytes]] | None = None,
         purpose: str = "any",
         proof: tuple[bytes, bytes] | None = None,
+        newer: Sequence[bytes] = (),
         pin: bytes | None = None,
     ) -> None:
         """Make a DID a member, given the block files of its own chain. Idempotent.
 
         With a pin the DID's first keys must be those; without, the chain must leave no
         doubt about them. `family` are the chains below an identity, by DID; `proof` is a text
-        and the DID's signature over it.
+        and the DID's signature over it; `newer` see `walyoff.abc.Identity`.
 
         Raises:
             RemoteProtocolError: the chain is malformed, another's, its keys are in doubt, or
                 the proof does not hold.
-            LocalProtocolError: it would stand under itself, or too deep.
+            LocalProtocolError: it would stand under itself, or too deep, or its control keys
+                were replaced.
         """
         args = {
             "did": self._did,
@@ -330,6 +335,7 @@ class WalytisIdentity(AsyncContextManagerMixin):
             "family": {kin: list(files) for kin, files in (family or {}).items()},
             "purpose": purpose,
             "proof": None if proof is None else list(proof),
+            "newer": {f"{DID_PREFIX}{c}": f for c, f in unpack_good(newer).items()},
         }
         await self._child.call("group.add_member", args, timeout=SLOW_CALL)
         await self.refresh()
@@ -363,6 +369,21 @@ class WalytisIdentity(AsyncContextManagerMixin):
         kept = expect_int(await self._child.call("group.take_secrets", args), "number")
         await self.refresh()
         return kept
+
+    async def shown(
+        self, did: str, chain: Sequence[bytes], family: Mapping[str, Sequence[bytes]]
+    ) -> list[str]:
+        """What to ask others with for newer blocks; see `walyoff.abc.Identity`."""
+        return await run_in_thread(name_blocks, {did: chain, **family})
+
+    async def newer(self, names: Sequence[str], limit: int) -> list[bytes]:
+        """What is held here beyond such blocks; see `walyoff.abc.Identity`."""
+        asked = islice(by_chain(names).items(), MAX_ASKED)
+        known = {f"{DID_PREFIX}{chain}": refs for chain, refs in asked}
+        answer = await self._child.call("did.newer", {"known": known, "limit": limit})
+        if not isinstance(answer, dict):
+            raise ChildError("the child's answer is no map")
+        return pack_files({did.removeprefix(DID_PREFIX): f for did, f in answer.items()})
 
     # ------------------------------------------------------------------- hand-over
 

@@ -13,14 +13,12 @@ from walyoff.errors import ChildError, LocalProtocolError
 from walyoff.platform import Foundation, Platform
 from walyoff.sealing import Sealing
 from walyoff.walytis.identity import WalytisIdentity, decode_grant
+from walyoff.walytis.newer import MAX_CHAIN_NAME, by_chain, pack_files, unpack_files
 from walyoff.walytis.process import Child, open_child
 from walyoff.walytis.register import RegisterLedger
 from walyoff.walytis.spawning import ChildProcess
-from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
+from walyoff.wire import expect_bytes, expect_str
 
-#: A block file and its chain's name around it.
-MAX_FILE = 2 * 1024 * 1024
-MAX_CHAIN_NAME = 128
 #: Seconds until the Walytis part of a child answers; normally one.
 SEAL_TIME = 60.0
 #: Seconds for reading or writing an identity of stock software, with all its chains.
@@ -173,7 +171,7 @@ class _LedgerChain:
 class _IdentityChains:
     """The identity's chain and its members' chains, compared as one.
 
-    A leaf is named `chain/block`, a file is `pack([chain, file])`.
+    Leaves are named and files packed as in `walyoff.walytis.newer`.
     """
 
     def __init__(self, identity: WalytisIdentity) -> None:
@@ -188,20 +186,10 @@ class _IdentityChains:
         return own if set(theirs) - set(own) else None
 
     async def export(self, known: list[str]) -> AsyncGenerator[list[bytes], None]:
-        by_chain: dict[str, list[str]] = {}
-        for name in known:
-            chain, _, ref = name.partition("/")
-            by_chain.setdefault(chain, []).append(ref)
-        found = await self._identity.sync_files(by_chain)
-        yield [pack([chain, file]) for chain, files in found.items() for file in files]
+        yield pack_files(await self._identity.sync_files(by_chain(known)))
 
     async def take(self, files: list[bytes]) -> int:
-        by_chain: dict[str, list[bytes]] = {}
-        for packed in files:
-            chain, file = expect_array(unpack(packed, MAX_FILE), 2, "block file")
-            name = expect_str(chain, "chain", limit=MAX_CHAIN_NAME)
-            by_chain.setdefault(name, []).append(expect_bytes(file, "file", limit=MAX_FILE))
-        return await self._identity.import_files(by_chain)
+        return await self._identity.import_files(unpack_files(files))
 
 
 @asynccontextmanager
