@@ -5,12 +5,15 @@ anybody else.
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from walyoff import __version__
-from walyoff.child import verified
+from walyoff.child import verifiers
 from walyoff.child.verified import MAX_REMEMBERED, TAG_SIZE, Verified
 from walyoff.sealing import Sealing
 
@@ -78,11 +81,47 @@ def test_tags_of_another_home_are_worth_nothing(path: Path) -> None:
 def test_what_another_version_found_good_is_checked_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verified, "_PURPOSE", "signatures that were verified by 0.0.9")
+    monkeypatch.setattr(verifiers, "__version__", "0.0.9")
     fill(path, 1)
     monkeypatch.undo()
-    assert __version__ in verified._PURPOSE
+    assert __version__ in verifiers.verifiers()
     assert not Verified(path, SEALING).check("key", b"signature", b"0", lambda: False)
+
+
+@pytest.mark.parametrize("change", ["built anew", "another version", "another place"])
+def test_what_another_build_of_a_library_found_good_is_checked_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    library = path.with_name("library.so")
+    library.write_bytes(b"version 1")
+    loaded = types.ModuleType("coincurve._libsecp256k1")
+    loaded.__file__ = str(library)
+    monkeypatch.setitem(sys.modules, loaded.__name__, loaded)
+    fill(path, 1)
+    assert Verified(path, SEALING).check("key", b"signature", b"0", never)
+    if change == "built anew":
+        os.utime(library, ns=(0, 1))
+    elif change == "another version":
+        before = library.stat()
+        library.write_bytes(b"version 1.1")
+        os.utime(library, ns=(before.st_atime_ns, before.st_mtime_ns))
+    else:
+        shutil.copy2(library, path.with_name("other.so"))
+        loaded.__file__ = str(path.with_name("other.so"))
+    assert not Verified(path, SEALING).check("key", b"signature", b"0", lambda: False)
+
+
+@pytest.mark.parametrize("version", ["0.15.0", "0.16.0"])
+def test_a_native_liboqs_is_named_by_its_version(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """Its file is none of a module's."""
+    base = types.ModuleType("multi_crypt._libboqs.pq_base")
+    native = types.ModuleType("oqs")
+    setattr(native, "oqs_version", lambda: version)  # noqa: B010 - for mypy
+    setattr(base, "oqs", native)  # noqa: B010 - for mypy
+    monkeypatch.setitem(sys.modules, base.__name__, base)
+    assert verifiers.verifiers().split("\n")[2] == version
 
 
 def test_a_home_without_a_key_keeps_nothing_and_believes_nothing(path: Path) -> None:

@@ -83,6 +83,10 @@ assert not {"ecies", "Crypto"} & set(sys.modules)
 assert keys.decrypt(public.encrypt(b"secret")) == b"secret"
 assert {"ecies", "Crypto"} < set(sys.modules)
 
+# All that checks signatures is loaded, so that what it found good is not believed by another.
+from walyoff.child.verifiers import MODULES
+assert [name for name in MODULES if not getattr(sys.modules.get(name), "__file__", "")] == []
+
 # What keys there are is told without loading them, which signs to check the pairs.
 from walyoff.child.keyring import Keyring
 from walyoff.sealing import Sealing

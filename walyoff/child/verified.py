@@ -20,7 +20,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from walyoff import __version__
+from walyoff.child.verifiers import verifiers
 from walyoff.files import open_private, replace_file, sweep_new
 from walyoff.sealing import Sealing
 from walyoff.wire import pack
@@ -32,8 +32,8 @@ MAX_REMEMBERED = 8_192
 _MAX_STORED = 2 * MAX_REMEMBERED
 #: A pipe that somebody put in the file's place does not block.
 _NOW = os.O_NONBLOCK
-#: What another version found good is checked again.
-_PURPOSE = f"signatures that were verified by {__version__}"
+#: What another version, of walyoff or of a library, found good is checked again.
+_PURPOSE = "signatures that were verified by "
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class Verified:
     """Signatures that were checked. Safe to use from many threads."""
 
     def __init__(self, path: Path, sealing: Sealing) -> None:
-        """Without a key in the sealing nothing is kept."""
+        """Without a key in the sealing nothing is kept. What verifies must be loaded."""
         self._path = path
-        self._key = sealing.derive(_PURPOSE)
+        self._key = sealing.derive(_PURPOSE + verifiers())
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, None] = OrderedDict()
         #: Anybody can make bad ones without end: they take no room from the good ones.
