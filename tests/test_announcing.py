@@ -6,10 +6,11 @@ from collections import Counter
 from typing import Any, cast
 
 import anyio
+import pytest
 
-from tests.sim.virtual import in_virtual_time
+from tests.sim.virtual import group, in_virtual_time
 from walyoff import frames
-from walyoff.engine.announcing import AT_ONCE, LATER_S, Announcer
+from walyoff.engine.announcing import AT_ONCE, LATER_S, Announcer, claim, is_held
 from walyoff.engine.driver import Engine
 from walyoff.engine.link import LinkState
 
@@ -101,3 +102,31 @@ async def test_who_left_is_told_nothing_and_forgotten() -> None:
         assert not any(d.told for d in missing)
         assert not announcer._later
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 1000])
+def test_nothing_counts_as_held_that_is_not_named_as_missing(count: int) -> None:
+    """Every second content is missing; the oldest of those may go without their names."""
+    missing = range(2, 2 * count + 1, 2)
+    have = claim("author", 2 * count + 1, missing)
+    held = {seq for seq in range(2 * count + 3) if is_held(have.seq, set(have.gaps), seq)}
+    assert held.isdisjoint(missing)
+    assert max(held) == 2 * count + 1
+    # What is newer than the named ones is known; of all, while all can be named.
+    known = {seq for seq in range(1, 2 * count + 2) if seq not in missing}
+    named = frames.MAX_GAPS
+    assert held - {0} == {seq for seq in known if count < named or seq > missing[-named]}
+
+
+@in_virtual_time
+async def test_a_receipt_does_not_take_silence_for_a_word() -> None:
+    async with group(2) as g:
+        a, b = g.channels
+        receipt = await a.send(b"hello")
+        await receipt.wait_received(by=b.me)
+        last = receipt.seq + 2 * frames.MAX_GAPS
+        gaps = frozenset(range(receipt.seq + 1, last, 2))
+        a.engine.confirmed[b.me][a.me] = (last, gaps)
+        assert receipt.received_by() == []
+        a.engine.confirmed[b.me][a.me] = (last, gaps - {last - 1})
+        assert receipt.received_by() == [b.me]

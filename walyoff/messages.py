@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from walyoff.attachments import Attachment
+from walyoff.engine.announcing import is_held
 from walyoff.engine.forgotten import Forgotten
 from walyoff.engine.outbox import Outgoing
 from walyoff.engine.recent import Delivered
@@ -296,8 +297,7 @@ class Receipt:
         return [
             did
             for did, vector in engine.confirmed.items()
-            if vector.get(engine.me, (0, frozenset()))[0] >= self.seq
-            and self.seq not in vector[engine.me][1]
+            if is_held(*vector.get(engine.me, (0, frozenset())), self.seq)
         ]
 
     async def wait_received(self, by: str | Iterable[str] | None = None) -> None:

@@ -8,7 +8,7 @@ and to a few others, each time the next ones. The rest hear of it together a mom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
@@ -43,6 +43,17 @@ def claim(author: str, seq: int, gaps: Sequence[int]) -> frames.Have:
         seq, gaps = gaps[end] - 1, gaps[:end]
     # Who waits for a message waits for a new one: what is not named is the oldest.
     return frames.Have(author, seq, tuple(gaps[-frames.MAX_GAPS :]))
+
+
+def is_held(claimed: int, gaps: Collection[int], seq: int) -> bool:
+    """True if a claim, all up to a number but for gaps, says that a record's content is held.
+
+    As many gaps as can be named may be all or only the newest: of the records before these
+    nothing is said.
+    """
+    if seq > claimed or seq in gaps:
+        return False
+    return len(gaps) < frames.MAX_GAPS or seq > min(gaps)
 
 
 class Announcer:
@@ -92,4 +103,4 @@ class Announcer:
                     del self._later[name]
 
 
-__all__ = ["AT_ONCE", "LATER_S", "Announcer", "claim"]
+__all__ = ["AT_ONCE", "LATER_S", "Announcer", "claim", "is_held"]
