@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tests import waiting
 from tests.sim.virtual import group, in_virtual_time, read, run
-from walyoff import Channel, frames
+from walyoff import Channel, certificates, frames
+from walyoff.accepting import judge
 from walyoff.engine.facts import Reason
 from walyoff.engine.links import LinkServer
 from walyoff.engine.outbox import Outgoing
@@ -22,7 +23,7 @@ from walyoff.engine.removals import BAR_S, Statement, parse_statement
 from walyoff.epochs import Epoch, open_anchor
 from walyoff.errors import CipherError, LocalProtocolError, NotAMemberError
 from walyoff.records import KIND_MESSAGE, KIND_REMOVAL, MAX_TIME_MS, Record, device_id
-from walyoff.session import peer
+from walyoff.session import PeerPresented, peer
 from walyoff.testing.network import Link
 
 SOON = 30.0
@@ -440,3 +441,20 @@ async def test_who_leaves_in_the_middle_of_a_handshake_gets_no_session() -> None
             for _ in range(100):
                 await anyio.sleep(0.05)
                 assert a.connections.session(c.me) in {None, held}
+
+
+@in_virtual_time
+async def test_the_certificate_of_who_left_is_not_checked() -> None:
+    async with group(3) as g:
+        a, b, c = g.channels
+        await b.remove(c.me)
+        await until(lambda: not a.engine.trust.admits(c.me))
+        signed = certificates.decode(c.handshake_context().certificate)
+        shown = PeerPresented(certificate=signed, encoded=c.handshake_context().certificate)
+        # As one that was not seen before.
+        a.engine.trust._trusted.clear()
+        with (
+            mock.patch.object(a.engine.trust.identity, "verify", side_effect=AssertionError),
+            pytest.raises(NotAMemberError, match="not a member now"),
+        ):
+            await judge(a)(shown)

@@ -49,9 +49,15 @@ Subject = Channel | Issued | Introduced
 
 
 def judge(channel: Channel) -> Judge:
-    """Decides about certificates in handshakes of a channel."""
+    """Decides about certificates in handshakes of a channel.
+
+    Membership is asked first, and again after the slow check, in which somebody may leave.
+    """
 
     async def decide(presented: PeerPresented) -> None:
+        claimed = presented.certificate.certificate.member
+        if not channel.engine.trust.admits(claimed):
+            raise NotAMemberError(f"{claimed} is not a member now")
         trusted = await channel.engine.trust.add(presented.encoded)
         certificate = trusted.certificate
         if not channel.engine.trust.admits(certificate.member):

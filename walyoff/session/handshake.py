@@ -21,6 +21,8 @@ What this gives and what it costs:
   record of the responder is the confirmation, or a refusal in its place.
 - A signature covers domain, role, mode, channel and the transcript with the signer's own
   certificate. The suite offer is part of the transcript, so a downgrade is found out.
+- It is checked before the certificate is presented: asking who is a member, and checking its
+  slow signature, is work for those alone who hold the certificate's key.
 - A failed machine is dead. Its driver sends `REFUSAL`, the same bytes for every reason.
 
 Signing and sealing take up to some milliseconds: drivers call the machines in a thread.
@@ -28,7 +30,7 @@ Signing and sealing take up to some milliseconds: drivers call the machines in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from walyoff.abc import Cipher, SealKey
@@ -93,13 +95,6 @@ class Initiator(Machine):
         self._tag_key = tag_key
         self._begin(mode, context)
         self._ephemeral: SealKey | None = None
-
-    @property
-    def ephemeral_public(self) -> bytes:
-        """The ephemeral public key, once started: a responder must not answer its own."""
-        if self._ephemeral is None:
-            raise LocalProtocolError("the handshake has no ephemeral key now")
-        return self._ephemeral.public
 
     def start(self) -> bytes:
         """The bytes of the first flight.
@@ -174,11 +169,9 @@ class Responder(Machine):
         suites: Sequence[str],
         find_tag: Callable[[Mode, bytes, bytes], HandshakeContext | None],
         random: Callable[[int], bytes],
-        own_ephemerals: Container[bytes] = (),
     ) -> None:
         super().__init__(cipher_for, suites, random)
         self._find_tag = find_tag
-        self._own_ephemerals = own_ephemerals
         self._answered = False
         self._state = State.WAITING
 
@@ -192,8 +185,6 @@ class Responder(Machine):
         return [Send(data=frame(answer))]
 
     def _answer(self, hello: Hello, message: bytes) -> bytes:
-        if hello.ephemeral in self._own_ephemerals:
-            raise RemoteProtocolError("our own first flight came back", reason="reflected")
         common = [name for name in hello.suites if name in self._suites]
         if hello.ephemeral_suite not in common:
             raise RemoteProtocolError("no common suite", reason="suite")

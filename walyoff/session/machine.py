@@ -51,10 +51,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerPresented:
-    """The peer showed a certificate; nothing about it has been checked but its form.
+    """The peer showed a certificate, and signed this handshake with the key that is in it.
 
-    The driver verifies the member's signature, the membership and the validity, and calls
-    `accept()` or `refuse()`.
+    Whose key it is has not been checked: the driver verifies the membership, the member's
+    signature and the validity, and calls `accept()` or `refuse()`.
     """
 
     certificate: SignedCertificate
@@ -122,7 +122,6 @@ class Machine:
         self._cipher: Cipher | None = None
         self._secret = b""
         self._peer: SignedCertificate | None = None
-        self._peer_signature = b""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state.name.lower()}>"
@@ -152,16 +151,14 @@ class Machine:
             raise
 
     def accept(self) -> list[Event]:
-        """The presented certificate is trusted: check the signature and go on.
+        """The presented certificate is trusted: go on.
 
         Raises:
-            RemoteProtocolError: the signature does not hold; as for `receive`.
             LocalProtocolError: no certificate is waiting for a decision.
         """
         if self._state is not State.JUDGING:
             raise LocalProtocolError(f"the handshake is {self._state.name.lower()}")
         try:
-            self._check_signature()
             return self._on_accepted()
         except (RemoteProtocolError, CipherError) as error:
             raise self._die(error) from None
@@ -243,27 +240,34 @@ class Machine:
         return aead.encrypt(nonce, plaintext, before)
 
     def _read_proof(self, encrypted: bytes) -> list[Event]:
-        """Decrypt the peer's proof and present its certificate to the driver."""
+        """Decrypt and check the peer's proof, and present its certificate to the driver.
+
+        The signature over the transcript is the first thing that is checked after the form:
+        who shows a certificate without its key costs the driver nothing, and is refused alike
+        and after the same time whosever certificate it is, this device's own as well.
+        """
         before = have(self._transcript).digest()
         aead, nonce = self._proof_aead(self.peer_role, before)
         proof = decode_proof(aead.decrypt(nonce, encrypted, before))
         peer = decode(proof.certificate)
         self._check_certificate(peer)
-        have(self._transcript).add(f"{self.peer_role} certificate", proof.certificate)
-        self._peer, self._peer_signature = peer, proof.signature
+        transcript = have(self._transcript)
+        transcript.add(f"{self.peer_role} certificate", proof.certificate)
+        self._cipher_for(peer.certificate.suite).verify(
+            peer.certificate.sign_public,
+            signed_message(self.peer_role, self._mode, transcript.digest()),
+            proof.signature,
+        )
+        self._refuse_own(peer)
+        transcript.add(f"{self.peer_role} signature", proof.signature)
+        self._peer = peer
         self._state = State.JUDGING
         self._check_early()
         return [PeerPresented(certificate=peer, encoded=proof.certificate)]
 
     def _check_certificate(self, peer: SignedCertificate) -> None:
         """What can be said about a certificate without asking anybody."""
-        theirs, own = peer.certificate, have(self._own).certificate
-        if (
-            theirs.certificate_id == own.certificate_id
-            or theirs.sign_public == own.sign_public
-            or theirs.seal_public == own.seal_public
-        ):
-            raise RemoteProtocolError("the peer presents our own keys", reason="reflected")
+        theirs = peer.certificate
         # A joining device has no certificate of the channel yet, and may not know its id.
         if self._mode != "join" and theirs.channel != have(self._context).channel:
             raise RemoteProtocolError("certificate of another channel", reason="channel")
@@ -272,15 +276,14 @@ class Machine:
         if theirs.key_types != self._cipher_for(theirs.suite).key_types:
             raise RemoteProtocolError("key types are not those of the suite", reason="suite")
 
-    def _check_signature(self) -> None:
-        transcript = have(self._transcript)
-        theirs = have(self._peer).certificate
-        self._cipher_for(theirs.suite).verify(
-            theirs.sign_public,
-            signed_message(self.peer_role, self._mode, transcript.digest()),
-            self._peer_signature,
-        )
-        transcript.add(f"{self.peer_role} signature", self._peer_signature)
+    def _refuse_own(self, peer: SignedCertificate) -> None:
+        theirs, own = peer.certificate, have(self._own).certificate
+        if (
+            theirs.certificate_id == own.certificate_id
+            or theirs.sign_public == own.sign_public
+            or theirs.seal_public == own.seal_public
+        ):
+            raise RemoteProtocolError("the peer presents our own keys", reason="reflected")
 
     def _establish(self) -> Established:
         own, peer = have(self._own), have(self._peer)
@@ -315,7 +318,6 @@ class Machine:
         self._secret = b""
         self._context = self._own = self._peer = None
         self._transcript = self._cipher = None
-        self._peer_signature = b""
         self._inbox = Inbox()
 
 
