@@ -35,6 +35,8 @@ _LABEL = re.compile(r"\(\* ([A-Z]\d)(?: \[(\w+)\])?: (.+?) ?\*\)", re.S)
 _RESULT = re.compile(rf"^RESULT (?!\(even).*({'|'.join(_ANSWERS)})\.$", re.M)
 #: Only these files are about hiding; for the others the tags are given away.
 _HIDING = "hiding_"
+#: Only here an offer is a list; for the others the attacker says what is chosen.
+_CHOICE = "choice.pv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,10 @@ class Run:
     #: What must be answered.
     answers: Mapping[str, str]
     replace: tuple[tuple[str, str], ...] = ()
+    #: Signatures and sealing of two halves, one of which is broken.
+    halves: bool = False
+    #: The only mode in which anybody talks, whatever the question says.
+    mode: str = ""
 
 
 def questions() -> dict[str, Question]:
@@ -96,9 +102,15 @@ def libraries(run: Run, question: Question) -> Iterator[tuple[str, str]]:
     """Names and texts of the parts of the model, with the mistakes of a run."""
     hiding = question.file.startswith(_HIDING)
     tag = "tag_blinded.pvl" if hiding else "tag_open.pvl"
-    names = ("switches.pvl", "primitives.pvl", "weaker.pvl", tag, "handshake.pvl")
+    whole = "halves.pvl" if run.halves else "whole.pvl"
+    choice = "choice_first.pvl" if question.file == _CHOICE else "choice_any.pvl"
+    names = (
+        *("switches.pvl", "primitives.pvl", whole, "weaker.pvl", tag, choice),
+        "handshake.pvl",
+    )
     texts = [(MODELS / name).read_text() for name in names]
-    off = {"member", "join", "introduce", "reveal"} - {question.mode} if question.mode else ()
+    mode = run.mode or question.mode
+    off = {"member", "join", "introduce", "reveal"} - {mode} if mode else ()
     for switch in off:
         texts[0] = texts[0].replace(
             f"{switch}_on: channel.", f"{switch}_on: channel [private]."
@@ -133,13 +145,21 @@ def ask(run: Run, question: Question, command: str = COMMAND) -> str:
         )
     answer = _ANSWERS[found[0]]
     # Of an equivalence it never says that it is false, but it shows where the worlds part.
+    equivalence = question.file.startswith(_HIDING)
     parted = answer == UNKNOWN and "A trace has been found." in done.stdout
-    return ATTACK if parted else answer
+    return ATTACK if equivalence and parted else answer
 
 
 def _version(command: str) -> str:
     done = subprocess.run([command, "-help"], capture_output=True, text=True, check=False)
     return done.stdout.partition(".  ")[0].partition(" Crypto")[0].rstrip(".")
+
+
+#: Of `halves.pvl`: the other half is the broken one.
+SECOND_HALF = (
+    ("forge(public(s, k), m) = sign_first(k, m)", "forge(public(s, k), m) = sign_second(k, m)"),
+    ("break_seal(seal_first(", "break_seal(seal_second("),
+)
 
 
 def _as_it_is() -> Run:
@@ -149,6 +169,35 @@ def _as_it_is() -> Run:
         answers={label: ATTACK if label[0] == "E" else PROVEN for label in questions()},
     )
 
+
+#: One half of a hybrid suite is broken, and that changes nothing.
+VARIANTS = (
+    Run(
+        name="first-half-broken",
+        why="whoever has a public key signs by its first half, and opens what that sealed",
+        halves=True,
+        mode="member",
+        answers={
+            "R1": PROVEN,
+            "R2": PROVEN,
+            "E1": ATTACK,
+            **dict.fromkeys(("S1", "S2", "S3", "S4"), PROVEN),
+        },
+    ),
+    Run(
+        name="second-half-broken",
+        why="the same of the second half",
+        halves=True,
+        mode="member",
+        replace=SECOND_HALF,
+        answers={
+            "R1": PROVEN,
+            "R2": PROVEN,
+            "E1": ATTACK,
+            **dict.fromkeys(("S1", "S2", "S3", "S4"), PROVEN),
+        },
+    ),
+)
 
 MISTAKES = (
     Run(
@@ -202,8 +251,8 @@ MISTAKES = (
         replace=(
             ("    if control_verify(did_r, body_r, control_r) then\n", ""),
             (
-                "     if control_verify(did_i, body_i, control_i) then\n     if belongs",
-                "     if belongs",
+                "     if control_verify(did_i, body_i, control_i) then\n     Responder",
+                "     Responder",
             ),
         ),
         answers={"S1": ATTACK, "S3": ATTACK},
@@ -268,12 +317,94 @@ MISTAKES = (
         ),
         answers={"R5": ATTACK},
     ),
+    Run(
+        name="first-half-alone-checked",
+        why="a signature counts if its first half holds, and that half is broken",
+        halves=True,
+        mode="member",
+        replace=(
+            (
+                "forall s: suite, k: key, m: bitstring;\n"
+                "        verify(public(s, k), m, (sign_first(k, m), sign_second(k, m)))",
+                "forall s: suite, k: key, m: bitstring, x: bitstring;\n"
+                "        verify(public(s, k), m, (sign_first(k, m), x))",
+            ),
+        ),
+        answers={"S1": ATTACK, "S3": ATTACK},
+    ),
+    Run(
+        name="second-half-alone-checked",
+        why="the same of the second half",
+        halves=True,
+        mode="member",
+        replace=(
+            *SECOND_HALF,
+            (
+                "forall s: suite, k: key, m: bitstring;\n"
+                "        verify(public(s, k), m, (sign_first(k, m), sign_second(k, m)))",
+                "forall s: suite, k: key, m: bitstring, x: bitstring;\n"
+                "        verify(public(s, k), m, (x, sign_second(k, m)))",
+            ),
+        ),
+        answers={"S1": ATTACK, "S3": ATTACK},
+    ),
+    Run(
+        name="sealed-by-first-half-alone",
+        why="the key that seals follows from one half, and that half is broken",
+        halves=True,
+        mode="member",
+        replace=(
+            (
+                "sealed_with(sealing_key(a, b, info), m)",
+                "sealed_with(sealing_key(a, a, info), m)",
+            ),
+            ("opened_with(sealing_key(a, b, info)", "opened_with(sealing_key(a, a, info)"),
+        ),
+        answers={"S1": ATTACK, "S3": ATTACK},
+    ),
+    Run(
+        name="membership-not-asked-again",
+        why="who was a member when its certificate was first seen is taken for one for ever",
+        replace=(
+            ("    event Looked(did_r, t4);\n", ""),
+            ("     event Looked(did_i, t4);\n", ""),
+            (
+                "let World = ",
+                "let Seen = in(net, did: bitstring); if belongs(did) then "
+                "event Looked(did, empty).\n\n"
+                "let World = !Seen | ",
+            ),
+        ),
+        answers={"M1": ATTACK, "M2": ATTACK},
+    ),
+    Run(
+        name="last-suite-chosen",
+        why="a responder chooses the last suite of the offer that it takes",
+        replace=(
+            (
+                "choice_of(both, (a, b)) = a",
+                "choice_of(both, (a, b)) = b",
+            ),
+        ),
+        answers={"C1": ATTACK},
+    ),
+    Run(
+        name="offer-not-hashed-and-chosen-from",
+        why="who is in the middle takes the better suites out of an offer that is not hashed",
+        replace=(
+            (
+                "absorb(transcript(m, channel_id), first_flight, hello)",
+                "transcript(m, channel_id)",
+            ),
+        ),
+        answers={"C1": ATTACK},
+    ),
 )
 
 
 def runs() -> tuple[Run, ...]:
-    """All runs: the protocol, then the mistakes."""
-    return (_as_it_is(), *MISTAKES)
+    """All runs: the protocol, with a broken half as well, then the mistakes."""
+    return (_as_it_is(), *VARIANTS, *MISTAKES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -119,6 +119,8 @@ def test_the_model_does_what_the_code_does_in_the_same_order(recorded: list[Step
     second = sent(right.receive(first))
     since(by_right)
     assert presented(left.receive(second)).encoded == BOB.certificate
+    # Whoever is presented has proved that it holds the key: nobody is asked about others.
+    assert ("sign", "responder") in recorded
     third = sent(left.accept())
     since(by_left)
     right.receive(third)
