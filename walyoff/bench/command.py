@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from walyoff.bench.registry import BENCHMARKS, Entry
-from walyoff.cli.options import Settings, common, json_option
+from walyoff.cli.options import Settings, json_option, transport_option, verbose_option
 
 if TYPE_CHECKING:
     from walyoff.bench.bench import Options
@@ -19,7 +19,6 @@ _settings = click.make_pass_decorator(Settings, ensure=True)
 
 
 @click.group()
-@common
 def bench() -> None:
     """Measure this machine: short forms, each in under 45 seconds.
 
@@ -30,7 +29,8 @@ def bench() -> None:
 
 
 def _command(entry: Entry) -> click.Command:
-    @common
+    @verbose_option
+    @transport_option
     @json_option
     @_settings
     def callback(settings: Settings, /, **given: Any) -> None:

@@ -12,7 +12,7 @@ from walyoff.channel import Channel
 from walyoff.cli.choosing import choose
 from walyoff.cli.console import Console
 from walyoff.cli.naming import the_one, wanted_id
-from walyoff.cli.output import clock, escape_line, name_of, short_id
+from walyoff.cli.output import clock, counted, escape_line, name_of, short_id
 from walyoff.cli.runtime import Failure
 from walyoff.cli.sizes import size_text
 from walyoff.engine.policy import AttachmentPolicy, Fetching
@@ -182,8 +182,7 @@ async def _show(console: Console, attachment: Attachment) -> None:
         if progress.rate >= 1:
             parts.append(f"{size_text(progress.rate)}/s")
         if progress.peers:
-            plural = "s" * (len(progress.peers) != 1)
-            parts.append(f"from {len(progress.peers)} device{plural}")
+            parts.append(f"from {counted(len(progress.peers), 'device')}")
         elif progress.state != AttachmentState.HELD:
             parts.append(str(progress.state))
         console.detail = "  ".join(parts)

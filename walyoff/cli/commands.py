@@ -17,7 +17,7 @@ from walyoff.cli.did_commands import adopt_stock, did
 from walyoff.cli.forget_command import forget
 from walyoff.cli.governing_commands import COMMANDS as GOVERNING
 from walyoff.cli.invitation_commands import invitations, invite, join
-from walyoff.cli.options import Settings, as_option, common, json_option
+from walyoff.cli.options import Settings, as_option, common, json_option, verbose_option
 from walyoff.cli.runtime import start
 
 #: Seconds that `send` waits for others and for the ledger.
@@ -214,7 +214,7 @@ def status(settings: Settings) -> None:
     is_flag=True,
     help="Three devices agree to forget a message, and nothing is left of it.",
 )
-@common
+@verbose_option
 @json_option
 @_settings
 def demo(settings: Settings, keep: Path | None, forget: bool) -> None:

@@ -7,7 +7,7 @@ import anyio
 from walyoff.channel import Channel
 from walyoff.cli.choosing import choose, others
 from walyoff.cli.console import Console
-from walyoff.cli.output import escape_line, short
+from walyoff.cli.output import counted, escape_line, short
 from walyoff.node import Device
 
 
@@ -80,9 +80,9 @@ async def status(console: Console, device: Device, *, wait: float) -> None:
         peers = ", ".join(short(peer) for peer in channel.peers()) or "nobody"
         lines += [
             f"channel    {escape_line(channel.name)}  {channel.did}",
-            f"           {about['members']} members, {about['messages']} messages, "
-            f"{about['unanchored']} batches waiting for the ledger, "
-            f"{about['missing']} contents wanted",
+            f"           {counted(about['members'], 'member')}, "
+            f"{counted(about['messages'], 'message')}, "
+            f"{about['unanchored']} waiting for the ledger, {about['missing']} wanted",
             f"           connected: {peers}",
         ]
         if about["faults"]:

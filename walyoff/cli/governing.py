@@ -10,7 +10,7 @@ from walyoff.channel import Channel
 from walyoff.cli.choosing import choose, others
 from walyoff.cli.console import Console
 from walyoff.cli.devices import connected
-from walyoff.cli.output import escape_line, member_json
+from walyoff.cli.output import counted, escape_line, member_json
 from walyoff.cli.runtime import Failure
 from walyoff.node import Device
 
@@ -81,7 +81,7 @@ async def remove(
     console.result(
         value,
         f"{did} is no member of {escape_line(channel.name)} any more, "
-        f"which has {len(channel.members())} members now",
+        f"which has {counted(len(channel.members()), 'member')} now",
     )
 
 

@@ -15,7 +15,7 @@ from walyoff.cli import qr
 from walyoff.cli.choosing import choose
 from walyoff.cli.console import Console
 from walyoff.cli.devices import channel_json
-from walyoff.cli.output import clock, escape_line
+from walyoff.cli.output import clock, counted, escape_line
 from walyoff.cli.reading import wait_for_input
 from walyoff.cli.runtime import Failure
 from walyoff.errors import InvitationError
@@ -101,7 +101,7 @@ def _welcome(console: Console, channel: Channel, joiner: Joiner) -> None:
             "words": list(joiner.words),
         },
         f"{joiner.did} has joined: {escape_line(channel.name)} has "
-        f"{len(channel.members())} members\n"
+        f"{counted(len(channel.members()), 'member')}\n"
         f"words: {' '.join(joiner.words)}",
     )
 
@@ -179,7 +179,8 @@ async def join(
         value,
         f"joined {escape_line(channel.name)}, {channel.did}\n"
         f"this device is {channel.me}\n"
-        f"{len(channel.members())} members, {status['messages']} messages\n"
+        f"{counted(len(channel.members()), 'member')}, "
+        f"{counted(status['messages'], 'message')}\n"
         f"words: {' '.join(words)}\n"
         "next: walyoff listen",
     )

@@ -55,17 +55,35 @@ def _set(
     return callback
 
 
+def verbose_option(function: F) -> F:
+    """Add `--verbose`."""
+    return click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        expose_value=False,
+        callback=_set("verbosity"),
+        help="Log to stderr; twice for more.",
+    )(function)
+
+
+def transport_option(function: F) -> F:
+    """Add `--transport`."""
+    return click.option(
+        "--transport",
+        multiple=True,
+        metavar="NAME",
+        expose_value=False,
+        callback=_set("transports"),
+        help="How to talk: ipfs, libp2p, tcp or another that is installed; the best "
+        "first, if several are given [ipfs].",
+    )(function)
+
+
 def common(function: F) -> F:
-    """Add the shared options to a command or to the group."""
+    """Add the options of commands on a device, to one of them or to the group."""
     for option in (
-        click.option(
-            "-v",
-            "--verbose",
-            count=True,
-            expose_value=False,
-            callback=_set("verbosity"),
-            help="Log to stderr; twice for more.",
-        ),
+        verbose_option,
         click.option(
             "--passphrase-file",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -81,15 +99,7 @@ def common(function: F) -> F:
             callback=_set("listen"),
             help="An address of this machine to be reached at, kept for later [127.0.0.1].",
         ),
-        click.option(
-            "--transport",
-            multiple=True,
-            metavar="NAME",
-            expose_value=False,
-            callback=_set("transports"),
-            help="How to talk: ipfs, libp2p, tcp or another that is installed; the best "
-            "first, if several are given [ipfs].",
-        ),
+        transport_option,
         click.option(
             "--home",
             type=click.Path(file_okay=False, path_type=Path),

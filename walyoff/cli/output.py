@@ -124,6 +124,11 @@ def forgotten_json(message: Message) -> dict[str, Any] | None:
     }
 
 
+def counted(count: int, noun: str) -> str:
+    """How many there are: "1 device", "2 devices"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def record_json(message: Message, record: Record, me: str) -> dict[str, Any]:
     """The metadata of a message for machines: what the ledger has of it, sealed."""
     return {

@@ -13,6 +13,7 @@ import click
 from walyoff.channel import Channel
 from walyoff.cli.choosing import choose, others
 from walyoff.cli.console import Console
+from walyoff.cli.output import counted
 from walyoff.cli.reading import read_stdin
 from walyoff.cli.runtime import Failure
 from walyoff.cli.sending_files import send_file
@@ -132,7 +133,7 @@ def _say(receipt: Receipt, received: int, expected: int, *, waited: bool) -> str
         parts.append("no other device is in the channel yet")
     elif received:
         have = "has" if received == 1 else "have"
-        parts.append(f"{received} of {expected} device{'s' * (expected != 1)} {have} it")
+        parts.append(f"{received} of {counted(expected, 'device')} {have} it")
     elif waited:
         parts.append("no other device has it yet: it goes out when they run at the same time")
     if receipt.anchored:

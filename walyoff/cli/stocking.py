@@ -6,7 +6,7 @@ from pathlib import Path
 
 from walyoff.cli.choosing import choose
 from walyoff.cli.console import Console
-from walyoff.cli.output import escape_line
+from walyoff.cli.output import counted, escape_line
 from walyoff.node import Device
 from walyoff.stock import adopt_stock, export_stock
 
@@ -36,7 +36,7 @@ async def adopt(
         value,
         f"channel {escape_line(channel.name)} is {channel.did}\n"
         f"this device is {channel.me}\n"
-        f"{len(channel.members())} members; next: walyoff invite",
+        f"{counted(len(channel.members()), 'member')}; next: walyoff invite",
     )
 
 
