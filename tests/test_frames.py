@@ -18,10 +18,9 @@ from walyoff.records import (
     CHUNK_SIZE,
     MAX_BATCH_BODY,
     MAX_CONTENT,
-    MAX_DID_CHARS,
     MAX_RECORDS,
 )
-from walyoff.wire import pack, unpack
+from walyoff.wire import MAX_DID, pack, unpack
 
 EXAMPLES = example_frames()
 EACH = pytest.mark.parametrize("name", list(EXAMPLES))
@@ -166,7 +165,7 @@ def test_an_unknown_type_is_named() -> None:
     assert refused([max(frames._TYPES) + 1]) == "unknown-frame"
 
 
-LONG_DID = "d" * (MAX_DID_CHARS + 1)
+LONG_DID = "d" * (MAX_DID + 1)
 HAVE_ROW = [ALICE, 1, []]
 LIMITS: dict[str, list[Any]] = {
     "too many addresses": [0, ["a"] * (frames.MAX_ADDRESSES + 1), []],

@@ -17,11 +17,10 @@ from walyoff.records import (
     HASH_SIZE,
     MAX_BATCH_BODY,
     MAX_CONTENT,
-    MAX_DID_CHARS,
     MAX_RECORDS,
     SALT_SIZE,
 )
-from walyoff.wire import expect_array, expect_bytes, expect_int, expect_name
+from walyoff.wire import MAX_DID, expect_array, expect_bytes, expect_int, expect_name
 
 #: Records that one frame asks for, speaks of, or brings the contents of.
 MAX_IDS = 1024
@@ -95,7 +94,7 @@ BatchFrames: TypeAlias = (
 
 
 def _did(value: Any) -> str:
-    return expect_name(value, "DID", limit=MAX_DID_CHARS)
+    return expect_name(value, "DID", limit=MAX_DID)
 
 
 def _list(value: Any, what: str, limit: int) -> list[Any]:

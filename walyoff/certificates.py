@@ -19,7 +19,15 @@ from typing import Any, Final
 from blake3 import blake3
 
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
-from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
+from walyoff.wire import (
+    MAX_DID,
+    expect_array,
+    expect_bytes,
+    expect_int,
+    expect_str,
+    pack,
+    unpack,
+)
 
 DOMAIN: Final = "walyoff/certificate/1"
 VERSION: Final = 1
@@ -30,8 +38,6 @@ MAX_ENCODED: Final = 64 * 1024
 MAX_SIGNATURE: Final = 32 * 1024
 #: Bytes of one public key; ML-DSA-87 with Ed25519 has 2,624.
 MAX_PUBLIC: Final = 8 * 1024
-#: Characters of a DID.
-MAX_DID: Final = 256
 #: Characters of a suite's name or of a key type, and key types in a suite.
 MAX_NAME: Final = 32
 MAX_KEY_TYPES: Final = 8

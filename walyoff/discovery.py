@@ -19,9 +19,16 @@ from walyoff.abc import Transport
 from walyoff.errors import RemoteProtocolError, WalyoffError
 from walyoff.frames import MAX_ADDRESS_CHARS, MAX_ADDRESSES
 from walyoff.paths import RETRY_FIRST_S, RETRY_LAST_S, Dial, Paths
-from walyoff.records import MAX_DID_CHARS
 from walyoff.runtime import Runtime
-from walyoff.wire import expect_array, expect_int, expect_name, expect_version, pack, unpack
+from walyoff.wire import (
+    MAX_DID,
+    expect_array,
+    expect_int,
+    expect_name,
+    expect_version,
+    pack,
+    unpack,
+)
 
 if TYPE_CHECKING:
     from walyoff.channel import Channel
@@ -212,6 +219,6 @@ def decode_presence(presence: bytes, now_ms: int) -> tuple[str, list[str]]:
     if not isinstance(addresses, list) or len(addresses) > MAX_ADDRESSES:
         raise RemoteProtocolError("presence with malformed addresses")
     return (
-        expect_name(member, "member", limit=MAX_DID_CHARS),
+        expect_name(member, "member", limit=MAX_DID),
         [expect_name(a, "address", limit=MAX_ADDRESS_CHARS) for a in addresses],
     )

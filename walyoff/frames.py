@@ -32,9 +32,9 @@ from walyoff.epochs import (
 from walyoff.errors import RemoteProtocolError
 from walyoff.records import (
     HASH_SIZE,
-    MAX_DID_CHARS,
 )
 from walyoff.wire import (
+    MAX_DID,
     expect_array,
     expect_bytes,
     expect_int,
@@ -268,7 +268,7 @@ def _list(value: Any, what: str, limit: int) -> list[Any]:
 
 
 def _did(value: Any) -> str:
-    return expect_name(value, "DID", limit=MAX_DID_CHARS)
+    return expect_name(value, "DID", limit=MAX_DID)
 
 
 def _text(value: Any, what: str, limit: int) -> str:

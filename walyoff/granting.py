@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from walyoff import frames
 from walyoff.certificates import decode
 from walyoff.errors import RemoteProtocolError
-from walyoff.records import MAX_DID_CHARS
-from walyoff.wire import expect_bytes, expect_name, pack, unpack
+from walyoff.wire import MAX_DID, expect_bytes, expect_name, pack, unpack
 
 if TYPE_CHECKING:
     from walyoff.channel import Channel
@@ -110,8 +109,7 @@ def decode_family(data: bytes) -> dict[str, list[bytes]]:
     if not isinstance(value, dict) or len(value) > MAX_CHAINS:
         raise RemoteProtocolError(f"a family is a map of at most {MAX_CHAINS} chains")
     return {
-        expect_name(did, "DID", limit=MAX_DID_CHARS): _files(files)
-        for did, files in value.items()
+        expect_name(did, "DID", limit=MAX_DID): _files(files) for did, files in value.items()
     }
 
 

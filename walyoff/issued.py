@@ -22,7 +22,7 @@ from walyoff.errors import InvitationError, LocalProtocolError, RemoteProtocolEr
 from walyoff.invitations import EXPIRED, PURPOSES, SECRET_SIZE, Invitation, Purpose, parse
 from walyoff.runtime import Runtime
 from walyoff.session.transcript import blinded_tag
-from walyoff.wire import expect_bytes, expect_int, expect_str, pack, unpack
+from walyoff.wire import MAX_DID, expect_bytes, expect_int, expect_str, pack, unpack
 
 if TYPE_CHECKING:
     from walyoff.inviting import Confirm
@@ -32,8 +32,6 @@ VERSION = 2
 REMEMBER_S = 30 * 24 * 3600
 #: DIDs that one invitation can let in: all of them are remembered.
 MAX_USES = 1024
-#: Characters of a DID.
-MAX_DID = 256
 #: A thousand DIDs, and the rest.
 MAX_SIZE = 512 * 1024
 #: Join sessions of one invitation at a time, and what they may hold together: one large family.

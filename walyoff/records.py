@@ -24,6 +24,7 @@ from blake3 import blake3
 
 from walyoff.errors import LocalProtocolError, PayloadTooLargeError, RemoteProtocolError
 from walyoff.wire import (
+    MAX_DID,
     expect_array,
     expect_bytes,
     expect_int,
@@ -49,8 +50,6 @@ MAX_SEEN = 16
 #: Topics are for filters, not for data: so many, of so many characters.
 MAX_TOPICS = 8
 MAX_TOPIC_CHARS = 64
-#: Characters of a DID; those of Walytis Identities have 67.
-MAX_DID_CHARS = 256
 #: A message travels in one frame and is held whole in memory; larger content is an attachment.
 MAX_CONTENT = 8 * 1024 * 1024
 CHUNK_SIZE = 1024 * 1024
@@ -359,8 +358,8 @@ def decode_batch(body: bytes) -> Batch:
     before = expect_bytes(prev, "previous hash", size=HASH_SIZE)
     records = tuple(map(_decode_record, rows))
     return Batch(
-        channel=expect_name(channel, "channel", limit=MAX_DID_CHARS),
-        author=expect_name(author, "author", limit=MAX_DID_CHARS),
+        channel=expect_name(channel, "channel", limit=MAX_DID),
+        author=expect_name(author, "author", limit=MAX_DID),
         certificate_id=expect_bytes(certificate_id, "certificate id", size=HASH_SIZE),
         first_seq=first,
         prev=before,

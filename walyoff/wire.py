@@ -27,6 +27,8 @@ COUNTED_SIZE = 256 * 1024
 #: of 4,096 devices with 256 gaps each: 8,194 arrays, and 1.07 million numbers.
 MAX_CONTAINERS = 32 * 1024
 MAX_ITEMS = 1_100_000
+#: Characters of a DID; those of Walytis Identities have 67.
+MAX_DID = 256
 
 
 def pack(value: Any) -> bytes:

@@ -25,7 +25,15 @@ from typing import Any, Final
 from blake3 import blake3
 
 from walyoff.errors import RemoteProtocolError
-from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
+from walyoff.wire import (
+    MAX_DID,
+    expect_array,
+    expect_bytes,
+    expect_int,
+    expect_str,
+    pack,
+    unpack,
+)
 
 DOMAIN: Final = "walyoff/act/2"
 PIN_DOMAIN: Final = b"walyoff/pin/1"
@@ -76,9 +84,8 @@ RULES_KNOWN: Final = frozenset({RULE_ANY, RULE_ADMINS})
 MAX_CONTENT: Final = 256 * 1024
 #: Opening brackets in its JSON: it is flat, and the parser recurses in C.
 MAX_BRACKETS: Final = 512
-#: Characters of a key group's id, which names its keys, and of a DID.
+#: Characters of a key group's id, which names its keys.
 MAX_KEY_ID: Final = 64 * 1024
-MAX_DID: Final = 256
 #: Own blocks: two post-quantum signatures and some names.
 MAX_OWN: Final = 64 * 1024
 #: An approval: the signatures of a member's control keys, 3.4 KiB.

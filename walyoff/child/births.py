@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from walyoff.child.acts import MAX_DID, PIN_SIZE, RULES_KNOWN
+from walyoff.child.acts import PIN_SIZE, RULES_KNOWN
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
-from walyoff.wire import expect_array, expect_bytes, expect_str, pack, unpack
+from walyoff.wire import MAX_DID, expect_array, expect_bytes, expect_str, pack, unpack
 
 #: What stock code writes before its random bytes.
 GREETING = b"Hello World, new blockchain getting born!"

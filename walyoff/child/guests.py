@@ -17,11 +17,10 @@ from walyoff.child.chains import Chains
 from walyoff.child.reader import chain_of
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, WalyoffError
 from walyoff.files import replace_file
-from walyoff.wire import expect_array, expect_name, pack, unpack
+from walyoff.wire import MAX_DID, expect_array, expect_name, pack, unpack
 
 #: In the home; there while somebody's chains are on trial.
 NAME = "guests"
-MAX_DID = 256
 #: A DID, the names of a family's chains, and the encoding.
 _MAX_SIZE = 1 << 20
 

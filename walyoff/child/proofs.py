@@ -23,6 +23,7 @@ from walyoff.child.blocks import MAX_FILE, check_cid
 from walyoff.epochs import EPOCH_ID_SIZE, SALT_SIZE, anchor_epoch, unseal_anchor
 from walyoff.errors import CipherError, RemoteProtocolError
 from walyoff.wire import (
+    MAX_DID,
     expect_array,
     expect_bytes,
     expect_int,
@@ -43,9 +44,8 @@ KEY_SIZE = 32
 MAX_ENVELOPE = 1 << 20
 #: A link: five first blocks of 2 KB each, and a post-quantum signature.
 MAX_LINK = 128 * 1024
-#: Bytes of a signature, and characters of a DID.
+#: Bytes of a signature.
 MAX_SIGNATURE = 64 * 1024
-MAX_DID = 256
 #: As many blocks as a Walytis chain is born with.
 BIRTH_BLOCKS = 5
 #: More segments than a channel reaches in centuries.

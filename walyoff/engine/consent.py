@@ -42,13 +42,12 @@ from walyoff.errors import LocalProtocolError
 from walyoff.records import (
     HASH_SIZE,
     KIND_CONSENT,
-    MAX_DID_CHARS,
     MAX_TIME_MS,
     MAX_TOPIC_CHARS,
     MAX_TOPICS,
     Record,
 )
-from walyoff.wire import expect_array, expect_int, expect_str, pack, unpack
+from walyoff.wire import MAX_DID, expect_array, expect_int, expect_str, pack, unpack
 
 PROPOSE: Final = "propose"
 APPROVE: Final = "approve"
@@ -238,7 +237,7 @@ class Case:
         rows = unpack(data, _MAX_CASE)
         for row in expect_array(rows, len(rows) if isinstance(rows, list) else 0, "case"):
             device, values = expect_array(row, 2, "word")
-            case.words[expect_str(device, "device", limit=MAX_DID_CHARS)] = _word(values)
+            case.words[expect_str(device, "device", limit=MAX_DID)] = _word(values)
         return case
 
     def erased_by(self, device: str) -> bool:

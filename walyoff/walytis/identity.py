@@ -38,11 +38,17 @@ from walyoff.walytis.ledger import (
 from walyoff.walytis.newer import MAX_ASKED, by_chain, name_blocks, pack_files, unpack_good
 from walyoff.walytis.process import Child
 from walyoff.walytis.register import RegisterLedger
-from walyoff.wire import expect_array, expect_bytes, expect_int, expect_str, pack, unpack
+from walyoff.wire import (
+    MAX_DID,
+    expect_array,
+    expect_bytes,
+    expect_int,
+    expect_str,
+    pack,
+    unpack,
+)
 
 DID_PREFIX = "did:walytisidentities:"
-#: Characters of a DID; those of Walytis Identities have 67.
-MAX_DID = 256
 PIN_SIZE = 32
 #: A grant: the chains of identity and members, 70 KB for two, and one segment.
 MAX_GRANT = 56 << 20
