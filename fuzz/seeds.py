@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
+from walyoff.child.renewals import PUBLIC_SIZE, SIGNATURE_SIZE
+
 VECTORS = Path(__file__).parent.parent / "tests" / "vectors"
+#: A device's renewal, with room for the key that it shows and a signature.
+RENEWAL = (
+    b'{"old_keys": "k", "new_keys": "n", "signature": "AAAA",'
+    b' "walyoff": {"v": 3, "act": "renew", "group": "group", "key": "%s", "next": "'
+    + b"00" * 32
+    + b'", "sig": "%s"}}'
+)
 #: What the formats that are not ours begin like.
 FOREIGN = (
     b'{"message": "New block!", "block_id": "AAAA"}',
@@ -20,6 +30,8 @@ FOREIGN = (
     + b"00" * 16
     + b'", "rule": "",'
     b' "after": ["b"], "by": "a", "sig": "AAAA"}}, "signature": "AAAA"}',
+    RENEWAL % (b"", b"kQA="),
+    RENEWAL % (b64encode(bytes(PUBLIC_SIZE)), b64encode(bytes(SIGNATURE_SIZE))),
     b"\1\0\0cid\0\0time\0\0topic\0\0hash\0\0hash\0\0\0\0parent\0\0\0\0\0content",
 )
 

@@ -43,9 +43,12 @@ from walyoff.child import (
     packs,
     proofs,
     reader,
+    renewals,
     rpc,
     segment_tree,
 )
+from walyoff.child.renewal_files import decode_kept
+from walyoff.child.renewal_keys import verify_renewal
 from walyoff.engine.consent import parse_consent
 from walyoff.engine.removals import parse_statement
 from walyoff.errors import (
@@ -287,9 +290,26 @@ def _act(data: bytes) -> None:
     acts.expand(data)
 
 
+def _renewal(data: bytes) -> None:
+    """What a device's renewal says beside its keys; and the file that the keys to it lie in."""
+    block = acts.IdentityBlock(ref="a", topics=(acts.TOPIC_KEY,), parents=("b",), content=data)
+    with suppress(RemoteProtocolError):
+        act = acts.read_act("group", block)
+        assert act is not None
+        renewal = renewals.read_renewal("group", act)
+        assert (renewal is None) == (act.disclosed is None)
+        if renewal is not None:
+            assert len(renewal.next) == acts.PIN_SIZE
+            assert not verify_renewal(renewal.signer, renewal.signature, renewal.body)
+    seeds, control = decode_kept(data)
+    assert len(seeds) <= 2
+    assert len(control) <= len(data)
+
+
 def _birth(data: bytes) -> None:
     """The content of a chain's first block."""
-    for content in (data, births.GREETING + data, births.GREETING + births.MARK + data):
+    marked = (births.GREETING + mark + data for mark in (births.MARK, births.DEVICE_MARK))
+    for content in (data, births.GREETING + data, *marked):
         birth = births.read_birth(content)
         if birth is not None:
             told = births.put_birth(content, birth)
@@ -396,6 +416,7 @@ TARGETS: dict[str, Target] = {
     "identity": _identity,
     "act": _act,
     "birth": _birth,
+    "renewal": _renewal,
     "suite": _suite,
     "initiator": machines.initiator,
     "responder": machines.responder,

@@ -31,6 +31,8 @@ from walyoff.channel_state import ChannelState
 from walyoff.child import rpc
 from walyoff.child.acts import Claim
 from walyoff.child.births import Birth
+from walyoff.child.renewal_keys import SEEDS_SIZE, RenewalKey
+from walyoff.child.renewals import renewal_body
 from walyoff.did_document import make_document
 from walyoff.engine.consent import PROPOSE, Statement
 from walyoff.epochs import Epoch, seal_anchor
@@ -283,9 +285,12 @@ def wire_vectors() -> dict[str, str]:
             [gossip.Ack(instance=instance, upto=1, further=(3,))]
         ),
         "birth.device": Birth(pin=b"\x25" * 32).encode(),
+        "birth.device_2": Birth(pin=b"\x25" * 32, next=b"\x28" * 32).encode(),
         "birth.identity": Birth(
             pin=b"\x25" * 32, founder=ALICE, founder_pin=b"\x27" * 32, rule="admins"
         ).encode(),
+        "renewal.fingerprint": RenewalKey(bytes(range(SEEDS_SIZE))).fingerprint,
+        "renewal.body": renewal_body(ALICE, "|old", "|new", b"\x28" * 32),
         "act.body": example_claim("join").body(),
         "act.block": example_claim("admin").as_block(b"\x23" * 4, b"\x24" * 4),
         **{f"frame.{name}": frames.encode(frame) for name, frame in example_frames().items()},

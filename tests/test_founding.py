@@ -13,7 +13,7 @@ from tests.test_reader import EVIL, GROUP, K0, K1, K2, PIN, did_pin, sign, verif
 from tests.test_reader_rules import A, B, C, D, E, Group, approved, own_key
 from walyoff.child import reader
 from walyoff.child.acts import RULES_KNOWN, pin_of
-from walyoff.child.births import GREETING, MARK, ROOM, Birth, put_birth, read_birth
+from walyoff.child.births import DEVICE_MARK, GREETING, MARK, ROOM, Birth, put_birth, read_birth
 from walyoff.errors import LocalProtocolError
 from walyoff.wire import pack
 
@@ -209,8 +209,11 @@ def test_a_device_never_has_members() -> None:
     assert reading.rule is None
 
 
-def test_of_two_renewals_of_a_devices_keys_one_counts_whoever_wrote_it() -> None:
-    """A thief of replaced keys writes one beside the device's; nothing tells them apart."""
+def test_of_two_renewals_without_commitment_one_counts_whoever_wrote_it() -> None:
+    """A thief of replaced keys writes one beside the device's; nothing tells them apart.
+
+    That is of devices of an earlier version, which have committed to nothing.
+    """
     found = set()
     for seed in range(20):
         group = Group.__new__(Group)
@@ -297,7 +300,12 @@ def test_whatever_former_members_write_together_nobody_gets_in(
 
 
 def test_a_birth_takes_the_place_of_random_bytes() -> None:
-    for told in (Birth(pin=PIN), birth("admins", "did:walytisidentities:Qm" + "x" * 44)):
+    device = Birth(pin=PIN, next=did_pin("next"))
+    for told in (
+        Birth(pin=PIN),
+        device,
+        birth("admins", "did:walytisidentities:Qm" + "x" * 44),
+    ):
         content = put_birth(STOCK, told)
         assert len(content) == len(STOCK)
         assert content.startswith(GREETING)
@@ -309,8 +317,9 @@ def test_a_birth_takes_the_place_of_random_bytes() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_birth_or_none(data: bytes) -> None:
-    for content in (data, GREETING + data, GREETING + MARK + data):
-        assert read_birth(content) is None or content.startswith(GREETING + MARK)
+    marks = GREETING + MARK, GREETING + DEVICE_MARK
+    for content in (data, GREETING + data, *(mark + data for mark in marks)):
+        assert read_birth(content) is None or content.startswith(marks)
 
 
 @pytest.mark.parametrize(
@@ -322,9 +331,12 @@ def test_any_bytes_are_a_birth_or_none(data: bytes) -> None:
         [PIN, A, did_pin(A), "none"],
         [b"short", "", b"", ""],
         [PIN, "", b""],
+        [PIN, b"short"],
+        [PIN],
     ],
 )
 def test_half_a_birth_is_none(fields: list[object]) -> None:
     body = pack(fields)
-    assert read_birth(GREETING + MARK + len(body).to_bytes(2) + body) is None
+    for mark in (MARK, DEVICE_MARK):
+        assert read_birth(GREETING + mark + len(body).to_bytes(2) + body) is None
     assert "none" not in RULES_KNOWN

@@ -75,14 +75,22 @@ async def test_old_homes_open_are_read_and_talk(old: tuple[Path, dict[str, Any]]
                     receipt = await both[author].send(content, topics=topics)
                     await receipt.wait_received()
                     await receipt.wait_anchored()
+                # A device that has committed to no keys begins to, and goes on.
+                for _ in range(2):
+                    await ada.renew_keys()
+                    receipt = await both["ada"].send(b"by new keys")
+                    await receipt.wait_received()
+                    await receipt.wait_anchored()
+                    new.append(("ada", b"by new keys", []))
+                assert [path.suffix for path in (root / "ada" / "keys").glob("*.next")]
                 for one in both.values():
-                    told = await _read(one, len(MESSAGES) + 2)
-                    assert told[-2:] == _expected(about, new)
+                    told = await _read(one, len(MESSAGES) + len(new))
+                    assert told[-len(new) :] == _expected(about, new)
                     assert not one.status()["forked"]
                     assert not one.status()["faults"]
         # And what today's version wrote, it opens again.
         async with open_home(root, "ada", Years()) as ada:
-            again = await _read(ada.channel(CHANNEL), len(MESSAGES) + 2)
+            again = await _read(ada.channel(CHANNEL), len(MESSAGES) + len(new))
             assert sorted(again) == sorted(_expected(about, MESSAGES + new))
 
 

@@ -142,6 +142,8 @@ class Act:
     #: Of control key blocks: the keys that sign, and the keys that follow.
     old: str = field(default="", repr=False)
     new: str = field(default="", repr=False)
+    #: What a device's renewal says beside them; not looked at here, see `renewals`.
+    disclosed: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 def pin_of(key_group_id: str) -> bytes:
@@ -258,7 +260,12 @@ def read_act(group: str, block: IdentityBlock) -> Act | None:
 def _key(group: str, block: IdentityBlock) -> Act:
     value = _load(block.content)
     old, new = _text(value, "old_keys", MAX_KEY_ID), _text(value, "new_keys", MAX_KEY_ID)
-    approval, _ = _field(group, RENEW, value.get("walyoff"), block, subject="", pin=pin_of(new))
+    match value.get("walyoff"):
+        case {"v": 3} as disclosed:
+            approval = None
+        case said:
+            disclosed = None
+            approval, _ = _field(group, RENEW, said, block, subject="", pin=pin_of(new))
     return Act(
         kind=RENEW,
         approval=approval,
@@ -266,6 +273,7 @@ def _key(group: str, block: IdentityBlock) -> Act:
         signed=f"{old}--{new}".encode(),
         old=old,
         new=new,
+        disclosed=disclosed,
     )
 
 

@@ -9,8 +9,13 @@ random bytes say, in their place:
 
     MARK ‖ length (2 bytes, the highest first) ‖ pack([pin, founder, founder's pin, rule])
 
-A device's DID has no founder (the last three are empty): it never has members. A chain of
-stock software or of an earlier version says nothing, which is None here.
+A device's DID has no founder, as it never has members; in place of it stands what its control
+keys are renewed by (`renewals`):
+
+    DEVICE_MARK ‖ length ‖ pack([pin, next])
+
+Devices of an earlier version have the first form, whose last three fields are empty then. A
+chain of stock software or of an earlier version says nothing, which is None here.
 
 Pure: any bytes give a birth or None.
 """
@@ -26,6 +31,7 @@ from walyoff.wire import MAX_DID, expect_array, expect_bytes, expect_str, pack, 
 #: What stock code writes before its random bytes.
 GREETING = b"Hello World, new blockchain getting born!"
 MARK = b"walyoff/birth/1\n"
+DEVICE_MARK = b"walyoff/birth/2\n"
 #: The random bytes, which a birth takes the place of.
 ROOM = 1_000
 _LENGTH = 2
@@ -43,14 +49,21 @@ class Birth:
     founder_pin: bytes = b""
     #: Who may invite and remove.
     rule: str = ""
+    #: Of a device, the fingerprint of the key by which its control keys are renewed first;
+    #: empty if it commits to none.
+    next: bytes = b""
 
     def encode(self) -> bytes:
         """What stands in the first block, after the greeting.
 
         Raises LocalProtocolError when it does not fit.
         """
-        body = pack([self.pin, self.founder, self.founder_pin, self.rule])
-        told = MARK + len(body).to_bytes(_LENGTH) + body
+        if self.next:
+            mark, body = DEVICE_MARK, pack([self.pin, self.next])
+        else:
+            mark = MARK
+            body = pack([self.pin, self.founder, self.founder_pin, self.rule])
+        told = mark + len(body).to_bytes(_LENGTH) + body
         if len(told) > ROOM:
             raise LocalProtocolError(f"a birth of {len(told)} bytes exceeds {ROOM}")
         return told
@@ -65,14 +78,21 @@ def put_birth(content: bytes, birth: Birth) -> bytes:
 
 def read_birth(content: bytes) -> Birth | None:
     """The birth in the content of a first block."""
-    if not content.startswith(GREETING + MARK):
-        return None
     start = len(GREETING) + len(MARK)
+    mark = content[len(GREETING) : start]
+    if not content.startswith(GREETING) or mark not in (MARK, DEVICE_MARK):
+        return None
     size = int.from_bytes(content[start : start + _LENGTH])
     body = content[start + _LENGTH : start + _LENGTH + size]
     if size > ROOM - len(MARK) - _LENGTH or len(body) != size:
         return None
     try:
+        if mark == DEVICE_MARK:
+            pin, following = expect_array(unpack(body, ROOM), 2, "birth")
+            return Birth(
+                pin=expect_bytes(pin, "pin", size=PIN_SIZE),
+                next=expect_bytes(following, "fingerprint", size=PIN_SIZE),
+            )
         fields = expect_array(unpack(body, ROOM), 4, "birth")
         pin = expect_bytes(fields[0], "pin", size=PIN_SIZE)
         founder = expect_str(fields[1], "founder", limit=MAX_DID)

@@ -38,6 +38,9 @@ from walyoff.child.births import Birth
 from walyoff.child.chains import Chains
 from walyoff.child.keyring import Keyring, compact
 from walyoff.child.reader import Reading
+from walyoff.child.renewal_files import RenewalFiles, Step
+from walyoff.child.renewal_keys import RenewalKey
+from walyoff.child.renewals import as_field, renewal_body
 from walyoff.errors import LocalProtocolError, NotAMemberError
 
 #: The first topic of stock identity blocks, for a single DID's and for a group's blocks.
@@ -76,10 +79,13 @@ class Governing:
         keyring: Keyring,
         read: Callable[[str], Reading],
         device: Callable[[str], str],
+        *,
+        renewals: RenewalFiles,
     ) -> None:
         self._blocks = blocks
         self._chains = chains
         self._keyring = keyring
+        self._renewals = renewals
         #: What a chain says of which the pin is known: an open identity, or keys held here.
         self._read = read
         #: The device's own DID in an identity.
@@ -89,7 +95,11 @@ class Governing:
 
     def new_did(self) -> tuple[str, Any]:
         """A device's DID with keys and a chain, which is open: it never has members."""
-        return self._new_did(lambda pin: Birth(pin=pin))
+        key = RenewalKey.new()
+        did, keys = self._new_did(lambda pin: Birth(pin=pin, next=key.fingerprint))
+        # Nobody has heard of the DID before this returns.
+        self._renewals.keep(did, key)
+        return did, keys
 
     def _new_did(self, born: Callable[[bytes], Birth]) -> tuple[str, Any]:
         keys = self._keyring.new_group()
@@ -254,11 +264,30 @@ class Governing:
     def renew(self, did: str) -> None:
         """Replace the control keys of an identity, or of a DID of this device alone."""
         reading = self._read(did)
-        actor = self._actor_of(did) if reading.members else None
+        if not reading.members:
+            self._renew_own(did, reading)
+            return
+        actor = self._actor_of(did)
         old, new = self.newest(did), self._keyring.new_group()
         # Kept before anybody hears of them.
         self._keep(did, [new])
         self._write_keys(did, old, new, actor)
+
+    def _renew_own(self, did: str, reading: Reading) -> None:
+        """Replace a device's control keys, as its DID has committed to."""
+        old = self.newest(did)
+        if old.get_id() != reading.keys[-1]:
+            raise LocalProtocolError(
+                "another copy of this device has renewed its control keys: go on with that "
+                "one, or join as a new device"
+            )
+        step = self._renewals.prepare(did, reading.next, reading.keys)
+        self._keep(did, [step.new])
+        self._write_keys(did, old, step.new, None, step)
+        if self._read(did).next != step.following.fingerprint:
+            raise LocalProtocolError("the renewal does not count on the chain: try again")
+        # The key that has signed goes.
+        self._renewals.keep(did, step.following)
 
     def take_secrets(self, did: str, secrets: bytes) -> int:
         """Keep control keys that another member gave; returns how many were new.
@@ -367,18 +396,23 @@ class Governing:
         topics = [_GROUP_TOPIC, block_class.walytis_block_topic]
         self._chains.append(chain_of(did), make, topics)
 
-    def _write_keys(self, did: str, old: Any, new: Any, by: str | None) -> None:
+    def _write_keys(
+        self, did: str, old: Any, new: Any, by: str | None, step: Step | None = None
+    ) -> None:
         """A stock control key block; stock readers pass over our field in it."""
         block = self._blocks.ControlKeyBlock.new(old, new)
         block.sign()
         plain: bytes = block.generate_block_content()
 
         def make(parents: Sequence[str]) -> bytes:
-            if by is None:
+            if by is not None:
+                claim, approval = self._claim(did, RENEW, by, parents, pin=pin_of(new.get_id()))
+                field = claim.as_field(approval)
+            elif step is not None:
+                field = _disclosed(did, old, step)
+            else:
                 return plain
-            claim, approval = self._claim(did, RENEW, by, parents, pin=pin_of(new.get_id()))
-            value = {**json.loads(plain), "walyoff": claim.as_field(approval)}
-            return json.dumps(value).encode()
+            return json.dumps({**json.loads(plain), "walyoff": field}).encode()
 
         chain = chain_of(did)
         # A device's own chain is written to so seldom that nobody follows it; what others say
@@ -400,3 +434,11 @@ class Governing:
 
         topic = TOPIC_SEGMENT if kind == SEGMENT else TOPIC_RULES
         self._chains.append(chain_of(did), make, [topic])
+
+
+def _disclosed(did: str, old: Any, step: Step) -> dict[str, Any]:
+    following = step.following.fingerprint
+    body = renewal_body(did, old.get_id(), step.new.get_id(), following)
+    if step.signer is None:
+        return as_field(did, b"", following, compact(old.sign(body)))
+    return as_field(did, step.signer.public, following, step.signer.sign(body))

@@ -35,6 +35,7 @@ from walyoff.child.reader import (
 )
 from walyoff.child.readings import Readings
 from walyoff.child.registers import Registers
+from walyoff.child.renewal_files import RenewalFiles
 from walyoff.child.stock_homes import StockHomes
 from walyoff.child.upstream import Stock
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
@@ -60,6 +61,7 @@ class Identities:
     ) -> None:
         self._chains = chains
         self._keyring = Keyring(stock.keys, home / "keys", sealing)
+        renewals = RenewalFiles(self._keyring, home / "keys", sealing)
         self._emit = emit
         self._lock = threading.RLock()
         #: Open groups: DID -> (pin, member DID).
@@ -73,6 +75,7 @@ class Identities:
             self._keyring,
             self._reading,
             lambda did: self._groups[did][1] if did in self._groups else "",
+            renewals=renewals,
         )
         self._stock_homes = StockHomes(
             chains, self._keyring, self._governing, self._read, stock.keys

@@ -34,6 +34,7 @@ from walyoff.child.reader import (
     BAD_SIGNATURE,
     NOT_PINNED,
 )
+from walyoff.child.renewals import signed_renewal
 from walyoff.epochs import EPOCH_ID_SIZE
 from walyoff.errors import LocalProtocolError, RemoteProtocolError
 
@@ -215,6 +216,8 @@ class IdentityJudge:
                 keys = [key for key in keys if key == act.old]
         if not any(self._verify(key, act.signature, act.signed) for key in keys):
             raise RemoteProtocolError("block is not signed", reason=BAD_SIGNATURE)
+        # Else anybody could write a device's renewal again, with any end.
+        signed_renewal(self._group, act, self._verify)
 
     def _act(
         self, cid: str, topics: tuple[str, ...], parents: Sequence[str], content: bytes

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from walyoff.child.acts import MAX_KEY_ID, chain_of
+from walyoff.child.renewal_keys import verify_renewal
+from walyoff.child.renewals import SCHEME
 from walyoff.child.verified import Verified
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, StoreError
 from walyoff.files import replace_file
@@ -172,7 +174,10 @@ class Keyring:
         return self.verify(key_group_id, "-".join(part.hex() for part in raw).encode(), data)
 
     def verify(self, key_group_id: str, signature: bytes, data: bytes) -> bool:
-        """The same for a signature as stock code writes it; results are remembered."""
+        """The same for a signature as stock code writes it; results are remembered.
+
+        Also of renewal keys, by their name.
+        """
 
         def verify() -> bool:
             return self._verify(key_group_id, signature, data)
@@ -180,6 +185,8 @@ class Keyring:
         return self.verified.check(key_group_id, signature, data, verify)
 
     def _verify(self, key_group_id: str, signature: bytes, data: bytes) -> bool:
+        if key_group_id.startswith(SCHEME):
+            return verify_renewal(key_group_id, signature, data)
         try:
             return self._public(key_group_id).verify_signature(signature, data) is True
         except Exception as error:

@@ -17,6 +17,8 @@ STALE_RENEWAL = "stale-renewal"
 BAD_SIGNATURE = "bad-signature"
 OLD_KEYS = "old-keys"
 REPLAYED = "replayed"
+#: A device has committed to other keys.
+NOT_COMMITTED = "not-committed"
 ALREADY_MEMBER = "already-member"
 NOT_A_MEMBER = "not-a-member"
 NO_KEYS_YET = "no-keys-yet"
@@ -56,6 +58,9 @@ class Reading:
     members: dict[str, MemberState] = field(default_factory=dict)
     #: Key group ids, oldest first.
     keys: list[str] = field(default_factory=list)
+    #: Of a device, the fingerprint of the key that signs its next renewal; empty if it has
+    #: committed to none.
+    next: bytes = b""
     #: Valid segment blocks: block name -> chain.
     segments: dict[str, str] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)

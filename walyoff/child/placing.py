@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from walyoff.child.acts import JOIN, RENEW, Act, IdentityBlock, pin_of, read_act
+from walyoff.child.acts import JOIN, MALFORMED, RENEW, Act, IdentityBlock, pin_of, read_act
 from walyoff.child.births import Birth
 from walyoff.child.outcome import (
     BAD_SIGNATURE,
@@ -31,6 +31,7 @@ from walyoff.child.outcome import (
     STALE_RENEWAL,
     RefusedError,
 )
+from walyoff.child.renewals import Renewal, signed_renewal
 from walyoff.errors import RemoteProtocolError
 
 _log = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ class Node:
     pins: frozenset[bytes] = frozenset()
     #: Which of the actor's own keys signed, the first ones being 1; 0 if none did.
     generation: int = 0
+    #: What a device's renewal says, signed.
+    renewal: Renewal | None = None
     #: Where it came among the blocks that are held here, see `IdentityBlock.place`.
     place: int
 
@@ -156,6 +159,7 @@ class _Draft:
     past: int
     act: Act
     asked: frozenset[bytes]
+    renewal: Renewal | None
     signers: set[str] = field(default_factory=set)
     approvals: set[bytes] = field(default_factory=set)
 
@@ -168,6 +172,7 @@ class _Draft:
             signers=frozenset(self.signers),
             approvals=frozenset(self.approvals),
             asked=self.asked,
+            renewal=self.renewal,
             place=self.block.place,
         )
 
@@ -204,6 +209,10 @@ class _Places:
         if act is None:
             return
         signer = self._signer(act, past)
+        try:
+            renewal = signed_renewal(self._group, act, self._verify)
+        except RemoteProtocolError as error:
+            raise RefusedError(error.reason or MALFORMED) from None
         if act.approval is not None:
             name = (act.approval.body, act.old, act.new)
             if known := self._known.get(name):
@@ -217,6 +226,7 @@ class _Places:
             past=past,
             act=act,
             asked=self._pins_of_actor(act, past),
+            renewal=renewal,
             signers={signer},
         )
         self.drafts.append(draft)

@@ -36,6 +36,7 @@ from walyoff.child.outcome import (
     RefusedError,
 )
 from walyoff.child.placing import Node
+from walyoff.child.renewals import Succession
 
 #: Rounds of settling leavings; each settles one more of a chain of removers, at the least.
 MAX_ROUNDS = 64
@@ -97,6 +98,8 @@ class Pass:
         self._key_bits: dict[str, int] = {}
         #: Renewals that came second, by members in good standing.
         self._rivals: list[Node] = []
+        renewals = [(node.act, node.renewal) for node in nodes if node.act.kind == RENEW]
+        self._succession = Succession(birth, renewals)
         self._segments = 0
         for node in nodes:
             try:
@@ -232,6 +235,8 @@ class Pass:
                 if any(key.act.old == node.act.old for key in self._keys[1:]):
                     self._rivals.append(node)
                 raise RefusedError(STALE_RENEWAL)
+            if not acted:
+                self._succession.take(node.act)
         self._keys.append(node)
         self._key_bits[node.act.new] = node.bit
 
@@ -337,6 +342,7 @@ class Pass:
     def _conclude(self) -> None:
         result = self.result
         result.keys = [key.act.new for key in self._keys]
+        result.next = self._succession.next
         if self._founding.stated:
             result.rule = self._rule(-1)
         elif self._founding.candidates:
