@@ -17,6 +17,7 @@ import pytest
 from tests.waiting import until
 from walyoff.abc import Identity, Ledger
 from walyoff.child.blocks import cid_of, decode_block
+from walyoff.child.renewal_files import ENDING, decode_kept
 from walyoff.errors import (
     LocalProtocolError,
     NotAMemberError,
@@ -352,14 +353,20 @@ async def test_secrets_stay_in_files_of_their_owner_and_out_of_logs(tmp_path: Pa
     secrets = [
         key[2]
         for path in (tmp_path / "a" / "keys").iterdir()
+        if path.suffix != ENDING
         for group in unpack(path.read_bytes(), 1 << 20)
         for key in group
     ]
     assert len(secrets) == 4
     assert any(secret.encode() in grant["secrets"] for secret in secrets)
+    # The key that renews those of the device is handed to nobody.
+    (renewal,) = (tmp_path / "a" / "keys").glob(f"*{ENDING}")
+    ((seed,), _) = decode_kept(renewal.read_bytes())
+    assert seed[:32] not in grant["secrets"]
     for path in (tmp_path / "a").rglob("*"):
         if path.is_file() and path.parent.name != "keys":
             data = path.read_bytes()
+            assert seed[:32] not in data, path
             assert not any(secret[:64].encode() in data for secret in secrets), path
             assert not any(bytes.fromhex(secret)[:32] in data for secret in secrets), path
     for path in (tmp_path / "a" / "keys").iterdir():
