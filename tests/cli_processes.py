@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import MOST, Deadline
+
 WALYOFF = [sys.executable, "-m", "walyoff.cli"]
+#: Seconds, of free time, for a line of output or for the end.
 BOUND_S = 60.0
 
 
@@ -35,12 +38,14 @@ class Command:
 
     def line(self, timeout: float = BOUND_S) -> str:
         """The next line of its output. Fails when it ends or takes too long."""
-        deadline = time.monotonic() + timeout
+        deadline = Deadline(timeout)
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
         while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            ready, _, _ = select.select([descriptor], [], [], max(left, 0))
+            left = deadline.left()
+            ready, _, _ = select.select([descriptor], [], [], left)
+            if not ready and deadline.left():
+                continue
             assert ready, f"no line within {timeout} s"
             chunk = os.read(descriptor, 65536)
             assert chunk, f"it ended: {self.process.stderr and self.process.stderr.read()!r}"
@@ -60,11 +65,11 @@ class Command:
             # To the whole group, as a terminal does.
             os.killpg(self.process.pid, signum)
         try:
-            out, err = self.process.communicate(timeout=timeout)
+            out, err = self.process.communicate(timeout=MOST * timeout)
         except subprocess.TimeoutExpired:
             # What it waits for is in the last lines of its standard error.
             self.process.send_signal(signal.SIGABRT)
-            out, err = self.process.communicate(timeout=timeout)
+            out, err = self.process.communicate(timeout=MOST * timeout)
             raise AssertionError(f"it did not end: {err.decode(errors='replace')}") from None
         return self.process.returncode, (self._buffer + out).decode(), err.decode()
 
@@ -78,7 +83,7 @@ def running(*arguments: str, stdin: int = subprocess.DEVNULL) -> Iterator[Comman
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(command.process.pid, signal.SIGKILL)
-        command.process.wait(timeout=BOUND_S)
+        command.process.wait(timeout=MOST * BOUND_S)
         for stream in (command.process.stdout, command.process.stderr):
             if stream is not None:
                 stream.close()
@@ -87,7 +92,11 @@ def running(*arguments: str, stdin: int = subprocess.DEVNULL) -> Iterator[Comman
 def walyoff(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end."""
     return subprocess.run(
-        [*WALYOFF, *arguments], input=stdin, capture_output=True, timeout=BOUND_S, check=False
+        [*WALYOFF, *arguments],
+        input=stdin,
+        capture_output=True,
+        timeout=MOST * BOUND_S,
+        check=False,
     )
 
 
@@ -126,7 +135,7 @@ def processes_of(home: Path) -> list[str]:
 
 def gone(home: Path, within: float = 5.0) -> list[str]:
     """What is left of a home's processes after a moment; empty when all is well."""
-    deadline = time.monotonic() + within
-    while (found := processes_of(home)) and time.monotonic() < deadline:
+    deadline = Deadline(within)
+    while (found := processes_of(home)) and deadline.left():
         time.sleep(0.05)
     return found

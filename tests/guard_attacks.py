@@ -16,6 +16,7 @@ import anyio
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from tests.waiting import HANGS_AFTER
 from walyoff.child.blocks import cid_of, decode_block
 from walyoff.child.chainfiles import parent_ids
 from walyoff.child.repo import ensure_repo
@@ -98,7 +99,7 @@ async def outsider_process(home: Path) -> AsyncIterator[Outsider]:
         assert process.stdout is not None
         answers = BufferedByteReceiveStream(process.stdout)
         try:
-            with anyio.fail_after(30):
+            with anyio.fail_after(HANGS_AFTER):
                 assert await answers.receive_until(b"\n", 100) == b"ready"
             yield Outsider(process, answers, folder)
         finally:

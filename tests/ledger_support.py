@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import anyio
 
+from tests.waiting import HANGS_AFTER, Deadline
 from walyoff.abc import Block
 from walyoff.child.blocks import decode_block
 from walyoff.child.proofs import wrap
@@ -86,7 +86,7 @@ async def hand_over(source: RegisterLedger, target: RegisterLedger) -> int:
 async def read(ledger: RegisterLedger, count: int, after: int = 0) -> list[Block]:
     """The next blocks."""
     blocks: list[Block] = []
-    with anyio.fail_after(30):
+    with anyio.fail_after(HANGS_AFTER):
         async with ledger.blocks(after) as stream:
             while len(blocks) < count:
                 blocks.append(await stream.receive())
@@ -95,9 +95,9 @@ async def read(ledger: RegisterLedger, count: int, after: int = 0) -> list[Block
 
 async def until(condition: Callable[[], Any], timeout: float = 20) -> None:
     """Wait until an asynchronous condition holds."""
-    deadline = time.monotonic() + timeout
+    deadline = Deadline(timeout)
     while not await condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert deadline.left(), "it did not happen in time"
         await anyio.sleep(0.02)
 
 

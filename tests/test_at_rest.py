@@ -19,6 +19,7 @@ import pytest
 
 import walyoff
 from tests.fixtures.make_homes import ARCHIVE, CHANNEL, FOLDER, LARGE, open_home, unpack
+from tests.waiting import HANGS_AFTER
 from walyoff.channel_state import ChannelState
 from walyoff.epochs import decode_epochs
 from walyoff.wire import pack
@@ -115,7 +116,7 @@ async def test_a_copied_home_gives_no_content_no_name_and_no_key(homes: Path) ->
         assert set(found(homes / name, keys)) == set(keys), "what is searched for was there"
         secrets[name] = keys
     content, topic = NEW
-    with anyio.fail_after(60):
+    with anyio.fail_after(HANGS_AFTER):
         async with open_home(homes, "ada") as ada, open_home(homes, "bob") as bob:
             channel = ada.channel(CHANNEL)
             await (await channel.send(content, topics=[topic])).wait_received()

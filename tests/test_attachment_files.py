@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.waiting import HANGS_AFTER
 from walyoff import Channel, open_device
 from walyoff import attachments as module
 from walyoff import files as files_module
@@ -134,7 +135,10 @@ async def test_what_is_no_file_or_cannot_be_read_is_told(
     with pytest.raises(LocalProtocolError, match="is not a file"):
         await channel.send_file(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with anyio.fail_after(5), pytest.raises(LocalProtocolError, match="is not a file"):
+    with (
+        anyio.fail_after(HANGS_AFTER),
+        pytest.raises(LocalProtocolError, match="is not a file"),
+    ):
         await channel.send_file(tmp_path / "pipe")
     with pytest.raises(LocalProtocolError, match="is not a file"):
         await channel.send_file("/dev/zero")

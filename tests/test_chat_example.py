@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import MOST, Deadline
+
 CHAT = Path(__file__).parents[1] / "examples" / "chat" / "chat.py"
 #: Seconds for anything to appear; it takes one or two on an idle machine.
 SOON = 40.0
@@ -48,21 +50,21 @@ class Person:
 
     def sees(self, pattern: str) -> re.Match[str]:
         """Wait for a line that has the pattern."""
-        deadline = time.monotonic() + SOON
+        deadline = Deadline(SOON)
         with self._more:
             while True:
                 for line in self.lines:
                     if match := re.search(pattern, line):
                         return match
-                left = deadline - time.monotonic()
-                assert left > 0, f"no {pattern!r} in {self.lines}"
+                left = deadline.left()
+                assert left, f"no {pattern!r} in {self.lines}"
                 self._more.wait(left)
 
     def end(self) -> int:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        code = self.process.wait(SOON)
-        self._reader.join(SOON)
+        code = self.process.wait(MOST * SOON)
+        self._reader.join(MOST * SOON)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code

@@ -23,7 +23,7 @@ from walyoff.cli.runtime import Failure
 from walyoff.engine.attachment_states import AttachmentState
 
 WALYOFF = [sys.executable, "-m", "walyoff.cli"]
-BOUND_S = 60
+BOUND_S = 300
 
 
 @dataclass

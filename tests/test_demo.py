@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.cli_processes import WALYOFF, failure, gone, running, walyoff
+from tests.waiting import HANGS_AFTER
 from walyoff.demo.search import forms, is_noise, search
 from walyoff.demo.story import TALK, WHILE_AWAY, Outcome, Sent
 from walyoff.walytis.ledger import TOPIC
@@ -28,7 +29,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path
     result = subprocess.run(
         [*WALYOFF, "demo", "--json", "--keep", str(folder)],
         capture_output=True,
-        timeout=90,
+        timeout=450,
         check=False,
         env={**os.environ, "TMPDIR": str(base)},
     )
@@ -154,7 +155,7 @@ def test_a_demo_that_fails_says_so(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
-        timeout=30,
+        timeout=HANGS_AFTER,
         check=False,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )
@@ -169,7 +170,7 @@ def test_three_devices_forget_a_message_and_no_byte_of_it_is_left(tmp_path: Path
     result = subprocess.run(
         [*WALYOFF, "demo", "--forget", "--json"],
         capture_output=True,
-        timeout=150,
+        timeout=600,
         check=False,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )

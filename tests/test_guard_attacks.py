@@ -29,6 +29,7 @@ from tests.ledger_support import (
     until,
     until_peers,
 )
+from tests.waiting import HANGS_AFTER
 from walyoff.child.blocks import cid_of, decode_block, decode_id
 from walyoff.testing.walytis_blocks import make_block
 from walyoff.walytis.identity import WalytisIdentity
@@ -65,7 +66,7 @@ async def latency(one: RegisterLedger, two: RegisterLedger, tag: bytes) -> float
             text = b"%s %d" % (tag, number)
             began = time.perf_counter()
             await one.append(anchor(text))
-            with anyio.fail_after(20):
+            with anyio.fail_after(HANGS_AFTER):
                 while text_of(await stream.receive()) != text:
                     pass
             times.append(time.perf_counter() - began)

@@ -11,6 +11,7 @@ from walyoff_transports.libp2p import parse_address
 
 from tests.libp2p_support import needs_libp2p
 from tests.test_interop_devices import group, join, wait_for
+from tests.waiting import HANGS_AFTER
 from walyoff import Device
 
 pytestmark = [needs_libp2p, pytest.mark.anyio]
@@ -53,7 +54,7 @@ async def test_a_device_that_moved_finds_those_that_stayed(home: Path) -> None:
         # And what moved is known now: it is reached when the other one comes back.
         await g.close("a")
         await g.open("a")
-        with anyio.fail_after(20):
+        with anyio.fail_after(HANGS_AFTER):
             await g.channel("a").wait_peer(g.channel("b").me)
 
 
@@ -75,7 +76,7 @@ async def test_two_that_both_moved_find_each_other_through_a_third(
         for name in ("a", "b"):
             await g.open(name)
             assert port(g.devices[name], transport) != before[name]
-        with anyio.fail_after(30):
+        with anyio.fail_after(HANGS_AFTER):
             await g.channel("a").wait_peer(g.channel("b").me)
 
 
@@ -91,7 +92,7 @@ async def test_two_that_both_moved_find_each_other_on_a_local_network(home: Path
             move(home, name)
         for name in ("a", "b"):
             await g.open(name)
-        with anyio.fail_after(20):
+        with anyio.fail_after(HANGS_AFTER):
             await g.channel("a").wait_peer(g.channel("b").me)
         await g.channel("a").send(b"found")
         await wait_for(g.channel("b"), {b"found"})

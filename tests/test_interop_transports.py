@@ -13,6 +13,7 @@ from anyio.abc import ByteStream, ObjectReceiveStream
 from walyoff_transports import ipfs, libp2p
 
 from tests.libp2p_support import needs_libp2p
+from tests.waiting import HANGS_AFTER
 from walyoff.abc import Broadcast, Transport
 from walyoff.errors import TransportError
 from walyoff.testing.transports import ENDED, receive_exactly, temporary_hosts
@@ -29,7 +30,7 @@ async def pair(home: Path) -> AsyncIterator[tuple[Transport, Transport]]:
         own, other = stack.enter_context(temporary_hosts(2, ipfs=[child]))
         on_ipfs = await stack.enter_async_context(ipfs.open_transport(own))
         on_libp2p = await stack.enter_async_context(libp2p.open_transport(other))
-        with anyio.fail_after(90):
+        with anyio.fail_after(5 * HANGS_AFTER):
             yield on_libp2p, on_ipfs
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.sim.virtual import in_virtual_time, read
+from tests.sim.virtual import in_virtual_time, read, run
 from walyoff import Channel, Device, frames, introducing
 from walyoff.accepting import judge
+from walyoff.connections import Connections
+from walyoff.engine.links import LinkServer
 from walyoff.errors import RemoteProtocolError, TransportError
 from walyoff.session.peer import Session, dial
 from walyoff.testing.world import SimWorld
@@ -69,6 +71,29 @@ async def test_a_newcomer_gets_in_although_its_inviter_left_before_others_heard_
         assert await read(member, 2) == [b"from m", b"from n"]
         await member.send(b"welcome")
         assert (await read(newcomer, 3))[2] == b"welcome"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_newcomer_is_told_where_members_are_that_were_only_heard_of(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: object) -> None:
+        """The session ends before the other side has said where it is."""
+
+    monkeypatch.setattr(Connections, "_note_addresses", nothing)
+    monkeypatch.setattr(LinkServer, "_greeted", lambda *_: None)
+
+    async def main() -> None:
+        world = SimWorld(1)
+        async with world.device("a") as a, world.device("n") as n:
+            async with world.device("m") as m:
+                first = await a.create_channel("family")
+                member = (await m.join(await first.invite())).me
+                await first.wait_peer()
+            newcomer = await n.join(await first.invite())
+            assert (await n.address_book(newcomer.did))[member] == ["sim:m"]
+
+    run(backend, main)
 
 
 @in_virtual_time

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import HANGS_AFTER
 from walyoff.child import repo
 from walyoff.child.kubo import socket_multiaddr
 from walyoff.errors import LocalProtocolError, StoreError
@@ -72,7 +73,7 @@ def run_node(home: Path) -> dict[str, Any]:
         env=child_environment(home),
         cwd=home / "child",
         capture_output=True,
-        timeout=30,
+        timeout=HANGS_AFTER,
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()

@@ -13,6 +13,7 @@ import pytest
 
 from tests.ledger_support import anchor, children, fill, found, hand_over, join, read, text_of
 from tests.real.processes import World
+from tests.waiting import HANGS_AFTER, free_time
 from walyoff.walytis import register
 from walyoff.walytis.process import open_child
 from walyoff.walytis.register import RegisterLedger
@@ -47,24 +48,24 @@ async def test_few_and_many_blocks_come_from_whoever_has_them(home: Path) -> Non
                 times.append(time.perf_counter() - began)
             await hand_over(one, two)
         assert theirs.did
-        began = time.perf_counter()
+        began = free_time()
         assert await hand_over(two, three) == len(sent)
         blocks = await read(three, len(sent))
-        few = time.perf_counter() - began
+        few = free_time() - began
         assert [text_of(block) for block in blocks] == sent
         assert few < SOON_S
         await fill(two, b, MANY)
-        began = time.perf_counter()
+        began, at = time.perf_counter(), free_time()
         assert await hand_over(two, three) == MANY
+        assert free_time() - at < MANY / WORST_RATE
         rate = MANY / (time.perf_counter() - began)
         print(f"10 blocks: {few * 1e3:.0f} ms; {MANY}: {rate:.0f} blocks/s")
-        assert rate > WORST_RATE
         # Whatever the machine does meanwhile: measured 20 to 40 times.
         assert statistics.median(times) * rate > CHEAPER
         assert await two.leaves() == await three.leaves()
         # What it got, it can give, and build on.
         assert (await three.append(anchor(b"on"))).position > MANY
-        with anyio.fail_after(20):
+        with anyio.fail_after(HANGS_AFTER):
             assert await hand_over(three, two) == 1
 
 
@@ -108,7 +109,7 @@ async def test_blocks_are_read_when_all_of_them_have_come_but_not_never(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ledger.import_files, [b"file"] * files)
             await anyio.wait_all_tasks_blocked()
-            with anyio.fail_after(2):
+            with anyio.fail_after(HANGS_AFTER):
                 await ledger._page(0)
             assert child.asked == ["read"]
             child.release.set()
@@ -137,9 +138,9 @@ def test_devices_compare_their_chains_when_they_meet(world: World) -> None:
     a.kill()
     c = world.start("c")
     c.call("wait_peer")
-    began = time.perf_counter()
+    began = free_time()
     for content in contents:
         c.call("wait_anchor_of", content=content)
-    seconds = time.perf_counter() - began
+    seconds = free_time() - began
     print(f"10 anchored batches {seconds:.2f} s after the meeting")
     assert seconds < SOON_S

@@ -20,6 +20,7 @@ from tests.ledger_support import (
     until,
     until_peers,
 )
+from tests.waiting import HANGS_AFTER
 from walyoff.errors import LedgerError, LocalProtocolError, RemoteProtocolError
 from walyoff.walytis.register import RegisterLedger
 from walyoff.wire import unpack
@@ -53,7 +54,7 @@ async def test_segments_follow_each_other_and_read_as_one_ledger(home: Path) -> 
                 positions.append((await one.append(anchor(text))).position)
                 if number % SEGMENT == 0:
                     await count_is(one, number // SEGMENT + 1)
-            with anyio.fail_after(20):
+            with anyio.fail_after(HANGS_AFTER):
                 live = [await stream.receive() for _ in sent]
         # The other device followed from segment to segment by what Walytis announced.
         assert [text_of(block) for block in live] == sent

@@ -24,6 +24,7 @@ import trio
 import trio.lowlevel
 
 from tests.libp2p_support import needs_libp2p
+from tests.waiting import HANGS_AFTER
 
 pytestmark = needs_libp2p
 
@@ -49,7 +50,7 @@ class Echo:
         near, far = socket.socketpair()
         count = len(other.accepted)
         await self.node.open(other.node.addresses[0], other.node.peer_id, far)
-        with trio.fail_after(5):
+        with trio.fail_after(HANGS_AFTER):
             while len(other.accepted) == count:  # noqa: ASYNC110 - a sink has no events
                 await trio.sleep(0.001)
         return trio.socket.from_stdlib_socket(near), trio.socket.from_stdlib_socket(
@@ -80,7 +81,7 @@ async def nodes(count: int = 2) -> AsyncIterator[list[Echo]]:
                     sock.close()
 
 
-def run(test: Callable[[], Awaitable[None]], limit: float = 90) -> None:
+def run(test: Callable[[], Awaitable[None]], limit: float = 2 * HANGS_AFTER) -> None:
     async def main() -> None:
         with trio.fail_after(limit):
             await test()
@@ -89,7 +90,7 @@ def run(test: Callable[[], Awaitable[None]], limit: float = 90) -> None:
 
 
 async def exchange(near: Any, far: Any) -> None:
-    with trio.fail_after(15):
+    with trio.fail_after(HANGS_AFTER):
         for source, target in ((near, far), (far, near)):
             await source.send(b"still here")
             got = b""
@@ -183,7 +184,7 @@ def test_a_handler_that_raises_ends_its_stream_alone() -> None:
             b.node._host.set_stream_handler("/fails", fail)
             near, far = await a.stream(b)
             for _ in range(20):
-                with trio.fail_after(5), pytest.raises(BaseLibp2pError):  # noqa: PT012
+                with trio.fail_after(HANGS_AFTER), pytest.raises(BaseLibp2pError):  # noqa: PT012
                     stream = await a.node._host.new_stream(
                         libp2p_node.ID.from_base58(b.node.peer_id), ["/fails"]
                     )
@@ -211,7 +212,7 @@ async def connect_often(times: int) -> int:
         async def work(count: int) -> None:
             nonlocal taken
             for _ in range(count):
-                with trio.fail_after(10):
+                with trio.fail_after(HANGS_AFTER):
                     conn = await a.node._swarm.dial_addr(address, peer)
                 taken += 1
                 await conn.close()
@@ -338,7 +339,7 @@ async def main():
     async with n.run_node(settings, lambda sock, source: kept.append(sock)) as node:
         await node.listen(True)
         print(node.addresses[0], node.peer_id, flush=True)
-        await trio.sleep(60)
+        await trio.sleep(1000)
 kept = []
 trio.run(main)
 """
@@ -363,7 +364,7 @@ def test_a_stopped_peer_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
                     await stream.recv(1)
                     raise AssertionError("the stream ended")
                 os.kill(process.pid, signal.SIGSTOP)
-                with trio.fail_after(8):
+                with trio.fail_after(HANGS_AFTER):
                     assert await stream.recv(1) == b""
                 stream.close()
 
@@ -385,7 +386,7 @@ def test_a_publisher_is_heard_again_at_once_after_a_restart(tmp_path: Path) -> N
                 settings = libp2p_node.Settings(state_dir=tmp_path)
                 async with libp2p_node.run_node(settings, lambda sock: sock.close()) as node:
                     await node.connect(a.node.addresses[0], a.node.peer_id)
-                    with trio.fail_after(10):
+                    with trio.fail_after(HANGS_AFTER):
                         while b"%d" % life not in heard:
                             await node.publish("topic", b"%d" % life)
                             await trio.sleep(0.05)
@@ -399,7 +400,7 @@ def test_a_burst_of_publishes_is_not_dropped(tmp_path: Path) -> None:
         async with nodes() as (a, b):
             await a.node.subscribe("topic", lambda _sender, data: heard.append(data))
             await b.node.connect(a.node.addresses[0], a.node.peer_id)
-            with trio.fail_after(10):
+            with trio.fail_after(HANGS_AFTER):
                 while not heard:
                     await b.node.publish("topic", b"first")
                     await trio.sleep(0.05)
@@ -408,7 +409,7 @@ def test_a_burst_of_publishes_is_not_dropped(tmp_path: Path) -> None:
             # Upstream's limits: ten a second, and queues of 32.
             for number in range(200):
                 await b.node.publish("topic", b"%d" % number)
-            with trio.fail_after(10):
+            with trio.fail_after(HANGS_AFTER):
                 while len(set(heard)) < 200:  # noqa: ASYNC110 - a sink has no events
                     await trio.sleep(0.01)
 
@@ -436,7 +437,7 @@ def test_a_topic_that_is_joined_while_a_peer_is_taken_up_is_told_to_it(tmp_path:
             await a.node.subscribe("left", lambda _sender, _data: None)
             pubsub.get_hello_packet = say_hello
             await b.node.connect(a.node.addresses[0], a.node.peer_id)
-            with trio.fail_after(20):
+            with trio.fail_after(HANGS_AFTER):
                 while not heard:
                     await b.node.publish("joined", b"news")
                     await trio.sleep(0.05)
@@ -451,7 +452,7 @@ def test_little_is_kept_for_peers_that_want_nothing(tmp_path: Path) -> None:
         async with nodes() as (a, b):
             await b.node.connect(a.node.addresses[0], a.node.peer_id)
             pubsub = b.node._pubsub
-            with trio.fail_after(60):
+            with trio.fail_after(HANGS_AFTER):
                 while not pubsub.peers:  # noqa: ASYNC110 - nobody tells
                     await trio.sleep(0.05)
             for number in range(3 * libp2p_guard.MAX_PENDING):

@@ -19,6 +19,7 @@ from anyio.abc import ByteStream, ObjectReceiveStream
 from walyoff_transports import libp2p
 
 from tests.libp2p_support import needs_libp2p
+from tests.waiting import HANGS_AFTER
 from walyoff.abc import Transport
 from walyoff.errors import TransportError
 from walyoff.testing.transports import ENDED, receive_exactly, temporary_hosts
@@ -46,7 +47,7 @@ async def echo(streams: ObjectReceiveStream[ByteStream], tasks: anyio.abc.TaskGr
 
 async def test_five_hundred_cancels_by_the_user_break_no_connection() -> None:
     choose = random.Random(3)
-    with anyio.fail_after(60):
+    with anyio.fail_after(HANGS_AFTER):
         async with two() as (a, b), a.listen() as streams, anyio.create_task_group() as tasks:
             tasks.start_soon(echo, streams, tasks)
             kept = await b.connect(a.addresses[0])
@@ -92,7 +93,7 @@ async def reconnected(b: Transport, address: str) -> None:
 
 
 async def test_after_a_crash_of_the_trio_side_everything_is_there_again() -> None:
-    with anyio.fail_after(60):
+    with anyio.fail_after(HANGS_AFTER):
         async with two() as (a, b), a.listen() as streams, anyio.create_task_group() as tasks:
             tasks.start_soon(echo, streams, tasks)
             address = a.addresses[0]
@@ -120,7 +121,7 @@ async def test_after_a_crash_of_the_trio_side_everything_is_there_again() -> Non
 
 
 async def test_calls_in_progress_fail_when_the_trio_side_crashes() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(HANGS_AFTER):
         async with two() as (a, b), anyio.create_task_group() as tasks:
 
             async def connect() -> None:
@@ -153,7 +154,7 @@ async def test_nothing_is_left_of_transports_that_crashed_or_were_closed() -> No
         threads = {name for name in threads if not name.startswith("Trio thread")}
         return len(os.listdir("/proc/self/fd")), threads
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(HANGS_AFTER):
         await live(crashing=False)
         files, threads = left()
         for crashing in (False, True):
@@ -175,7 +176,7 @@ async def test_a_cancelled_opening_leaves_no_thread() -> None:
 
 
 async def test_addresses_of_the_ipfs_transport_are_understood() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(HANGS_AFTER):
         async with two() as (a, b), a.listen() as streams, anyio.create_task_group() as tasks:
             tasks.start_soon(echo, streams, tasks)
             await reconnected(b, "ipfs:" + a.addresses[0].partition(":")[2])
@@ -200,6 +201,6 @@ except TransportError as error:
     print(error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True
     )
     assert "walyoff[libp2p]" in done.stdout

@@ -10,6 +10,7 @@ from walyoff_transports.libp2p import libp2p_transport
 from walyoff_transports.libp2p_settings import Services
 
 from tests.libp2p_support import needs_libp2p
+from tests.waiting import HANGS_AFTER
 from walyoff.testing.transports import temporary_hosts
 
 pytestmark = [needs_libp2p, pytest.mark.anyio]
@@ -17,7 +18,7 @@ pytestmark = [needs_libp2p, pytest.mark.anyio]
 
 async def test_two_that_were_never_told_of_each_other_hear_each_other() -> None:
     opener = libp2p_transport(services=Services(mdns=True))
-    with anyio.fail_after(60), temporary_hosts(2) as (one, two):
+    with anyio.fail_after(HANGS_AFTER), temporary_hosts(2) as (one, two):
         async with opener(one) as a, opener(two) as b, a.subscribe("topic") as heard:
             payload = b""
             while payload != b"hello":
@@ -28,7 +29,7 @@ async def test_two_that_were_never_told_of_each_other_hear_each_other() -> None:
 
 
 async def test_without_the_option_nobody_is_found() -> None:
-    with anyio.fail_after(60), temporary_hosts(2) as (one, two):
+    with anyio.fail_after(HANGS_AFTER), temporary_hosts(2) as (one, two):
         async with (
             libp2p_transport(services=Services(mdns=True))(one) as a,
             libp2p_transport()(two) as b,

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.libp2p_support import needs_libp2p
+from tests.waiting import HANGS_AFTER
 from walyoff.errors import LocalProtocolError, RemoteProtocolError, TransportError
 
 pytestmark = needs_libp2p
@@ -49,7 +50,7 @@ async def node(state: Path, services: Services, **settings: Any) -> AsyncIterato
 
 
 async def until(condition: Any) -> Any:
-    with trio.fail_after(15):
+    with trio.fail_after(HANGS_AFTER):
         while not (found := condition()):  # noqa: ASYNC110 - hosts have no events for it
             await trio.sleep(0.02)
     return found
@@ -209,7 +210,7 @@ def test_who_moved_is_found_by_its_peer_id(tmp_path: Path) -> None:
 
 
 async def until_found(caller: Echo, peer: str) -> list[str]:
-    with trio.fail_after(15):
+    with trio.fail_after(HANGS_AFTER):
         while True:
             if found := await caller.node.dht.find(peer):
                 return list(found)

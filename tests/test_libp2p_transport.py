@@ -25,8 +25,6 @@ class TestLibp2pTransport(TransportConformance):
     # More than may wait, and not much more: each costs milliseconds here.
     flood_streams = 40
     flood_broadcasts = 60
-    # All the cryptography of a connection is Python here, and the machine may be busy.
-    patience = 30.0
 
     @pytest.fixture(autouse=True)
     def _small_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from walyoff_transports import libp2p, tcp
 
 from tests.libp2p_support import needs_libp2p
+from tests.waiting import HANGS_AFTER
 from walyoff.abc import TransportFactory, TransportHost
 from walyoff.errors import LocalProtocolError
 from walyoff.testing.transports import temporary_hosts
@@ -43,7 +44,7 @@ async def test_the_device_says_where_and_it_is_kept(
     factory: TransportFactory, hosts: list[TransportHost]
 ) -> None:
     told = dataclasses.replace(hosts[0], listen=("127.0.0.2", "127.0.0.3"))
-    with anyio.fail_after(30):
+    with anyio.fail_after(HANGS_AFTER):
         async with factory(told) as transport:
             before = list(transport.addresses)
         assert len(before) == 2
@@ -69,7 +70,7 @@ async def test_all_addresses_are_told_as_some_that_others_can_reach(
     factory: TransportFactory, hosts: list[TransportHost]
 ) -> None:
     told = dataclasses.replace(hosts[0], listen=("0.0.0.0",))
-    with anyio.fail_after(30):
+    with anyio.fail_after(HANGS_AFTER):
         async with factory(told) as transport:
             assert transport.addresses
             assert not any("0.0.0.0" in address for address in transport.addresses)

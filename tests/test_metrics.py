@@ -17,7 +17,7 @@ import anyio
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.waiting import until
+from tests.waiting import HANGS_AFTER, until
 from walyoff import Channel, Device, LocalProtocolError, TransportError, metrics
 from walyoff.engine.facts import Report
 from walyoff.testing import SimWorld
@@ -36,7 +36,7 @@ async def talking(name: str = "family") -> AsyncIterator[tuple[Device, Device]]:
         ]
         channel = await alice.create_channel(name)
         joined = await bob.join(await channel.invite())
-        with anyio.fail_after(20):
+        with anyio.fail_after(HANGS_AFTER):
             await channel.wait_peer(bob_did := await bob.did())
             assert bob_did
             for sender in (channel, joined):
@@ -102,7 +102,7 @@ async def test_counters_do_not_fall_when_sessions_end() -> None:
             assert statistics["bytes_received"] > len(CONTENT)
             assert 0 <= statistics["silent_s"] <= statistics["age_s"]
             session.close()
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANGS_AFTER):
             await until(
                 lambda: channel.statistics()["sessions_total"] > before["sessions_total"]
             )
@@ -141,7 +141,7 @@ async def test_the_file_is_private_whole_and_kept_up_to_date(tmp_path: Path) -> 
     path = tmp_path / "walyoff.prom"
     async with talking() as (alice, _), anyio.create_task_group() as tasks:
         tasks.start_soon(metrics.write_file, alice, path, 0.1)
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANGS_AFTER):
             await until(path.exists)
             await alice.channel("family").send(b"third")
             while 'family"} 3.0' not in path.read_text():
@@ -160,7 +160,7 @@ async def test_a_file_that_cannot_be_written_is_tried_again(
         with pytest.raises(LocalProtocolError, match="every"):
             await metrics.write_file(alice, path, 0.0)
         tasks.start_soon(metrics.write_file, alice, path, 0.1)
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANGS_AFTER):
             await until(lambda: "could not be written" in caplog.text)
             path.parent.mkdir()
             await until(path.exists)
@@ -174,7 +174,7 @@ async def ask(port: int, request: bytes) -> bytes:
     async with await anyio.connect_tcp("127.0.0.1", port) as stream:
         await stream.send(request)
         answer = b""
-        with anyio.fail_after(10), contextlib.suppress(anyio.EndOfStream):
+        with anyio.fail_after(HANGS_AFTER), contextlib.suppress(anyio.EndOfStream):
             while True:
                 answer += await stream.receive()
     return answer
@@ -281,7 +281,7 @@ def test_a_running_device_leaves_logging_as_it_was(home: Path) -> None:
         [sys.executable, "-c", _RUN, str(home / "device")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         cwd=home,
         check=False,
     )

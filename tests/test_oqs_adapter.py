@@ -103,7 +103,7 @@ def test_import_does_not_print_or_write(tmp_path: object) -> None:
         ],
         capture_output=True,
         cwd=str(tmp_path),
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

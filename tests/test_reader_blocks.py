@@ -147,7 +147,7 @@ os._exit(0)
         [sys.executable, "-c", script, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         env={**os.environ, "LIBP2P_TCP_REUSEPORT": "false"},
     )

@@ -15,7 +15,7 @@ from walyoff.cli.commands import cli
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 #: A device starts in about a second; slow machines get their time.
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 MAX_EXAMPLE_LINES = 20
 
 EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 import walyoff
+from tests.waiting import HANGS_AFTER
 from walyoff.errors import ChildError, LocalProtocolError
 
 
@@ -16,7 +17,7 @@ from walyoff.errors import ChildError, LocalProtocolError
 @pytest.mark.anyio
 async def test_devices_at_other_addresses_meet_and_keep_them(tmp_path: Path) -> None:
     alice, bob = tmp_path / "a", tmp_path / "b"
-    with anyio.fail_after(60):
+    with anyio.fail_after(HANGS_AFTER):
         async with (
             walyoff.open_device(alice, listen=["127.0.0.2"], transports=["ipfs", "tcp"]) as a,
             walyoff.open_device(bob, listen=["127.0.0.3"]) as b,

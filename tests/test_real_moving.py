@@ -22,7 +22,7 @@ from tests.fixtures.make_homes import (
 
 pytestmark = pytest.mark.anyio
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 SECRET = "a passphrase for the way"
 OLD = {content for _, content, _ in MESSAGES}
 

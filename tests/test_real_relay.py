@@ -12,7 +12,7 @@ from walyoff import open_device
 
 pytestmark = [needs_libp2p, pytest.mark.anyio]
 
-BOUND_S = 120.0
+BOUND_S = 600.0
 
 
 @pytest.fixture(scope="module")

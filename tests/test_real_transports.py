@@ -98,6 +98,7 @@ def test_a_newcomer_gets_in_although_its_inviter_has_gone(world: World, transpor
     """No node announces the joining block here, and over libp2p nothing who is there."""
     options = ("--transport", transport)
     a, m = world.pair("a", "m", *options)
+    eventually(lambda: a.call("addresses"))
     assert m.close() == 0
     n = world.start("n", *options)
     n.call("join", invitation=a.call("invite"), limit=40)

@@ -352,12 +352,12 @@ def test_records_are_not_accidentally_slow() -> None:
     # Python over bytes or a quadratic buffer, not a busy machine.
     left, right = channels()
     group = [bytes(1024)] * 100
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(50):
         right.feed(left.seal(group))
-    assert 5000 / (time.perf_counter() - start) > 50_000
+    assert 5000 / (time.process_time() - start) > 50_000
     large = memoryview(left.seal([bytes(MAX_FRAME)]))
-    start = time.perf_counter()
+    start = time.process_time()
     for position in range(0, len(large), 4096):
         right.feed(large[position : position + 4096])
-    assert MAX_FRAME / (time.perf_counter() - start) > 20e6
+    assert MAX_FRAME / (time.process_time() - start) > 20e6

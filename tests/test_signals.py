@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from tests.waiting import HANGS_AFTER
 from walyoff.signals import News, Work
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +41,7 @@ async def test_work_is_not_missed_and_taken_once() -> None:
     work = Work()
     work.set()
     work.set()
-    with anyio.fail_after(1):
+    with anyio.fail_after(HANGS_AFTER):
         await work.wait()
     with anyio.move_on_after(0.01) as scope:
         await work.wait()
@@ -53,5 +54,5 @@ async def test_work_is_not_missed_and_taken_once() -> None:
         cancelled.cancel()
         await work.wait()
     work.set()
-    with anyio.fail_after(1):
+    with anyio.fail_after(HANGS_AFTER):
         await work.wait()

@@ -45,7 +45,7 @@ def test_a_seed_is_one_story_in_every_process() -> None:
                 env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 check=True,
-                timeout=60,
+                timeout=300,
                 text=True,
             ).stdout
             for seed in ("2", "4", "12")

@@ -18,7 +18,7 @@ from tests.cli_processes import walyoff as command
 from walyoff.stock import adopt_stock, export_stock
 
 NODE = Path(__file__).parent / "stock_identity.py"
-TIMEOUT_S = 180.0
+TIMEOUT_S = 600.0
 
 pytestmark = pytest.mark.anyio
 

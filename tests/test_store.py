@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import HANGS_AFTER
 from walyoff.abc import ChannelStore, Store, StoredContent
 from walyoff.errors import StoreError
 from walyoff.stores import open_store
@@ -90,7 +91,7 @@ async def test_reading_does_not_wait_for_a_commit(tmp_path: Path) -> None:
             later: dict[str, bytes | None] = {"key": b"later"}
             group.start_soon(store.put, later)
             await anyio.sleep(0.05)
-            with anyio.fail_after(2):
+            with anyio.fail_after(HANGS_AFTER):
                 assert await store.get("key") == b"value"
             gate.set()
         assert await store.get("key") == b"later"

@@ -10,6 +10,7 @@ import anyio
 import pytest
 from walyoff_transports import multicast, tcp
 
+from tests.waiting import HANGS_AFTER
 from walyoff.abc import Transport
 from walyoff.errors import LocalProtocolError, TransportError
 from walyoff.testing import TransportConformance
@@ -81,7 +82,7 @@ async def test_a_taken_port_is_a_transport_error() -> None:
 @pytest.mark.anyio
 async def test_a_connection_that_nobody_listens_for_ends_at_once() -> None:
     async with two() as (a, b), await b.connect(a.addresses[0]) as stream:
-        with anyio.fail_after(5), pytest.raises(ENDED):
+        with anyio.fail_after(HANGS_AFTER), pytest.raises(ENDED):
             await stream.receive()
 
 
@@ -96,7 +97,7 @@ async def test_foreign_datagrams_harm_nobody(datagram: bytes) -> None:
                 socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1")
             )
             stranger.sendto(datagram, multicast.GROUP)
-        with anyio.fail_after(5):
+        with anyio.fail_after(HANGS_AFTER):
             for _ in range(100):
                 await b.broadcast("topic", b"after")
                 with anyio.move_on_after(0.1):

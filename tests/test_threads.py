@@ -8,6 +8,7 @@ import time
 import anyio
 import pytest
 
+from tests.waiting import HANGS_AFTER
 from walyoff import threads
 from walyoff.threads import MAX_THREADS, Attempts, run_in_thread
 
@@ -73,7 +74,7 @@ async def test_one_call_after_another_uses_one_thread() -> None:
 async def test_threads_end_when_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "IDLE_S", 0.05)
     thread = await run_in_thread(threading.current_thread)
-    with anyio.fail_after(5):
+    with anyio.fail_after(HANGS_AFTER):
         while thread.is_alive():  # noqa: ASYNC110  (a thread tells nobody that it ends)
             await anyio.sleep(0.01)
     assert await run_in_thread(lambda: 5) == 5, "another one is made when it is needed"
@@ -113,7 +114,7 @@ async def test_the_attempt_that_ends_first_counts() -> None:
     assert await run_in_thread(began.wait, 10)
     assert attempts.again()
     assert not attempts.again(), "two are enough"
-    with anyio.fail_after(5):
+    with anyio.fail_after(HANGS_AFTER):
         assert await attempts.value() == 1
     first.set()
     assert await Attempts(divmod, 7, 2).value() == (3, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 
+from tests.waiting import HANGS_AFTER
 from walyoff.child.inbox import MAX_SENDERS, MAX_WAITING, THREADS, Inbox
 
 
@@ -23,11 +24,11 @@ def test_sender_whose_items_hang_delays_nobody_else_and_order_is_kept() -> None:
             inbox.put(f"bad{number}", b"x")
     for number in range(20):
         inbox.put("good", b"%d" % number)
-    got = [done.get(timeout=5) for _ in range(20)]
+    got = [done.get(timeout=HANGS_AFTER) for _ in range(20)]
     assert got == [("good", b"%d" % number) for number in range(20)]
     release.set()
     for _ in range(5 * (THREADS - 1)):
-        done.get(timeout=5)
+        done.get(timeout=HANGS_AFTER)
     inbox.close()
     inbox.close()
     inbox.put("good", b"late")

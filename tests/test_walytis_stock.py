@@ -99,7 +99,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         [sys.executable, "-c", SCRIPT, str(home)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         env={**os.environ, "LIBP2P_TCP_REUSEPORT": "false"},
     )

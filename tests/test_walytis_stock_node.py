@@ -21,7 +21,7 @@ from walyoff.child.blocks import decode_block
 from walyoff.child.patches import CREATOR
 
 #: Stock code takes its time: its joining and its start are mostly waits.
-BOUND_S = 90
+BOUND_S = 450
 BEFORE, AFTER = 4, 6
 
 

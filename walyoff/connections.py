@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ class Connections:
         self._servers: dict[str, LinkServer] = {}
         #: Where devices said in a session that they are: nobody else can have said it.
         self.heard_addresses: dict[str, tuple[str, ...]] = {}
+        #: Where a device may be, as far as anybody said; `discovery` knows that.
+        self.said_addresses: Callable[[str], list[str]] = lambda _: []
         #: Totals of sessions that have ended, so that counters never fall.
         self._ended: Counter[str] = Counter()
         self._turn = 0
@@ -162,6 +164,9 @@ class Connections:
         finally:
             self._sessions.pop(session.name, None)
             self._servers.pop(session.name, None)
+            if server.peer_addresses:
+                # It may have ended before they were noted.
+                self.heard_addresses[session.did] = server.peer_addresses
             self._ended.update(
                 sessions=1, sent=session.bytes_sent, received=session.bytes_received
             )

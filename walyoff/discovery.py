@@ -77,6 +77,7 @@ class Discovery:
         self._said: dict[str, list[list[str]]] = {}
         #: The same of those who are not members as far as we know: we may hear of it later.
         self._strangers: dict[str, list[str]] = {}
+        channel.connections.said_addresses = self._candidates
         self._dial = dial
         #: When it is looked again who else says to be this device.
         self._next_meeting = 0.0

@@ -88,13 +88,16 @@ async def make_grant(device: Device, channel: Channel) -> frames.JoinGrant:
 
 async def _met(device: Device, channel: Channel) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Where other members are: the inviter may be gone before the joiner hears of them."""
-    current = {member.did for member in channel.members()}
     book = await device.address_book(channel.did)
-    known = {
-        did: tuple(a for a in addresses if len(a) <= frames.MAX_ADDRESS_CHARS)
-        for did, addresses in book.items()
-        if did in current
-    }
+    connections = channel.connections
+    known = {}
+    for did in (member.did for member in channel.members() if member.did != channel.me):
+        # What it said itself comes first: anybody may have said the rest.
+        heard = connections.heard_addresses.get(did, ())
+        found = dict.fromkeys([*heard, *book.get(did, ()), *connections.said_addresses(did)])
+        fit = [address for address in found if len(address) <= frames.MAX_ADDRESS_CHARS]
+        if fit:
+            known[did] = tuple(fit[: frames.MAX_ADDRESSES])
     return tuple(known.items())[: frames.MAX_MET]
 
 

@@ -30,7 +30,7 @@ class LedgerConformance:
     """The behavioural checks. Each gets a ledger of its own, new or with old blocks in it."""
 
     #: Seconds within which anything that happens at all happens.
-    patience: float = 30.0
+    patience: float = 60.0
     #: Seconds of silence after which nothing more is expected.
     quiet: float = 0.3
     #: Blocks of the checks about many of them.

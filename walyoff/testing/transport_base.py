@@ -48,7 +48,7 @@ class TransportChecks:
     #: A well-formed address of the transport at which nobody is.
     unreachable: str
     #: Seconds within which anything that happens at all happens.
-    patience: float = 15.0
+    patience: float = 60.0
     #: Seconds of silence after which nothing more is expected.
     quiet: float = 0.3
     #: Streams opened without being accepted: more than may wait.
