@@ -14,12 +14,13 @@ import pytest
 
 from tests.ledger_support import anchor, children, found, hand_over, join, read, text_of, until
 from tests.real.processes import World, eventually
+from tests.waiting import HANGS_AFTER
 from walyoff.errors import ChildError
 from walyoff.walytis import ledger, spawning
 from walyoff.walytis.process import Child
 
 #: Seconds for a hung call to be reported, and for the new process after it.
-SOON_S = 15.0
+SOON_S = HANGS_AFTER
 
 
 @pytest.fixture
@@ -113,9 +114,8 @@ def test_a_stopped_child_interrupts_no_messages_and_anchors_follow(world: World)
     began = time.monotonic()
     os.kill(a.child(), signal.SIGSTOP)
     sent = len(a.sent())
-    time.sleep(2)
+    eventually(lambda: len(a.sent()) > sent + 10)
     during = a.sent()[sent:]
-    assert len(during) > 10
     b.call("wait_content", contents=[content for _, _, content in during], limit=10)
     assert a.call("child")["generation"] == generation
 

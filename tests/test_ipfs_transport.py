@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -17,7 +18,7 @@ from anyio.abc import ByteStream, ObjectReceiveStream
 from walyoff_transports import ipfs, listening
 from walyoff_transports.ipfs import open_transport, parse_address
 
-from tests.waiting import HANGS_AFTER, free_time
+from tests.waiting import HANGS_AFTER, free_time, until
 from walyoff.abc import Broadcast, Transport, TransportHost
 from walyoff.errors import LocalProtocolError, PayloadTooLargeError, TransportError
 from walyoff.walytis.process import Child, open_child
@@ -307,8 +308,10 @@ async def test_unaccepted_streams_are_bounded_and_released(
         for _ in range(5):
             stream = await stack.enter_async_context(await p.b.connect(p.a.addresses[0]))
             await stream.send(b"x")
+        incoming: Any = streams
+        await until(lambda: incoming.statistics().current_buffer_used == 2)
         await anyio.sleep(0.3)
-        assert streams.statistics().current_buffer_used == 2  # type: ignore[attr-defined]
+        assert incoming.statistics().current_buffer_used == 2
 
 
 async def test_forwards_are_bounded_and_their_streams_survive(

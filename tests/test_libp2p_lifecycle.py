@@ -19,7 +19,7 @@ from anyio.abc import ByteStream, ObjectReceiveStream
 from walyoff_transports import libp2p
 
 from tests.libp2p_support import needs_libp2p
-from tests.waiting import HANGS_AFTER
+from tests.waiting import HANGS_AFTER, until
 from walyoff.abc import Transport
 from walyoff.errors import TransportError
 from walyoff.testing.transports import ENDED, receive_exactly, temporary_hosts
@@ -159,9 +159,7 @@ async def test_nothing_is_left_of_transports_that_crashed_or_were_closed() -> No
         files, threads = left()
         for crashing in (False, True):
             await live(crashing=crashing)
-            await anyio.sleep(0.05)
-            assert left()[1] == threads
-            assert left()[0] <= files
+            await until(lambda: left()[1] == threads and left()[0] <= files)
 
 
 async def test_a_cancelled_opening_leaves_no_thread() -> None:
