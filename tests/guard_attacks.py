@@ -141,3 +141,16 @@ def attacks(chain: str, files: list[bytes], victim: str) -> dict[str, list[bytes
             for n in range(1_000)
         ],
     }
+
+
+def respelled(chain: str, files: list[bytes]) -> list[bytes]:
+    """An identity's blocks once more, each in spellings of its own, at the chain's end."""
+    blocks = [decode_block(file) for file in files]
+    stock = [block for block in blocks if block.content.startswith(b"{")]
+    parents = [blocks[-1].short_id, blocks[0].short_id]
+    return [
+        make_block(content, list(block.topics), parents, minute=n)
+        for block in stock
+        for n in range(8)
+        for content in (block.content + b" " * n, b'{"n": %d, ' % n + block.content[1:])
+    ]

@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.guard_attacks import attacks, claim, outsider_process
+from tests.guard_attacks import attacks, claim, outsider_process, respelled
 from tests.ledger_support import (
     KEYS,
     anchor,
@@ -155,6 +155,8 @@ async def test_traffic_goes_on_under_all_attacks_and_both_devices_restart(home: 
                 identity_chain,
                 attacks(identity_chain, identity_files, a.peer_id)["forged creator"],
             )
+            # And with that in other spellings: each carries a signature that holds.
+            await outsider.serve(identity_chain, respelled(identity_chain, identity_files))
             slow = {name: ratio for name, ratio in race.ratios.items() if ratio > WORST_RATIO}
             assert not slow, race.ratios
 
@@ -170,6 +172,9 @@ async def test_traffic_goes_on_under_all_attacks_and_both_devices_restart(home: 
             assert len(await public_files(b, one.chain_id)) == 5 + sent
             refused = (await theirs.refresh()).refused
             assert refused["ledger-replayed"] >= 1
+            assert refused["replayed"] > 20
+            for child in (a, b):
+                assert len(await public_files(child, identity_chain)) == len(identity_files)
             assert refused["ledger-bad-proof"] > 20
             assert (a.generation, b.generation) == (1, 1)
         args = [(x.did, x.pin, x.member_did) for x in (mine, theirs)]

@@ -812,10 +812,14 @@ def test_what_an_outsider_copies_on_a_chain_without_rules_brings_nobody_back(see
     for did in (B, C):
         group.legacy("join", did)
     group.legacy("leave", C)
+    group.legacy("join", E)
     newest = group.blocks[-1].ref
+    expected = group.read().members
+    assert [m.joined_at for m in expected.values()] == [0, 1, 2, 4]
     for block in list(group.blocks[1:]):
         for place in ([group.blocks[0].ref], list(block.parents)):
             group.put(block.topics, block.content + b" ", place)
-    assert group.current() == {A, B}
+    # Nor does it move the numbers of joinings, by which epochs name who is out.
+    assert group.read().members == expected
     group.legacy("join", D, parents=[newest, *group.tips()])
-    assert group.current() == {A, B, D}
+    assert group.current() == {A, B, D, E}

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
@@ -15,6 +16,12 @@ import pytest
 
 import walyoff
 from tests.cli_processes import walyoff as command
+from walyoff.child.acts import DID_PREFIX, pin_of
+from walyoff.child.blocks import decode_block
+from walyoff.child.chainfiles import ChainFiles
+from walyoff.child.copies import Standing, name_of, sift
+from walyoff.child.dag import GENESIS_BLOCKS
+from walyoff.child.judging import IdentityJudge
 from walyoff.stock import adopt_stock, export_stock
 
 NODE = Path(__file__).parent / "stock_identity.py"
@@ -51,8 +58,33 @@ def paths(home: Path) -> dict[str, Path]:
     }
 
 
+def all_are_admitted(chains: Path, did: str, keys: list[str]) -> int:
+    """Hand a chain over to somebody who has its birth; returns how many blocks it has more."""
+    chain = did.removeprefix(DID_PREFIX)
+    held = ChainFiles(chain, chains / chain, chains / f"{chain}.positions")
+    held.load()
+    (chains / f"{chain}.positions").unlink()
+    blocks = [(decode_block(held.read(e.cid)), held.read(e.cid)) for e in held.in_order()]
+    with TemporaryDirectory() as folder:
+        files = ChainFiles(chain, Path(folder), Path(folder) / "positions")
+        files.add_closed(blocks[:GENESIS_BLOCKS])
+        judge = IdentityJudge(did, pin_of(keys[0]), lambda *_: True, lambda _: True)
+        refused: list[str] = []
+        kept = sift(judge.look(files), blocks[GENESIS_BLOCKS:], refused.append)
+        files.add_closed(kept, refused.append, judge=lambda b: judge.place(files, b))
+        assert refused == []
+        # And each is one that nobody else can write: it repeats nothing.
+        look = judge.look(held)
+        assert len({name_of(judge.act(block)) for block, _ in kept}) == len(kept)
+        assert all(look.take(block) is Standing.NEW for block, _ in kept)
+        return len(kept)
+
+
 async def test_a_stock_identity_is_adopted_used_shared_and_handed_back(home: Path) -> None:
     made = await anyio.to_thread.run_sync(stock, "make", home / "stock")
+    for who in ("group", "member"):
+        chains = home / "stock" / "walytis"
+        assert all_are_admitted(chains, made[who], made[f"{who}_keys"]) >= 2
     assert len(made["group_keys"]) == 2
     assert made["unlocked"] == [True, True]
     with anyio.fail_after(TIMEOUT_S):
@@ -90,6 +122,9 @@ async def test_a_stock_identity_is_adopted_used_shared_and_handed_back(home: Pat
     for path in (home / "back").rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
     seen = await anyio.to_thread.run_sync(stock, "load", home / "back")
+    # Stock's blocks and ours on one chain.
+    chains = home / "back" / "walytis"
+    assert all_are_admitted(chains, made["group"], made["group_keys"]) > 5
     assert seen["members"] == members
     assert len(members) == 2
     assert seen["group"] == made["group"]
@@ -117,4 +152,5 @@ async def test_an_identity_of_ours_is_opened_by_stock_software(home: Path) -> No
     assert seen["members"] == [expected[1]]
     assert seen["unlocked"] == [True, True]
     assert seen["verified"]
+    assert all_are_admitted(home / "out" / "walytis", made["channel"], seen["group_keys"]) > 4
     shutil.rmtree(home / "out")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -161,6 +161,11 @@ def chain_of(did: str) -> str:
     if not isinstance(did, str) or len(did) > MAX_DID or not did.startswith(DID_PREFIX):
         raise RemoteProtocolError("malformed DID", reason="bad-did")
     return did.removeprefix(DID_PREFIX)
+
+
+def is_own(topics: Iterable[str]) -> bool:
+    """Whether a block is one of our own, and no stock one."""
+    return not _OWN_TOPICS.isdisjoint(topics)
 
 
 # --------------------------------------------------------------------------- writing

@@ -25,6 +25,7 @@ from walyoff.child.chainfiles import (
     content_of,
     decode_files,
 )
+from walyoff.child.copies import sift
 from walyoff.child.dag import causal_order
 from walyoff.child.guard import Refusals
 from walyoff.child.judging import Judge
@@ -373,6 +374,8 @@ class Chains:
             opened = self._open.get(chain)
         judge = self._judges.get(chain)
         check = None if judge is None else functools.partial(judge_later, judge, known)
+        if judge is not None and (look := judge.look(known)) is not None:
+            ordered = sift(look, ordered, refuse)
         if opened is None:
             admitted = known.add_closed(ordered, refuse, judge=check)
         else:
@@ -398,6 +401,8 @@ class Chains:
         building = self.new_files(chain, temporary)
         judge = self._judges.get(chain)
         check = None if judge is None else functools.partial(judge_later, judge, building)
+        if judge is not None and (look := judge.look(building)) is not None:
+            ordered = sift(look, ordered, refuse)
         building.add_closed(ordered, refuse, judge=check, sync=sync)
         # What a power loss left there is no chain.
         shutil.rmtree(self._folder / chain, ignore_errors=True)

@@ -69,10 +69,14 @@ class ChainDag:
         with self._lock:
             return sorted(self._leaves)
 
+    def entries(self) -> list[Entry]:
+        """The known blocks, oldest admitted first."""
+        with self._lock:
+            return list(self._entries.values())
+
     def with_topic(self, topic: str) -> list[Entry]:
         """The known blocks that have a topic, oldest admitted first."""
-        with self._lock:
-            return [entry for entry in self._entries.values() if topic in entry.topics]
+        return [entry for entry in self.entries() if topic in entry.topics]
 
     def holds_content(self, block: BlockFile) -> bool:
         """Whether another known block has the same content."""

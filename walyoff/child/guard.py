@@ -19,6 +19,7 @@ from typing import Any
 
 from walyoff.child.blocks import MAX_LONG_ID, BlockFile, BlockId, decode_block, decode_id
 from walyoff.child.chainfiles import parent_ids
+from walyoff.child.copies import REPEATED, Look, Standing
 from walyoff.child.judging import MAX_UNPROVEN, Judge, refuse_genesis
 from walyoff.child.proofs import UnknownEpochError
 from walyoff.errors import RemoteProtocolError
@@ -44,7 +45,7 @@ class Refusals:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._blocks: OrderedDict[str, None] = OrderedDict()
+        self._blocks: OrderedDict[str, str] = OrderedDict()
 
     def count(self, reason: str) -> None:
         """One more for this reason."""
@@ -56,12 +57,16 @@ class Refusals:
         with self._lock:
             if cid not in self._blocks:
                 self._counts[reason] += 1
-                self._blocks[cid] = None
+                self._blocks[cid] = reason
                 while len(self._blocks) > MAX_REMEMBERED:
                     self._blocks.popitem(last=False)
 
     def __contains__(self, cid: object) -> bool:
         return cid in self._blocks
+
+    def bars(self, cid: str) -> bool:
+        """Whether a block was refused that nothing can be built on; a repeat may be needed."""
+        return self._blocks.get(cid, REPEATED) != REPEATED
 
     def statistics(self) -> dict[str, int]:
         """How many were refused, by reason."""
@@ -158,6 +163,9 @@ class Branch:
         self._judge = judge
         self._announcer = announcer
         self._fetched: dict[str, tuple[BlockFile, bytes]] = {}
+        self._look: Look | None = None
+        #: What members built on, as far as it is known before it is admitted.
+        self._needed: set[str] = set()
         #: Blocks whose signers are not known: those may be among the ancestors.
         self._unproven = 0
 
@@ -208,7 +216,7 @@ class Branch:
     def _get(self, cid: str, short: bytes, wanted: str) -> None:
         if len(self._fetched) >= MAX_BRANCH or self._unproven > MAX_UNPROVEN:
             raise RemoteProtocolError("branch too long", reason="branch-too-long")
-        if cid in self._chain.refused:
+        if self._chain.refused.bars(cid):
             raise _AncestorRefusedError
         kept = self._chain.aside.get(cid)
         data = kept[1] if kept else bytes(self._files.read(cid, self._announcer))
@@ -224,9 +232,25 @@ class Branch:
                 return
             if not self._judge.form(block):
                 self._unproven += 1
-            # A copy of a content in another block is of no use, unless somebody built on it.
-            if cid == wanted and self._chain.files.holds_content(block):
-                raise RemoteProtocolError("content is on the chain already", reason="replayed")
+            if cid == wanted:
+                self._look = self._judge.look(self._chain.files)
+            repeats = self._repeats(block)
+            if repeats and cid == wanted:
+                raise RemoteProtocolError("block says what another one says", reason=REPEATED)
+        if repeats and cid not in self._needed:
+            # Not remembered: a member's block may need it, and bring it.
+            raise RemoteProtocolError("block builds on a repeat", reason=REPEATED)
+
+    def _repeats(self, block: BlockFile) -> bool:
+        """Whether a block is of no use, unless a member built on it (see `copies`)."""
+        if self._look is None:
+            # All blocks say their place: who built on one is a member.
+            self._needed.update(block.parents)
+            return bool(self._chain.files.holds_content(block))
+        standing = self._look.take(block)
+        if standing is Standing.PLACED or block.cid in self._needed:
+            self._needed.update(block.parents)
+        return standing is Standing.REPEAT
 
     @contextmanager
     def _remembering(self, cid: str, wanted: str) -> Iterator[None]:

@@ -16,6 +16,7 @@ from walyoff.child.births import Birth
 from walyoff.child.blocks import BlockFile
 from walyoff.child.chainfiles import ChainFiles
 from walyoff.child.chains import Chains
+from walyoff.child.copies import Approves, Look
 from walyoff.child.family import MAX_DEPTH, Family, Kin, State, flatten
 from walyoff.child.judging import IdentityJudge, Verify
 from walyoff.child.reader import SECOND_FIRST_KEY, Reading, chain_of, pin_of
@@ -36,8 +37,6 @@ class KinJudge:
     There are several when identities that do not know each other disagree about the first
     keys of a DID; each believes its own, so none may keep out what another one needs.
     """
-
-    once = True
 
     def __init__(self) -> None:
         self._judges: dict[bytes, IdentityJudge] = {}
@@ -64,6 +63,11 @@ class KinJudge:
 
         self._any(placed)
 
+    def look(self, files: ChainFiles) -> Look | None:
+        """See `walyoff.child.judging.Judge`."""
+        judges = list(self._judges.values())
+        return judges[0].look(files, judges[1:]) if judges else None
+
     def _any(self, ask: Callable[[IdentityJudge], bool]) -> bool:
         refusal: RemoteProtocolError | None = None
         answers = []
@@ -87,12 +91,15 @@ class Households:
         birth: Callable[[str], Birth | None],
         verify: Verify,
         pin_of_open: Callable[[str], bytes],
+        *,
+        approves: Approves = lambda _: False,
     ) -> None:
         self._chains = chains
         self._read = read
         self._birth = birth
         self._verify = verify
         self._pin_of_open = pin_of_open
+        self._approves = approves
         self._lock = threading.Lock()
         #: Open identities: DID -> the DIDs of its family when it was looked at last.
         self._kin: dict[str, frozenset[str]] = {}
@@ -164,7 +171,7 @@ class Households:
             self._chains.guard(chain, judge)
         # An identity that is open here has a judge of its own.
         if isinstance(judge, KinJudge):
-            judge.add(pin, IdentityJudge(did, pin, self._verify))
+            judge.add(pin, IdentityJudge(did, pin, self._verify, self._approves))
 
     # ------------------------------------------------------------------ joining
 

@@ -7,6 +7,7 @@ threads, listeners and key stores are what the rest of the child keeps out.
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import threading
@@ -87,6 +88,10 @@ class Identities:
             readings.birth,
             self._keyring.verify,
             lambda did: self._groups[did][0],
+            approves=readings.approves,
+        )
+        self._judge = functools.partial(
+            IdentityJudge, verify=self._keyring.verify, approves=readings.approves
         )
         self._registers = Registers(
             stock.client,
@@ -432,7 +437,7 @@ class Identities:
                     "the group's chain has not the pinned keys", reason="pin"
                 )
             self._last[did] = self._snapshot(did, reading)
-            self._chains.guard(chain, IdentityJudge(did, pin, self._keyring.verify))
+            self._chains.guard(chain, self._judge(did, pin))
             self._registers.set_control_keys(did, reading.keys)
             if reading.segment:
                 self._registers.make(

@@ -15,9 +15,17 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from walyoff.child.acts import RENEW, TOPIC_KEY, TOPICS, Act, IdentityBlock, pin_of, read_act
+from walyoff.child.acts import (
+    RENEW,
+    TOPICS,
+    Act,
+    IdentityBlock,
+    pin_of,
+    read_act,
+)
 from walyoff.child.blocks import BlockFile, decode_block
 from walyoff.child.chainfiles import GENESIS, ChainFiles, content_of, parent_ids
+from walyoff.child.copies import Approves, IdentityLook, Look, name_of
 from walyoff.child.proofs import (
     KEY_SIZE,
     TOPIC_ANCHOR,
@@ -50,9 +58,6 @@ Verify = Callable[[str, bytes, bytes], bool]
 class Judge(Protocol):
     """The rules of one chain. Safe to use from many threads."""
 
-    #: Whether replayed contents are refused when they are announced.
-    once: bool
-
     def plausible(self, topics: tuple[str, ...]) -> bool:
         """Whether a block with such topics can be admitted at all: asked before a fetch."""
 
@@ -64,6 +69,9 @@ class Judge(Protocol):
 
     def place(self, files: ChainFiles, block: BlockFile) -> None:
         """Raise RemoteProtocolError unless a block whose ancestors are known counts."""
+
+    def look(self, files: ChainFiles) -> Look | None:
+        """To find repeats (see `copies`); None where every block says its place."""
 
 
 class EpochKeys:
@@ -116,8 +124,6 @@ class EpochKeys:
 class SegmentJudge:
     """A segment: anchors that open under a known epoch, and links that members signed."""
 
-    once = True
-
     def __init__(
         self,
         chain: str,
@@ -155,6 +161,10 @@ class SegmentJudge:
         """See `Judge.place`."""
         self.form(block)
 
+    def look(self, files: ChainFiles) -> Look | None:
+        """See `Judge.look`."""
+        return None
+
     def check_link(self, link: Link) -> None:
         """Raise RemoteProtocolError unless a member named a next segment of this one."""
         if link.group != self._group or link.previous != self._chain:
@@ -178,16 +188,23 @@ class IdentityJudge:
     a joining a repetition. What passes here cost a signature of the identity's own keys.
     """
 
-    once = True
-
-    def __init__(self, group: str, pin: bytes, verify: Verify) -> None:
+    def __init__(
+        self,
+        group: str,
+        pin: bytes,
+        verify: Verify,
+        approves: Approves = lambda _: False,
+    ) -> None:
         self._group = group
         self._pin = pin
         self._verify = verify
+        self._approves = approves
         self._lock = threading.Lock()
         #: Valid control key blocks: block name -> the keys it brought in.
         self._introduced: dict[str, str] = {}
         self._looked_at: set[str] = set()
+        #: Of the signatures on the chain.
+        self._names: set[bytes] = set()
 
     def plausible(self, topics: tuple[str, ...]) -> bool:
         """See `Judge.plausible`."""
@@ -195,7 +212,7 @@ class IdentityJudge:
 
     def form(self, block: BlockFile) -> bool:
         """See `Judge.form`."""
-        act = self._act(block.cid, block.topics, block.parents, block.content)
+        act = self.act(block)
         if _is_first(act) and pin_of(act.new) != self._pin:
             raise RemoteProtocolError("another's first keys", reason=NOT_PINNED)
         with self._lock:
@@ -205,7 +222,7 @@ class IdentityJudge:
     def place(self, files: ChainFiles, block: BlockFile) -> None:
         """See `Judge.place`."""
         self._learn(files)
-        act = self._act(block.cid, block.topics, block.parents, block.content)
+        act = self.act(block)
         if _is_first(act):
             if pin_of(act.new) != self._pin:
                 raise RemoteProtocolError("another's first keys", reason=NOT_PINNED)
@@ -219,6 +236,28 @@ class IdentityJudge:
         # Else anybody could write a device's renewal again, with any end.
         signed_renewal(self._group, act, self._verify)
 
+    def look(self, files: ChainFiles, others: Iterable[IdentityJudge] = ()) -> IdentityLook:
+        """See `Judge.look`; with the keys that other judges of the chain know, too."""
+        self._learn(files)
+        judges = [self, *others]
+        for judge in others:
+            judge._learn(files)
+        with self._lock:
+            names = frozenset(self._names)
+        return IdentityLook(
+            self._group,
+            files,
+            pins={judge._pin for judge in judges},
+            names=names,
+            keys=dict.fromkeys(k for j in judges for k in list(j._introduced.values())),
+            verify=self._verify,
+            approves=self._approves,
+        )
+
+    def act(self, block: BlockFile) -> Act:
+        """What a block claims. Raises RemoteProtocolError."""
+        return self._act(block.cid, block.topics, block.parents, block.content)
+
     def _act(
         self, cid: str, topics: tuple[str, ...], parents: Sequence[str], content: bytes
     ) -> Act:
@@ -229,17 +268,20 @@ class IdentityJudge:
         return act
 
     def _learn(self, files: ChainFiles) -> None:
-        """Take note of control key blocks that were admitted meanwhile."""
+        """Take note of blocks that were admitted meanwhile."""
         with self._lock:
-            new = [e for e in files.with_topic(TOPIC_KEY) if e.cid not in self._looked_at]
+            new = [e for e in files.entries() if e.cid not in self._looked_at]
             # Parents before children: a renewal is signed by the keys before it.
             for entry in sorted(new, key=lambda e: e.height):
                 self._looked_at.add(entry.cid)
+                if not self.plausible(entry.topics):
+                    continue
                 try:
                     content = content_of(files.read(entry.cid))
                     act = self._act(entry.cid, entry.topics, entry.parents, content)
                 except RemoteProtocolError:
                     continue
+                self._names.add(name_of(act))
                 if act.kind != RENEW:
                     continue
                 if _is_first(act):

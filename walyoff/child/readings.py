@@ -10,14 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator
 
-from walyoff.child.acts import MAX_CONTENT, TOPICS, chain_of
+from walyoff.child.acts import MAX_CONTENT, TOPICS, Approval, chain_of
 from walyoff.child.births import Birth, read_birth
 from walyoff.child.chainfiles import content_of
 from walyoff.child.chains import Chains
 from walyoff.child.circles import Key, read_together, signed_by
 from walyoff.child.placing import Placed, Verify, place_acts
 from walyoff.child.reader import IdentityBlock, Reading
-from walyoff.errors import RemoteProtocolError
+from walyoff.errors import LedgerError, LocalProtocolError, RemoteProtocolError
 
 VerifyCompact = Callable[[str, bytes, bytes], bool]
 
@@ -40,6 +40,16 @@ class Readings:
         key = (did, pin)
         ready = self._ready(key)
         return self._make(key) if ready is None else ready[1]
+
+    def approves(self, approval: Approval) -> bool:
+        """Whether a member signed an act, as far as that member's chain is held here."""
+        try:
+            birth = self.birth(approval.by)
+            keys = self.read(approval.by, None if birth is None else birth.pin).keys
+        except (LedgerError, LocalProtocolError, RemoteProtocolError):
+            return False
+        signature, body = approval.signature, approval.body
+        return any(self._verify_compact(key, signature, body) for key in reversed(keys))
 
     def birth(self, did: str) -> Birth | None:
         """What a DID commits to. Raises LocalProtocolError if its chain is not held here."""

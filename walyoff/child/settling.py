@@ -83,11 +83,13 @@ class Pass:
             self._cutters.setdefault(cutter.act.subject, []).append(cutter)
         self._joinings: dict[str, list[Node]] = {}
         self._leavings: dict[str, list[Node]] = {}
+        #: By joining, what its number is ranked by; and all ranks that count, leavings' too.
         self._numbers: dict[int, int] = {}
-        self._count = 0
+        self._ranks: list[int] = []
         #: By content, the joining without actor that counted first; and all with one content.
         self._contents: dict[bytes, Node] = {}
         self._copies = _copies(nodes)
+        self._written = _written(nodes)
         self._founding = find_founding(nodes, birth)
         state(self._founding, nodes, self._is_cut)
         self._grants: dict[str, list[Node]] = {}
@@ -271,8 +273,7 @@ class Pass:
             self._acted.add(node.act.signed)
             self._contents[node.act.signed] = node
         self._joinings.setdefault(did, []).append(node)
-        self._numbers[node.bit] = self._count
-        self._count += 1
+        self._numbers[node.bit] = self._rank(node)
 
     def _take_leaving(self, node: Node) -> None:
         if self._standing is None:
@@ -294,7 +295,13 @@ class Pass:
         if not acted:
             self._acted.add(node.act.signed)
         self._leavings.setdefault(node.act.subject, []).append(node)
-        self._count += 1
+        self._rank(node)
+
+    def _rank(self, node: Node) -> int:
+        """Note where a joining or leaving stands among them, wherever a copy of it came."""
+        rank = self._written.get(node.bit, node.bit)
+        self._ranks.append(rank)
+        return rank
 
     def _is_member(self, did: str, node: Node) -> bool:
         """Whether a DID is a member in the view of an act."""
@@ -348,6 +355,7 @@ class Pass:
         elif self._founding.candidates:
             result.rule = RULE_ANY
         found: list[tuple[int, MemberState]] = []
+        numbers = {rank: number for number, rank in enumerate(sorted(self._ranks))}
         for did, joinings in self._joinings.items():
             ended = 0
             for leaving in self._leavings.get(did, ()):
@@ -356,7 +364,7 @@ class Pass:
             # The newest, wherever copies of an older one come: epochs name who is out by the
             # number, and who came back was given those that name an earlier one.
             shown = alive[0] if alive else max(joinings, key=lambda j: self._numbers[j.bit])
-            number = self._numbers[shown.bit]
+            number = numbers[self._numbers[shown.bit]]
             member = MemberState(
                 did=did,
                 pin=shown.act.pin,
@@ -377,6 +385,24 @@ class Pass:
             for leavings in self._leavings.values()
             for leaving in leavings
         )
+
+
+def _written(nodes: Sequence[Node]) -> dict[int, int]:
+    """By joining or leaving without actor of which there are copies, the one that was meant.
+
+    Anybody can copy one to an earlier place, and nobody to one whose past has more in it: the
+    guard admits no copy that is written above the first one.
+    """
+    same: dict[bytes, list[Node]] = {}
+    for node in nodes:
+        if node.act.kind in (JOIN, LEAVE) and node.act.approval is None:
+            same.setdefault(node.act.signature, []).append(node)
+    return {
+        node.bit: max(copies, key=lambda copy: (copy.past.bit_count(), -copy.bit)).bit
+        for copies in same.values()
+        if len(copies) > 1
+        for node in copies
+    }
 
 
 def _copies(nodes: Sequence[Node]) -> list[int]:
