@@ -143,7 +143,7 @@ def attacks(chain: str, files: list[bytes], victim: str) -> dict[str, list[bytes
     }
 
 
-def respelled(chain: str, files: list[bytes]) -> list[bytes]:
+def respelled(files: list[bytes]) -> list[bytes]:
     """An identity's blocks once more, each in spellings of its own, at the chain's end."""
     blocks = [decode_block(file) for file in files]
     stock = [block for block in blocks if block.content.startswith(b"{")]

@@ -84,7 +84,7 @@ class World:
         return Claim(group=self.did, kind=kind, by=by, parents=tuple(names), **more)
 
     def key(self, old: str, new: str, *parents: BlockFile, by: str | None = None) -> BlockFile:
-        value = {
+        value: dict[str, Any] = {
             "old_keys": old,
             "new_keys": new,
             "signature": text(signed(old, f"{old}--{new}".encode())),
