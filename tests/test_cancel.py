@@ -12,7 +12,8 @@ from anyio.lowlevel import checkpoint
 from tests.sim.virtual import group, in_virtual_time, read, run
 from walyoff import Channel
 from walyoff.errors import InvitationError, LocalProtocolError, TransportError
-from walyoff.messages import Message, MessageStream
+from walyoff.message import Message
+from walyoff.messages import MessageStream
 from walyoff.testing.world import SimWorld
 
 

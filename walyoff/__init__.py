@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     )
     from walyoff.forgetting import Agreement, ForgetRequest, ForgetStatus, Forgotten
     from walyoff.inviting import InvitationInfo, Joiner
-    from walyoff.messages import Message, MessageStream, Receipt
+    from walyoff.message import Message
+    from walyoff.messages import MessageStream, Receipt
     from walyoff.moving.homes import (
         backup_device,
         change_passphrase,
@@ -77,7 +78,8 @@ _HOMES = {
     ),
     "walyoff.forgetting": ("Agreement", "ForgetRequest", "ForgetStatus", "Forgotten"),
     "walyoff.inviting": ("InvitationInfo", "Joiner"),
-    "walyoff.messages": ("Message", "MessageStream", "Receipt"),
+    "walyoff.message": ("Message",),
+    "walyoff.messages": ("MessageStream", "Receipt"),
     "walyoff.moving.homes": (
         "backup_device",
         "change_passphrase",

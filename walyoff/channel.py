@@ -26,15 +26,8 @@ from walyoff.forgetting import ForgettingApi, lifetime_ms
 from walyoff.invitations import DEFAULT_LIFETIME_S, Purpose
 from walyoff.inviting import Confirm, InvitationInfo, Inviter, Joiner
 from walyoff.leaving import leave
-from walyoff.messages import (
-    LogReader,
-    Message,
-    MessageStream,
-    Receipt,
-    RecordStream,
-    make_message,
-    make_receipt,
-)
+from walyoff.message import Message, make_message
+from walyoff.messages import LogReader, MessageStream, Receipt, RecordStream
 from walyoff.platform import Foundation
 from walyoff.records import KIND_MESSAGE, check_content, check_topics
 from walyoff.removing import remove
@@ -289,7 +282,7 @@ class Channel(FilesApi, ForgettingApi):
         )
         self._check_member()
         await self._engine.outbox.send((item,))
-        return make_receipt(self._engine, item)
+        return Receipt(self._engine, item)
 
     async def resume_alone(self) -> None:
         """Write without having asked the others what this device wrote before it was restored.
@@ -315,7 +308,7 @@ class Channel(FilesApi, ForgettingApi):
         ]
         if items:
             await self._engine.outbox.send(items)
-        return [make_receipt(self._engine, item) for item in items]
+        return [Receipt(self._engine, item) for item in items]
 
     # ------------------------------------------------------------------- reading
 

@@ -18,7 +18,8 @@ from walyoff.channel_state import save_policy
 from walyoff.engine.policy import AttachmentPolicy
 from walyoff.errors import LocalProtocolError
 from walyoff.forgetting import lifetime_ms
-from walyoff.messages import LogReader, Message, Receipt, make_message, make_receipt
+from walyoff.message import Message, make_message
+from walyoff.messages import LogReader, Receipt
 from walyoff.records import CHUNK_SIZE, check_topics
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class FilesApi:
             progress=progress,
             lifetime_ms=lifetime,
         )
-        return make_receipt(self._engine, item)
+        return Receipt(self._engine, item)
 
     async def send_stream(
         self,
@@ -106,7 +107,7 @@ class FilesApi:
             progress=progress,
             lifetime_ms=lifetime,
         )
-        return make_receipt(self._engine, item)
+        return Receipt(self._engine, item)
 
     async def sharing(self, message_id: bytes) -> AsyncGenerator[dict[str, int], None]:
         """Which connected devices hold how many bytes of an attachment, as it changes.

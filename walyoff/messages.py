@@ -1,21 +1,17 @@
-"""Messages and receipts: what an application holds in its hands."""
+"""Streams of messages, and receipts: what an application reads, and has of what it sent."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from walyoff.attachments import Attachment
 from walyoff.engine.announcing import is_held
-from walyoff.engine.forgotten import Forgotten
 from walyoff.engine.outbox import Outgoing
 from walyoff.engine.recent import Delivered
-from walyoff.errors import RemoteProtocolError, StoreError, WalyoffError
-from walyoff.manifest import decode_manifest
-from walyoff.records import KIND_ATTACHMENT, MAX_TIME_MS, Batch, Record, decode_batch
+from walyoff.errors import StoreError, WalyoffError
+from walyoff.message import Message, make_message
+from walyoff.records import Batch, Record, decode_batch
 
 if TYPE_CHECKING:
     from walyoff.abc import LogEntry
@@ -28,89 +24,6 @@ PAGE_BYTES = 8 * 1024 * 1024
 FIRST_PAGE = 16
 #: In a long history a cursor is stored so often; a power loss repeats what came since.
 CURSOR_EVERY_S = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """A verified message: its author is a member, its signature and its content hold."""
-
-    #: The hash of its record, which names it for ever and everywhere.
-    id: bytes
-    #: The channel's DID.
-    channel: str
-    #: The DID of the device that wrote it.
-    author: str
-    #: Whose device it is: device, person, ..., and the channel's identity at the end. Each
-    #: stands under the next one as its chain says, or did when the message was taken.
-    path: tuple[str, ...]
-    #: Its number among the author's records in this channel, from 1.
-    seq: int
-    #: When it was written, by the author's clock: a claim.
-    time: datetime
-    topics: tuple[str, ...]
-    #: Size of the content in bytes, also when the content is not held.
-    size: int
-    #: None if the content is not held here (not arrived yet, or forgotten).
-    content: bytes | None = field(repr=False)
-    #: Why it has no content for good: who agreed to forget it, and when. None if it has one,
-    #: or may get it.
-    forgotten: Forgotten | None = None
-    #: Its place in this device's log; grows, and is the value of cursors.
-    position: int
-    #: The file that came with it; its content is the caption then.
-    attachment: Attachment | None = None
-    _batch_id: bytes = field(repr=False)
-    _engine: Engine = field(repr=False)
-
-    @property
-    def anchored(self) -> bool:
-        """True once its metadata is known to be on the ledger."""
-        return self._engine.is_anchored(self._batch_id)
-
-
-def make_message(engine: Engine, item: Delivered) -> Message:
-    """A message from a decoded entry."""
-    engine.forgetting.strip(item)
-    record = item.batch.records[item.index]
-    record_id = item.batch.record_ids[item.index]
-    content, attachment = item.content, None
-    if record.kind == KIND_ATTACHMENT and content is not None:
-        content, attachment = _unpack(engine, record_id, content)
-    return Message(
-        id=record_id,
-        channel=item.batch.channel,
-        author=item.batch.author,
-        path=engine.trust.path(item.batch.author),
-        seq=item.batch.first_seq + item.index,
-        time=datetime.fromtimestamp(min(record.time_ms, MAX_TIME_MS) / 1000, UTC),
-        topics=record.topics,
-        size=record.size,
-        content=content,
-        forgotten=item.forgotten,
-        position=item.position,
-        attachment=attachment,
-        _batch_id=item.batch.batch_id,
-        _engine=engine,
-    )
-
-
-def _unpack(
-    engine: Engine, record_id: bytes, content: bytes
-) -> tuple[bytes, Attachment | None]:
-    """Caption and file of a manifest; neither if its author wrote none."""
-    try:
-        manifest = decode_manifest(content)
-    except RemoteProtocolError:
-        # It was reported when it came.
-        return b"", None
-    return manifest.caption, Attachment(
-        name=manifest.name,
-        media_type=manifest.media_type,
-        size=manifest.size,
-        _record_id=record_id,
-        _manifest=manifest,
-        _engine=engine,
-    )
 
 
 class LogReader:
@@ -221,19 +134,8 @@ class MessageStream(AsyncIterator[Message]):
 
     async def _next_items(self) -> list[Delivered]:
         """The next entries, from memory if they are new, else from the store."""
-        engine = self._engine
-        recent: list[Delivered] = []
-        size = 0
-        while (
-            len(recent) < PAGE
-            and size < PAGE_BYTES
-            and (item := engine.recent.get(self._position + 1 + len(recent)))
-        ):
-            recent.append(item)
-            size += item.size
-        if recent:
-            return recent
-        return await self._reader.forward(self._position)
+        recent = self._engine.recent.after(self._position, limit=PAGE, size=PAGE_BYTES)
+        return recent or await self._reader.forward(self._position)
 
     async def _commit(self) -> None:
         if self._cursor is None:
@@ -271,15 +173,30 @@ class RecordStream(AsyncIterator[tuple[Message, Record]]):
         return make_message(self._engine, item), item.batch.records[item.index]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """Proof that a sent message is durable on this device, and a way to wait for more."""
 
-    #: The hash of its record.
-    id: bytes
-    seq: int
-    _batch_id: bytes = field(repr=False)
-    _engine: Engine = field(repr=False)
+    __slots__ = ("_batch_id", "_engine", "_id", "_seq")
+
+    def __init__(self, engine: Engine, item: Outgoing) -> None:
+        """Of a message that was sent. There is one for each, as of messages."""
+        self._id = item.record_id
+        self._seq = item.seq
+        self._batch_id = item.batch_id
+        self._engine = engine
+
+    def __repr__(self) -> str:
+        return f"<Receipt {self._id[:8].hex()} [{self._seq}]>"
+
+    @property
+    def id(self) -> bytes:
+        """The hash of its record."""
+        return self._id
+
+    @property
+    def seq(self) -> int:
+        """Its number among this device's records in the channel."""
+        return self._seq
 
     @property
     def anchored(self) -> bool:
@@ -320,6 +237,4 @@ class Receipt:
             await self._engine.changed()
 
 
-def make_receipt(engine: Engine, item: Outgoing) -> Receipt:
-    """The receipt of a message that was sent."""
-    return Receipt(id=item.record_id, seq=item.seq, _batch_id=item.batch_id, _engine=engine)
+__all__ = ["LogReader", "Message", "MessageStream", "Receipt", "RecordStream"]

@@ -16,7 +16,7 @@ from walyoff.cli.output import clock, counted, escape_line, name_of, short_id
 from walyoff.cli.runtime import Failure
 from walyoff.cli.sizes import size_text
 from walyoff.engine.policy import AttachmentPolicy, Fetching
-from walyoff.messages import Message
+from walyoff.message import Message
 from walyoff.node import Device
 
 _BAR = 24

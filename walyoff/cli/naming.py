@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from walyoff.cli.output import clock, escape_line, short_id
 from walyoff.cli.runtime import Failure
-from walyoff.messages import Message
+from walyoff.message import Message
 
 #: The fewest hexadecimal digits that are looked for.
 LEAST_ID = 4

@@ -16,7 +16,7 @@ from walyoff.cli.sizes import size_text
 
 if TYPE_CHECKING:
     from walyoff.abc import Member
-    from walyoff.messages import Message
+    from walyoff.message import Message
     from walyoff.records import Record
 
 #: Characters of one message on a terminal; `--json` has no limit.

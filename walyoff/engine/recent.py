@@ -60,9 +60,19 @@ class Recent:
     def __len__(self) -> int:
         return len(self._by_position)
 
-    def get(self, position: int) -> Delivered | None:
-        """A message of the live end of the log, if it is still here."""
-        return self._by_position.get(position)
+    def after(self, position: int, *, limit: int, size: int) -> list[Delivered]:
+        """The messages that follow a position and are here: so many, or a few more bytes."""
+        found: list[Delivered] = []
+        get = self._by_position.get
+        held = 0
+        while len(found) < limit and held < size:
+            position += 1
+            item = get(position)
+            if item is None:
+                break
+            found.append(item)
+            held += BESIDE + len(item.content or b"")
+        return found
 
     def committed(self, record_ids: Sequence[bytes], top: int) -> None:
         """Records have their positions, the last of them the top of the log."""
