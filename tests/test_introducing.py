@@ -60,7 +60,7 @@ async def test_a_newcomer_gets_in_although_its_inviter_left_before_others_heard_
         assert await read(newcomer, 1) == [b"from m"]
         me = newcomer.me
         # It was told where the other member was last.
-        assert (await n.address_book(newcomer.did))[member.me]
+        assert (await n.address_book.of(newcomer.did))[member.me]
     # The inviter is gone, and nobody tells the member of the joining block.
     async with world.device("m") as m, world.device("n") as n:
         member, newcomer = m.channel("family"), n.channel("family")
@@ -91,7 +91,7 @@ def test_a_newcomer_is_told_where_members_are_that_were_only_heard_of(
                 member = (await m.join(await first.invite())).me
                 await first.wait_peer()
             newcomer = await n.join(await first.invite())
-            assert (await n.address_book(newcomer.did))[member] == ["sim:m"]
+            assert (await n.address_book.of(newcomer.did))[member] == ["sim:m"]
 
     run(backend, main)
 

@@ -181,7 +181,7 @@ class Connections:
         while not server.peer_addresses:
             await self._engine.changed()
         self.heard_addresses[did] = server.peer_addresses
-        await self._device.remember_addresses(self._channel, did, server.peer_addresses)
+        await self._device.address_book.remember(self._channel, did, server.peer_addresses)
 
     async def _tell(self, session: Session) -> None:
         """Show a copy that another one took over, which proves itself, and say no more."""

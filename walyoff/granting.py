@@ -88,7 +88,7 @@ async def make_grant(device: Device, channel: Channel) -> frames.JoinGrant:
 
 async def _met(device: Device, channel: Channel) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Where other members are: the inviter may be gone before the joiner hears of them."""
-    book = await device.address_book(channel.did)
+    book = await device.address_book.of(channel.did)
     connections = channel.connections
     known = {}
     for did in (member.did for member in channel.members() if member.did != channel.me):

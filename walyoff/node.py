@@ -7,17 +7,17 @@ it: the child process, listeners, sessions, channels.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import anyio
-from anyio.abc import ByteStream, TaskGroup, TaskStatus
-from blake3 import blake3
+from anyio.abc import ByteStream, TaskGroup
 
 from walyoff import plugins
 from walyoff.abc import Store, Transport
 from walyoff.accepting import Acceptor, judge
+from walyoff.address_book import MAX_ADDRESSES, AddressBook
 from walyoff.channel import Channel
 from walyoff.channel_state import (
     MAX_NAME_CHARS,
@@ -26,31 +26,24 @@ from walyoff.channel_state import (
     load_epochs,
     save_epochs,
 )
-from walyoff.discovery import Discovery
 from walyoff.epochs import EPOCH_KEY_SIZE, new_epoch
-from walyoff.errors import (
-    LocalProtocolError,
-    RemoteProtocolError,
-    TransportError,
-)
+from walyoff.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from walyoff.introducing import introduce
 from walyoff.issued import InvitationBook
 from walyoff.joining import Granted, OnWords, request_join
 from walyoff.kinship import Kinship
 from walyoff.leaving import finish_leaving
+from walyoff.open_channels import OpenChannels
 from walyoff.paths import carriers, scheme
 from walyoff.platform import Foundation, Platform
-from walyoff.running import renew_credentials, run_channel
+from walyoff.running import renew_credentials
 from walyoff.runtime import Runtime
 from walyoff.session.peer import Session, dial
-from walyoff.tasks import background_tasks
-from walyoff.wire import pack, unpack
 
 log = logging.getLogger("walyoff.device")
 
 #: For so long the news of a chain may take to those who are connected.
 NEWS_S = 1.0
-MAX_ADDRESSES = 16
 
 
 class Device:
@@ -74,15 +67,13 @@ class Device:
         self._transports = transports
         self._carriers = carriers(list(transports.values()))
         self._suite = suite
-        self._tasks = tasks
-        self._channels: dict[str, Channel] = {}
+        self._open = OpenChannels(self, tasks)
+        #: Where members were reached last.
+        self.address_book = AddressBook(store)
         #: Held while a channel is made, so that two at once never are the same one.
         self._making = anyio.Lock()
         #: And this one while the device gets its DID.
         self._naming = anyio.Lock()
-        #: Per channel what ends it, and the end: of the channel, of what it stands on.
-        self._runs: dict[str, tuple[anyio.CancelScope, anyio.Event]] = {}
-        self._holds: dict[str, tuple[anyio.CancelScope, anyio.Event]] = {}
         #: Channels that this device was removed from and is joining again.
         self._former: set[str] = set()
         #: The invitations that this device made.
@@ -92,9 +83,10 @@ class Device:
         self._started = runtime.now()
 
     def __repr__(self) -> str:
-        peers = {did for channel in self._channels.values() for did in channel.peers()}
+        channels = self.channels()
+        peers = {did for channel in channels for did in channel.peers()}
         return (
-            f"<Device {self.home.name} [{len(self._channels)} channels, {len(peers)} peers | "
+            f"<Device {self.home.name} [{len(channels)} channels, {len(peers)} peers | "
             f"{', '.join(sorted(self._transports)) or 'no transport'}]>"
         )
 
@@ -105,6 +97,11 @@ class Device:
         """What other devices need to reach this one, best first."""
         found = [a for transport in self._transports.values() for a in transport.addresses]
         return found[:MAX_ADDRESSES]
+
+    @property
+    def transports(self) -> list[Transport]:
+        """The transports that are open, best first."""
+        return list(self._transports.values())
 
     @property
     def suite(self) -> str:
@@ -118,11 +115,11 @@ class Device:
 
     def channels(self) -> list[Channel]:
         """The channels of this device."""
-        return list(self._channels.values())
+        return list(self._open.by_did.values())
 
     def find_channel(self, did: str) -> Channel | None:
         """The channel of a DID, if it is open here."""
-        return self._channels.get(did)
+        return self._open.by_did.get(did)
 
     def channel(self, name: str) -> Channel:
         """A channel by its name or its DID.
@@ -130,14 +127,14 @@ class Device:
         Raises:
             LocalProtocolError: there is none, or the name is ambiguous.
         """
-        if name in self._channels:
-            return self._channels[name]
-        found = [c for c in self._channels.values() if c.name == name]
+        if name in self._open.by_did:
+            return self._open.by_did[name]
+        found = [c for c in self.channels() if c.name == name]
         if len(found) == 1:
             return found[0]
         if found:
             raise LocalProtocolError(f"{len(found)} channels are named {name!r}: use the DID")
-        have = ", ".join(sorted(c.name for c in self._channels.values())) or "none"
+        have = ", ".join(sorted(c.name for c in self.channels())) or "none"
         raise LocalProtocolError(f"no channel {name!r} here (channels: {have})")
 
     async def create_channel(
@@ -189,7 +186,7 @@ class Device:
         self, name: str, context: AbstractAsyncContextManager[Foundation]
     ) -> Channel:
         """Begin the channel of an identity that has none yet."""
-        async with self._entered(context) as foundation:
+        async with self._open.entered(context) as foundation:
             state = ChannelState(
                 did=foundation.identity.did,
                 name=name,
@@ -242,7 +239,7 @@ class Device:
         Raises RemoteProtocolError if the chains do not say so.
         """
         async with self._making:
-            if granted.channel in self._channels:
+            if granted.channel in self._open.by_did:
                 return
             channel = await self._take_up(granted, None, through=through)
         await channel.learn_certificates(granted.certificates)
@@ -252,13 +249,13 @@ class Device:
     ) -> Channel:
         """Open a channel that was granted."""
         adopted = self._platform.adopt(granted.grant, device=await self.did())
-        async with self._entered(adopted) as foundation:
+        async with self._open.entered(adopted) as foundation:
             did = foundation.identity.did
             if did != granted.channel:
                 raise RemoteProtocolError("the inviting device granted another identity")
             if through is not None and through not in foundation.identity.membership.kin:
                 raise RemoteProtocolError("a group of somebody else")
-            taken = {channel.name for channel in self._channels.values()}
+            taken = {channel.name for channel in self.channels()}
             chosen = name or granted.name
             state = ChannelState(
                 did=did,
@@ -271,12 +268,12 @@ class Device:
             known.update({e.epoch_id: e for e in granted.epochs})
             await save_epochs(self._store, did, list(known.values()))
             for member, addresses in (*granted.met, (granted.inviter, granted.addresses)):
-                await self.remember_addresses(did, member, addresses)
+                await self.address_book.remember(did, member, addresses)
             return await self._start(state, foundation)
 
     async def _close_former(self, did: str, name: str | None) -> str | None:
         """Close a channel that this device was removed from; returns what to call it now."""
-        former = self._channels.get(did)
+        former = self._open.by_did.get(did)
         if former is None:
             return name
         self._former.discard(did)
@@ -285,10 +282,7 @@ class Device:
 
     async def close_channel(self, did: str) -> None:
         """Close a channel and what it stands on."""
-        for running in (self._runs, self._holds):
-            scope, ended = running[did]
-            scope.cancel()
-            await ended.wait()
+        await self._open.close(did)
 
     async def renew_keys(self) -> None:
         """Replace the control keys of this device's DID, and its device keys everywhere.
@@ -307,7 +301,7 @@ class Device:
 
     def check_new(self, did: str) -> None:
         """Raise LocalProtocolError if this device is in the channel of that DID already."""
-        channel = self._channels.get(did)
+        channel = self._open.by_did.get(did)
         if channel is None or did in self._former:
             return
         if not channel.engine.trust.is_member(channel.me):
@@ -332,14 +326,14 @@ class Device:
             "addresses": self.addresses,
             "suite": self._suite,
             "transports": sorted(self._transports),
-            "channels": [channel.status() for channel in self._channels.values()],
+            "channels": [channel.status() for channel in self.channels()],
         }
 
     def statistics(self) -> dict[str, float]:
         """Counters since the device was opened."""
         return {
             "uptime_s": self.runtime.now() - self._started,
-            "channels": len(self._channels),
+            "channels": len(self._open.by_did),
             "handshakes": self.acceptor.handshakes,
         }
 
@@ -350,95 +344,14 @@ class Device:
             raise LocalProtocolError(
                 f"a channel's name has 1 to {MAX_NAME_CHARS} printable characters"
             )
-        if any(channel.name == name for channel in self._channels.values()):
+        if any(channel.name == name for channel in self.channels()):
             raise LocalProtocolError(
                 f"a channel {name!r} exists on this device: choose another"
             )
 
-    @asynccontextmanager
-    async def _entered(
-        self, context: AbstractAsyncContextManager[Foundation]
-    ) -> AsyncIterator[Foundation]:
-        """Enter a foundation's context in a task of its own; left again if the block fails."""
-        foundation: Foundation
-        scope: anyio.CancelScope
-        foundation, scope = await self._tasks.start(self._hold, context)
-        try:
-            yield foundation
-        except BaseException:
-            # Nobody knows of it: the next try would find it open.
-            scope.cancel()
-            raise
-
-    async def _hold(
-        self,
-        context: AbstractAsyncContextManager[Foundation],
-        *,
-        task_status: TaskStatus[tuple[Foundation, anyio.CancelScope]],
-    ) -> None:
-        ended = anyio.Event()
-        try:
-            with anyio.CancelScope() as scope:
-                async with context as foundation:
-                    self._holds[foundation.identity.did] = (scope, ended)
-                    task_status.started((foundation, scope))
-                    await anyio.sleep_forever()
-        finally:
-            ended.set()
-
     async def _start(self, state: ChannelState, foundation: Foundation) -> Channel:
         await self._store.put({f"channel/{state.did}": state.encode()})
-        channel: Channel = await self._tasks.start(self._run_scoped, state, foundation)
-        return channel
-
-    async def _run_scoped(
-        self,
-        state: ChannelState,
-        foundation: Foundation,
-        *,
-        task_status: TaskStatus[Channel],
-    ) -> None:
-        ended = anyio.Event()
-        try:
-            with anyio.CancelScope() as scope:
-                self._runs[state.did] = (scope, ended)
-                await self._run(state, foundation, task_status=task_status)
-        finally:
-            ended.set()
-
-    async def _run(
-        self,
-        state: ChannelState,
-        foundation: Foundation,
-        *,
-        task_status: TaskStatus[Channel],
-    ) -> None:
-        async with (
-            run_channel(
-                device=self,
-                store=self._store,
-                state=state,
-                foundation=foundation,
-                suite=self._suite,
-                epochs=await load_epochs(self._store, state.did),
-            ) as channel,
-            background_tasks() as tasks,
-        ):
-            self._channels[state.did] = channel
-            discovery = Discovery(
-                channel=channel,
-                transports=list(self._transports.values()),
-                book=lambda: self.address_book(state.did),
-                dial=lambda address, claim: self.dial(channel, address, claim),
-                runtime=self.runtime,
-            )
-            tasks.start_soon(discovery.run)
-            self.kinship.wake()
-            task_status.started(channel)
-            try:
-                await anyio.sleep_forever()
-            finally:
-                del self._channels[state.did]
+        return await self._open.run(state, foundation)
 
     async def open_channels(self) -> None:
         """Open every channel that the store knows."""
@@ -450,8 +363,8 @@ class Device:
                 continue
             state = ChannelState.decode(value)
             found = self._platform.open(state.did, pin=state.pin, device=await self.did())
-            async with self._entered(found) as foundation:
-                await self._tasks.start(self._run_scoped, state, foundation)
+            async with self._open.entered(found) as foundation:
+                await self._open.run(state, foundation)
 
     # -------------------------------------------------------------------- sessions
 
@@ -508,23 +421,6 @@ class Device:
         """The suites that this device accepts, its own first."""
         others = [name for name in plugins.installed_suites() if name != self._suite]
         return [self._suite, *others]
-
-    # ------------------------------------------------------------------- addresses
-
-    async def remember_addresses(self, did: str, member: str, addresses: Iterable[str]) -> None:
-        """Note where a member of a channel was reached last."""
-        value = pack(list(addresses)[:MAX_ADDRESSES])
-        name = blake3(member.encode()).hexdigest(16)
-        await self._store.put({f"address/{did}/{name}": pack([member, value])})
-
-    async def address_book(self, did: str) -> dict[str, list[str]]:
-        """The last known addresses of the members of a channel."""
-        book: dict[str, list[str]] = {}
-        for key in await self._store.keys(f"address/{did}/"):
-            if value := await self._store.get(key):
-                member, addresses = unpack(value, 65536)
-                book[member] = unpack(addresses, 65536)
-        return book
 
     @property
     def platform(self) -> Platform:

@@ -128,7 +128,7 @@ class Commands:
 
     async def addresses(self) -> dict[str, list[str]]:
         """What it will know of the others when it comes back."""
-        return await self.device.address_book(self.channel.did)
+        return await self.device.address_book.of(self.channel.did)
 
     async def status(self) -> dict[str, Any]:
         return self.channel.status()
