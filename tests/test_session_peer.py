@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from tests.test_session_handshake import ALICE, BOB, BOTH, TAG_KEY
+from tests.waiting import HANGS_AFTER
 from walyoff import frames
 from walyoff.errors import RemoteProtocolError, TransportError
 from walyoff.session import peer
@@ -62,7 +63,7 @@ async def test_everybody_who_waits_for_room_is_told() -> None:
     async with sessions() as (one, other):
         for _ in range(8):
             one.send(FRAME)
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANGS_AFTER):
             async with anyio.create_task_group() as tasks:
                 for limit in (6_000_000, 2_000_000, 0):
                     tasks.start_soon(one.drained, limit)
@@ -74,7 +75,7 @@ async def test_who_waits_for_room_is_told_of_the_end() -> None:
     async with sessions() as (one, _):
         for _ in range(8):
             one.send(FRAME)
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANGS_AFTER):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(one.drained, 0)
                 tasks.start_soon(one.drained, 0)

@@ -220,6 +220,9 @@ async def test_who_stood_still_for_a_minute_reads_before_it_judges() -> None:
             for _ in range(5):
                 await anyio.sleep(1.03)
                 stand_still(60)
+        talk.check()
+        # Only what was on its way meanwhile took longer.
+        assert sum(seconds > 0.1 for seconds in talk.took.values()) <= 2 * 5
         assert a.connections.sessions() == [before]
         assert b.peers() == [a.me]
 

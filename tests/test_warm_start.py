@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio.to_thread
 import pytest
 
-from tests.waiting import HANGS_AFTER
+from tests.waiting import HANGS_AFTER, Deadline
 from walyoff.sealing import Sealing
 from walyoff.walytis.identity import WalytisIdentity
 from walyoff.walytis.process import open_child
 from walyoff.walytis.spawning import start_early
 
 SEALING = Sealing(b"k" * 32)
+#: What stock code says when the last of it is imported.
+LAST_SAID = "WalId: Logging to files"
 
 
 @pytest.fixture
@@ -142,10 +144,13 @@ def check_that_nothing_changes(home: Path) -> None:
 
     (home / "child" / "blocks" / "under way").write_text("")
     before = files()
+    log = home / "child" / "child.log"
+    # It says so when it imports the last part.
+    said = log.read_text().count(LAST_SAID)
     process = start_early(home)
     assert process is not None
     try:
-        wait_until_idle(process.pid)
+        wait_until_idle(process.pid, lambda: log.read_text().count(LAST_SAID) > said)
         assert files() == before
     finally:
         process.reap(0.0)
@@ -154,16 +159,19 @@ def check_that_nothing_changes(home: Path) -> None:
     assert not (home / "nowhere").exists()
 
 
-def wait_until_idle(pid: int | None) -> None:
-    """Until a process has used some time of a processor, and then none for a second."""
-    used, since = 0.0, time.monotonic()
-    while used < 0.2 or time.monotonic() - since < 1:
+def wait_until_idle(pid: int | None, imported: Callable[[], bool]) -> None:
+    """Until a process has imported all, and no thread of it has run for a second."""
+    before, since = "", time.monotonic()
+    deadline = Deadline(HANGS_AFTER)
+    while not imported() or time.monotonic() - since < 1:
         time.sleep(0.05)
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        now = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        if now != used:
-            used, since = now, time.monotonic()
-        assert time.monotonic() - since < HANGS_AFTER
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        fields = [stat.rpartition(")")[2].split() for stat in stats]
+        # A thread that waits for a processor is no idle one.
+        now = " ".join(f"{f[0]} {f[11]} {f[12]}" for f in fields)
+        if now != before or "R" in now:
+            before, since = now, time.monotonic()
+        assert deadline.left(), now
 
 
 async def _checked(home: Path, did: str, pin: bytes, device: str) -> int:
