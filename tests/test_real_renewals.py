@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from walyoff.child.acts import expand
-from walyoff.child.blocks import decode_block
+from walyoff.child.blocks import BlockFile, decode_block
 from walyoff.child.renewals import as_field, renewal_body
 from walyoff.testing.walytis_blocks import make_block
 from walyoff.walytis.identity import WalytisIdentity
@@ -33,41 +33,58 @@ def anyio_backend() -> str:
 class Thief:
     """Writes renewals by the control keys that a device has in use when it is made."""
 
-    def __init__(self, did: str, old: str, plain: bytes, committing: bytes) -> None:
+    def __init__(self, did: str) -> None:
         self._chain = did.rpartition(":")[2]
-        field = as_field(did, b"", bytes(32), committing)
-        said = {"old_keys": old, "new_keys": EVIL, "priblocks_version": [0, 0, 1]}
-        said["signature"] = base64.urlsafe_b64encode(expand(plain)).decode()
-        self._contents = [json.dumps(s).encode() for s in (said, {**said, "walyoff": field})]
+        #: Each signed by itself: a signature that a chain has already is refused.
+        self._contents: list[bytes] = []
 
     @classmethod
     async def of(cls, child: Child, did: str) -> Thief:
+        thief = cls(did)
         old = (await child.call("group.control_keys", {"did": did}))["id"]
-        texts = f"{old}--{EVIL}".encode(), renewal_body(did, old, EVIL, bytes(32))
-        signed = [await child.call("did.sign", {"did": did, "data": text}) for text in texts]
-        return cls(did, old, *signed)
+
+        async def sign(data: bytes) -> bytes:
+            signature: bytes = await child.call("did.sign", {"did": did, "data": data})
+            return signature
+
+        for commits in (False, True) * 2:
+            said = _key_block(old, EVIL, expand(await sign(f"{old}--{EVIL}".encode())))
+            if commits:
+                own = await sign(renewal_body(did, old, EVIL, bytes(32)))
+                said["walyoff"] = as_field(did, b"", bytes(32), own)
+            thief._contents.append(json.dumps(said).encode())
+        return thief
 
     async def write(self, children: list[Child], files: list[bytes], before: str) -> None:
         """Beside the last control key block of some, under a name that is smaller."""
-        blocks = {block.cid: block for block in map(decode_block, files)}
-        first = blocks[self._chain]
-        keys = [block for block in blocks.values() if "control_key" in block.topics]
-        parent = max(keys, key=lambda block: block.created)
-        made = []
-        for content in self._contents:
-            named = (
-                make_block(
-                    content,
-                    ["DidManager", "control_key", self._chain],
-                    [parent.short_id, first.short_id],
-                    creator=b"%s %d" % (before.encode(), number),
-                )
-                for number in range(10_000)
-            )
-            made.append(next(file for file in named if decode_block(file).cid < before))
+        taken, self._contents = self._contents[:2], self._contents[2:]
+        made = [_beside(content, self._chain, files, before) for content in taken]
+        assert len(made) == 2
         for child in children:
             answer = await child.call("chain.import", {"chain": self._chain, "files": made})
             assert answer["admitted"] == len(made), answer
+
+
+def _key_block(old: str, new: str, signature: bytes) -> dict[str, Any]:
+    text = base64.urlsafe_b64encode(signature).decode()
+    said = {"old_keys": old, "new_keys": new, "signature": text}
+    return {**said, "priblocks_version": [0, 0, 1]}
+
+
+def _beside(content: bytes, chain: str, files: list[bytes], before: str) -> bytes:
+    blocks = {block.cid: block for block in map(decode_block, files)}
+    keys = [block for block in blocks.values() if "control_key" in block.topics]
+    parent = max(keys, key=lambda block: block.created)
+    named = (
+        make_block(
+            content,
+            ["DidManager", "control_key", chain],
+            [parent.short_id, blocks[chain].short_id],
+            creator=b"somebody %d" % number,
+        )
+        for number in range(10_000)
+    )
+    return next(file for file in named if decode_block(file).cid < before)
 
 
 async def test_thieves_of_control_keys_do_not_renew_them(tmp_path: Path) -> None:
@@ -84,15 +101,23 @@ async def test_thieves_of_control_keys_do_not_renew_them(tmp_path: Path) -> None
             await mine.add_member(did, born, pin=pin)
             signed = [await _sign(two, did)]
             of_first = await Thief.of(two, did)
-            # Before the device renews, under a name that will come first as likely as not.
+            # Before the device renews, under names that come first as likely as not.
             await of_first.write([one, two], born, "Qmf")
             await WalytisIdentity.renew_did(two, did)
             files = await WalytisIdentity.export_did(two, did)
+            renewal = _last_key(files, born)
+            # An outsider hides it behind itself: the same, without what the device said.
+            said = json.loads(renewal.content)
+            stripped = json.dumps({n: v for n, v in said.items() if n != "walyoff"}).encode()
+            copy = _beside(stripped, chain, born, renewal.cid)
+            answer = await one.call("chain.import", {"chain": chain, "files": [copy]})
+            assert answer["admitted"] == 1, answer
+            assert await mine.verify(did, b"me", signed[0]) == 1
             await import_chain(one, chain, files)
             signed.append(await _sign(two, did))
             assert [await mine.verify(did, b"me", s) for s in signed] == [1, 2]
-            # And when it knows the device's block, certainly under a smaller name.
-            await of_first.write([one, two], born, _last_key(files, born))
+            # And when it knows the device's block, certainly under smaller names.
+            await of_first.write([one, two], born, renewal.cid)
             of_second = await Thief.of(two, did)
             await of_second.write([one, two], files, "Qmf")
             assert [await mine.verify(did, b"me", s) for s in signed] == [1, 2]
@@ -103,7 +128,7 @@ async def test_thieves_of_control_keys_do_not_renew_them(tmp_path: Path) -> None
             files = await WalytisIdentity.export_did(two, did)
             await import_chain(one, chain, files)
             if number == 3:
-                await of_second.write([one, two], before, _last_key(files, before))
+                await of_second.write([one, two], before, _last_key(files, before).cid)
             signed.append(await _sign(two, did))
             numbers = [await mine.verify(did, b"me", s) for s in signed]
             assert numbers == [*range(1, number + 1)]
@@ -114,15 +139,15 @@ async def _sign(child: Child, did: str) -> bytes:
     return signature
 
 
-def _last_key(files: list[bytes], before: list[bytes]) -> str:
-    """The name of the device's newest renewal."""
+def _last_key(files: list[bytes], before: list[bytes]) -> BlockFile:
+    """The device's newest renewal."""
     known = {decode_block(file).cid for file in before}
     own = (
         block
         for block in map(decode_block, files)
         if "control_key" in block.topics and EVIL.encode() not in block.content
     )
-    return max((b for b in own if b.cid not in known), key=lambda b: b.created).cid
+    return max((b for b in own if b.cid not in known), key=lambda b: b.created)
 
 
 SCRIPT = """

@@ -8,8 +8,8 @@ that is another block's, as nobody makes one without the keys. So a block repeat
 - if it is not spelled byte by byte as stock code, or we, write it, with these fields and no
   others;
 - if its control keys' signature is in another block. That signature does not cover the
-  approval of a renewal, or of a block of our own: there one whose approval holds is none,
-  as the other one may have been made from it.
+  approval of a renewal, or of a block of our own, nor what a device's renewal says besides:
+  there one whose own part holds is none, as the other one may have been made from it.
 
 Of what was written before another one that says the same nobody can tell which came first;
 so who holds one admits no second one, unless it is needed: a member's block builds on it. Who
@@ -41,6 +41,7 @@ from walyoff.child.acts import (
 )
 from walyoff.child.blocks import BlockFile
 from walyoff.child.dag import GENESIS, ChainDag
+from walyoff.child.renewals import as_field, signed_renewal
 from walyoff.errors import RemoteProtocolError
 from walyoff.wire import pack
 
@@ -53,6 +54,7 @@ _KEY_FIELDS = ["old_keys", "new_keys", "signature", "priblocks_version"]
 _INFO_FIELDS = ["info_content", "signature", "priblocks_version"]
 #: Our field in a control key block, in the order in which we write it.
 _OWN_FIELDS = list(Claim(group="", kind="", by="", nonce=b"", parents=()).as_field(b""))
+_DISCLOSED_FIELDS = list(as_field("", b"", b"", b""))
 _NAME_CONTEXT = b"walyoff/copies/1"
 
 Verify = Callable[[str, bytes, bytes], bool]
@@ -129,13 +131,21 @@ class IdentityLook:
         if (name in self._names or name in self._more) and (
             block.content_hash in self._contents
             or self._files.holds_content(block)
-            or act.approval is None
-            or not self._approves(act.approval)
+            or not self._is_vouched(act)
         ):
             return Standing.REPEAT
         self._more.add(name)
         self._contents.add(block.content_hash)
         return self._signed(act)
+
+    def _is_vouched(self, act: Act) -> bool:
+        """Whether what the control keys' signature does not cover is signed as well."""
+        if act.disclosed is None:
+            return act.approval is not None and self._approves(act.approval)
+        try:
+            return signed_renewal(self._group, act, self._verify) is not None
+        except RemoteProtocolError:
+            return False
 
     def _signed(self, act: Act) -> Standing:
         keys = self._keys
@@ -240,15 +250,22 @@ def _is_signature(signature: bytes) -> bool:
 
 
 def _is_field(value: Any) -> bool:
-    if not isinstance(value, dict) or list(value) != _OWN_FIELDS:
+    if not isinstance(value, dict):
+        return False
+    if list(value) == _OWN_FIELDS:
+        digits, texts = ("pin", "nonce"), ("sig",)
+    elif list(value) == _DISCLOSED_FIELDS:
+        digits, texts = ("next",), ("key", "sig")
+    else:
         return False
     try:
         return (
             type(value["v"]) is int
+            and all(bytes.fromhex(value[name]).hex() == value[name] for name in digits)
             and all(
-                bytes.fromhex(value[name]).hex() == value[name] for name in ("pin", "nonce")
+                base64.b64encode(base64.b64decode(value[name])).decode() == value[name]
+                for name in texts
             )
-            and base64.b64encode(base64.b64decode(value["sig"])).decode() == value["sig"]
         )
     except binascii.Error:
         return False
