@@ -320,7 +320,7 @@ class _Files:
     def __init__(self, first: IdentityBlock) -> None:
         self._first = first
 
-    def with_topic(self, topic: str) -> list[Any]:
+    def entries(self) -> list[Any]:
         return []
 
     def in_past(self, parents: object, among: dict[str, str]) -> list[str]:

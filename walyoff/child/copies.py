@@ -253,9 +253,9 @@ def _is_field(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     if list(value) == _OWN_FIELDS:
-        digits, texts = ("pin", "nonce"), ("sig",)
+        digits, texts = ["pin", "nonce"], ["sig"]
     elif list(value) == _DISCLOSED_FIELDS:
-        digits, texts = ("next",), ("key", "sig")
+        digits, texts = ["next"], ["key", "sig"]
     else:
         return False
     try:
