@@ -289,6 +289,13 @@ def wire_vectors() -> dict[str, str]:
         "birth.identity": Birth(
             pin=b"\x25" * 32, founder=ALICE, founder_pin=b"\x27" * 32, rule="admins"
         ).encode(),
+        "birth.register": Birth(
+            pin=b"\x25" * 32,
+            founder=ALICE,
+            founder_pin=b"\x27" * 32,
+            rule="any",
+            register="Qm" + "r" * 44,
+        ).encode(),
         "renewal.fingerprint": RenewalKey(bytes(range(SEEDS_SIZE))).fingerprint,
         "renewal.body": renewal_body(ALICE, "|old", "|new", b"\x28" * 32),
         "act.body": example_claim("join").body(),

@@ -19,7 +19,10 @@ from anyio.from_thread import start_blocking_portal
 
 from walyoff import open_device
 from walyoff.audit import Report, audit, audit_with, find_channel
+from walyoff.audit_chains import read_chain
 from walyoff.channel_state import ChannelState
+from walyoff.child.acts import chain_of
+from walyoff.child.births import read_birth
 from walyoff.child.blocks import BlockFile, decode_block
 from walyoff.cli import run
 from walyoff.errors import HomeInUseError, LocalProtocolError
@@ -112,6 +115,15 @@ def test_a_sound_home_is_found_sound_and_all_of_it_is_looked_at(
     assert not report.refused
     assert json.loads(json.dumps(report.as_json()))["sound"]
     assert kinds(original) == set()
+
+
+def test_an_identity_commits_to_its_register(original: Made) -> None:
+    chain = chain_of(original.did)
+    first = read_chain(original.home, chain, lambda: None).blocks[0]
+    born = read_birth(first.content)
+    assert first.cid == chain
+    assert born is not None
+    assert born.register == original.report.segments[0].chain
 
 
 def flip(path: Path, at: int = -1) -> None:

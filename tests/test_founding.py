@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -20,8 +21,12 @@ from walyoff.wire import pack
 STOCK = GREETING + bytes(range(250)) * 4
 
 
-def birth(rule: str = "any", founder: str = A) -> Birth:
-    return Birth(pin=PIN, founder=founder, founder_pin=did_pin(founder), rule=rule)
+REGISTER, OTHER = "Qm" + "r" * 44, "Qm" + "x" * 44
+
+
+def birth(rule: str = "any", founder: str = A, register: str = "") -> Birth:
+    pin = did_pin(founder)
+    return Birth(pin=PIN, founder=founder, founder_pin=pin, rule=rule, register=register)
 
 
 def founded(rule: str = "any", seed: int = 0, *, born: bool = True) -> Group:
@@ -192,6 +197,44 @@ def test_a_founder_who_was_removed_can_end_the_identity(rule: str, seed: int) ->
     assert group.current() == set()
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "before"])
+def test_the_founder_puts_no_second_register_beside_the_first(
+    seed: int, committed: bool
+) -> None:
+    """It is a member, and can write on old parents under any name."""
+    group = Group("any", seed, birth(register=REGISTER if committed else ""))
+    stated = group.tips()
+    first = group.own(A, "segment", REGISTER)
+    group.do(A, "join", B)
+    group.own(A, "segment", OTHER)
+    assert (group.read().segment, group.read().refused) == (REGISTER, {reader.REPLAYED: 1})
+    beside = group.own(A, "segment", OTHER, parents=stated)
+    reading = group.read()
+    assert reading.segment == REGISTER
+    assert reading.refused == {reader.REPLAYED: 1, reader.SECOND_REGISTER: 1}
+    assert list(reading.segments) == ([first] if committed else sorted([first, beside]))
+    group.do(B, "leave", A)
+    assert group.read().segment == REGISTER
+    # Without the commitment who was given them the other way round keeps the other one.
+    turned = [replace(block, place=len(group.blocks) - block.place) for block in group.blocks]
+    assert group.read(turned).segment == (REGISTER if committed else OTHER)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_register_stays_when_the_act_that_names_it_is_void(seed: int) -> None:
+    """A founder who was removed lets somebody in on old parents, and leaves on top of that."""
+    group = Group("any", seed, birth(register=REGISTER))
+    stated = group.tips()
+    group.own(A, "segment", REGISTER)
+    group.do(A, "join", B)
+    group.do(B, "leave", A)
+    joined = group.do(A, "join", E, parents=stated)
+    group.do(A, "leave", A, parents=[joined])
+    assert group.read().segments == {}
+    assert group.read().segment == REGISTER
+
+
 def test_a_device_never_has_members() -> None:
     """Who has the keys that a device has replaced cannot make an identity of it."""
     group = Group.__new__(Group)
@@ -300,11 +343,12 @@ def test_whatever_former_members_write_together_nobody_gets_in(
 
 
 def test_a_birth_takes_the_place_of_random_bytes() -> None:
-    device = Birth(pin=PIN, next=did_pin("next"))
+    founder = "did:walytisidentities:Qm" + "x" * 44
     for told in (
         Birth(pin=PIN),
-        device,
-        birth("admins", "did:walytisidentities:Qm" + "x" * 44),
+        Birth(pin=PIN, next=did_pin("next")),
+        birth("admins", founder),
+        birth("any", founder, REGISTER),
     ):
         content = put_birth(STOCK, told)
         assert len(content) == len(STOCK)
@@ -333,6 +377,11 @@ def test_any_bytes_are_a_birth_or_none(data: bytes) -> None:
         [PIN, "", b""],
         [PIN, b"short"],
         [PIN],
+        [PIN, A, did_pin(A), "any", ""],
+        [PIN, A, did_pin(A), "any", "QmShort"],
+        [PIN, A, did_pin(A), "any", "../" + "x" * 43],
+        [PIN, "", b"", "", REGISTER],
+        [PIN, A, did_pin(A), "any", REGISTER, ""],
     ],
 )
 def test_half_a_birth_is_none(fields: list[object]) -> None:

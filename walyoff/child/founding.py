@@ -9,6 +9,9 @@ beginning beside the first, of the same form. What tells them apart is:
   rule that the birth names. Several joinings of the founder that need no actor are one
   membership: a leaving of the founder that counts ends all of them, as if it had seen them.
   A birth without founder is a device's, and there nobody ever joins.
+- A birth names the *register* as well. One of an earlier version does not: there the register
+  is the one that came first here (`Node.place`). Only the founder can write another one
+  beside it, under a name that it chooses, and nothing on the chain tells them apart.
 - On a chain without a birth, of stock software or an earlier version: the rules blocks that
   came first here (`Node.place`), and those of members whom that beginning knows too. It is
   all that there is; a device that holds the chain cannot be deceived, a newcomer can.
@@ -83,6 +86,18 @@ def state(found: Founding, nodes: Sequence[Node], is_cut: IsCut) -> None:
         own = [root for root in roots if root.bit & node.past]
         if node.bit & found.candidates and not all(is_cut(root, node) for root in own):
             found.stated.append(node)
+
+
+def find_register(birth: Birth | None, named: Sequence[Node]) -> str | None:
+    """The first segment of the channel, given the acts that count which name one."""
+    if birth is not None and birth.register:
+        return birth.register
+    if not named:
+        return None
+    if birth is not None:
+        return min(named, key=lambda node: (node.place, node.ref)).act.subject
+    # Two members of an identity of before may have made one each, in good faith.
+    return min(named, key=lambda node: node.ref).act.subject
 
 
 def _believe_the_first(found: Founding, nodes: Sequence[Node], is_cut: IsCut) -> None:

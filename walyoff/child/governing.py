@@ -115,19 +115,21 @@ class Governing:
         return did, keys
 
     def found(self, founder: str, rule: str) -> tuple[str, bytes]:
-        """A new identity: its DID, which commits to founder and rule, and its pin.
+        """A new identity: its DID, which commits to founder, rule and register, and its pin.
 
         The first member is made, then the rules are stated, under which it acts from there on.
         """
         if rule not in RULES_KNOWN:
             raise LocalProtocolError(f"a rule is one of {', '.join(sorted(RULES_KNOWN))}")
         pin = self._first_pin(founder)
+        segment = self._chains.create()
         did, keys = self._new_did(
-            lambda first: Birth(pin=first, founder=founder, founder_pin=pin, rule=rule)
+            lambda first: Birth(
+                pin=first, founder=founder, founder_pin=pin, rule=rule, register=segment
+            )
         )
         self._write_member(did, keys, JOIN, founder, member=founder, pin=pin)
         self._write_own(did, keys, RULES, founder, rule=rule)
-        segment = self._chains.create()
         self._write_own(did, keys, SEGMENT, founder, subject=segment)
         # The register opens it again, with its rules.
         self._chains.close(segment)

@@ -438,7 +438,7 @@ class Identities:
                 )
             self._last[did] = self._snapshot(did, reading)
             self._chains.guard(chain, self._judge(did, pin))
-            self._registers.set_control_keys(did, reading.keys)
+            self._registers.take_reading(did, reading)
             if reading.segment:
                 self._registers.make(
                     did, reading.segment, guarded=guarded, limit=segment_blocks, told=told
@@ -476,7 +476,7 @@ class Identities:
             return
         try:
             reading = self._reading(did)
-            self._registers.set_control_keys(did, reading.keys)
+            self._registers.take_reading(did, reading)
             now = self._snapshot(did, reading)
         except Exception:
             _log.exception("reading %s failed", did)

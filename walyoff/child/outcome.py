@@ -28,6 +28,8 @@ OUTDATED = "outdated-keys"
 NO_ACTOR = "no-actor"
 #: The one who acted may not do so: only admins may.
 NOT_AN_ADMIN = "not-an-admin"
+#: It names another register than the one that the identity has.
+SECOND_REGISTER = "second-register"
 
 
 class RefusedError(Exception):
@@ -63,6 +65,8 @@ class Reading:
     next: bytes = b""
     #: Valid segment blocks: block name -> chain.
     segments: dict[str, str] = field(default_factory=dict)
+    #: The channel's first segment; which of several it is, is decided in `founding`.
+    segment: str | None = None
     refused: Counter[str] = field(default_factory=Counter)
     #: Who may invite and remove; None on a chain without rules, where every member may.
     rule: str | None = None
@@ -70,11 +74,6 @@ class Reading:
     renewal_due: bool = False
     #: By member, the newest of its own keys under which it acted here, its first being 1.
     shown: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def segment(self) -> str | None:
-        """The channel's first segment: of several, that of the smallest block name."""
-        return self.segments[min(self.segments)] if self.segments else None
 
     def may_manage(self, did: str) -> bool:
         """Whether a DID may invite and remove now."""

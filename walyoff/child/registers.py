@@ -18,6 +18,7 @@ from walyoff.child.acts import chain_of
 from walyoff.child.chains import Chains
 from walyoff.child.ipfs_client import IpfsClient
 from walyoff.child.judging import Verify
+from walyoff.child.reader import SECOND_REGISTER, Reading
 from walyoff.child.segments import SEGMENT_BLOCKS, SegmentedLedger
 from walyoff.errors import LocalProtocolError
 from walyoff.files import make_folder, sweep_new
@@ -73,9 +74,15 @@ class Registers:
             "chain.keys": self.take_keys,
         }
 
-    def set_control_keys(self, did: str, keys: Sequence[str]) -> None:
-        """The control keys of a group changed, as its chain says."""
-        self._control[did] = list(keys)
+    def take_reading(self, did: str, reading: Reading) -> None:
+        """The chain of a group was read."""
+        self._control[did] = list(reading.keys)
+        if reading.refused[SECOND_REGISTER]:
+            _log.warning(
+                "the founder of %s names a second register; here it stays %s",
+                did,
+                reading.segment,
+            )
 
     def make(
         self,

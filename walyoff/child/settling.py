@@ -5,6 +5,7 @@ Decided here: the rules of `reader`, on acts that have their places (`placing`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from walyoff.child.acts import (
@@ -20,7 +21,7 @@ from walyoff.child.acts import (
     WRONG_PURPOSE,
 )
 from walyoff.child.births import Birth
-from walyoff.child.founding import find_founding, state
+from walyoff.child.founding import find_founding, find_register, state
 from walyoff.child.outcome import (
     ALREADY_MEMBER,
     NO_ACTOR,
@@ -30,6 +31,7 @@ from walyoff.child.outcome import (
     OLD_KEYS,
     REPLAYED,
     SECOND_FIRST_KEY,
+    SECOND_REGISTER,
     STALE_RENEWAL,
     MemberState,
     Reading,
@@ -102,7 +104,7 @@ class Pass:
         self._rivals: list[Node] = []
         renewals = [(node.act, node.renewal) for node in nodes if node.act.kind == RENEW]
         self._succession = Succession(birth, renewals)
-        self._segments = 0
+        self._segments: list[Node] = []
         for node in nodes:
             try:
                 self._take(node)
@@ -330,11 +332,14 @@ class Pass:
     def _take_segment(self, node: Node) -> None:
         acted = self._check_right(node, managing=False)
         self._check_keys(node)
-        if acted and self._segments & node.past:
+        if acted and any(named.bit & node.past for named in self._segments):
             raise RefusedError(REPLAYED)
+        birth = self._founding.birth
+        if birth is not None and birth.register not in ("", node.act.subject):
+            raise RefusedError(SECOND_REGISTER)
         if not acted:
             self._acted.add(node.act.signed)
-        self._segments |= node.bit
+        self._segments.append(node)
         self.result.segments[node.ref] = node.act.subject
 
     def _take_update(self, node: Node) -> None:
@@ -350,6 +355,10 @@ class Pass:
         result = self.result
         result.keys = [key.act.new for key in self._keys]
         result.next = self._succession.next
+        result.segment = find_register(self._founding.birth, self._segments)
+        if self._founding.birth is not None:
+            others = sum(node.act.subject != result.segment for node in self._segments)
+            result.refused += Counter({SECOND_REGISTER: others})
         if self._founding.stated:
             result.rule = self._rule(-1)
         elif self._founding.candidates:
