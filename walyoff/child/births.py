@@ -16,7 +16,8 @@ keys are renewed by (`renewals`):
     DEVICE_MARK ‖ length ‖ pack([pin, next])
 
 Devices of an earlier version have the first form, whose last fields are empty then. An empty
-register is left out: identities of an earlier version do not commit to one. A chain of stock software or of an earlier version says nothing, which is None here.
+register is left out: identities of an earlier version do not commit to one. A chain of stock
+software or of an earlier version says nothing, which is None here.
 
 Pure: any bytes give a birth or None.
 """
