@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import anyio
 import anyio.abc
@@ -30,6 +31,7 @@ from walyoff.incarnations import (
 )
 from walyoff.testing.memory import MemoryDisk, MemoryStore
 from walyoff.testing.network import LAN
+from walyoff.testing.platform import SimIdentity
 from walyoff.testing.virtual import SimRuntime
 from walyoff.testing.world import SimWorld
 from walyoff.trust import Standing
@@ -223,6 +225,35 @@ async def test_the_old_copy_is_told_and_stops_and_does_not_open_again() -> None:
         with pytest.raises(SupersededError, match="walyoff takeover"):
             await copies.start("b")
         await holds(channels["a"], said(b"from the new one"))
+        unharmed(channels["a"], moved)
+
+
+@in_virtual_time
+async def test_a_copy_whose_control_keys_were_replaced_is_not_told_to_take_over() -> None:
+    """Nor does it do so: others would go on with the one that has the newer keys."""
+    async with devices("a", "b") as (copies, channels):
+        me, certify = channels["b"].me, SimIdentity.certify
+
+        async def certify_by_what_is_here(identity: SimIdentity, body: bytes) -> bytes:
+            if identity._device == "b":
+                return copies.world.sign(me, body, 1)
+            return await certify(identity, body)
+
+        with mock.patch.object(SimIdentity, "certify", certify_by_what_is_here):
+            await copies.stop("b")
+            await copies.restore(copies.backup("b"), "b2")
+            moved = await copies.start("b2")
+            await copies.device["b2"].renew_keys()
+            await (await moved.send(b"by newer keys")).wait_received(by=channels["a"].me)
+            await copies.start("b")
+            await copies.superseded("b")
+        store = MemoryStore(copies.world.disk("b"))
+        with pytest.raises(SupersededError, match="replaced the device's control") as told:
+            await copies.start("b")
+        assert "takeover" not in str(told.value)
+        for alone in (False, True):
+            with pytest.raises(SupersededError, match="join with a new home"):
+                await begin_incarnation(store, SimRuntime(1).wall_ms(), alone=alone)
         unharmed(channels["a"], moved)
 
 

@@ -27,6 +27,8 @@ EARLIEST_MS = 1_767_225_600_000
 _INCARNATION = "incarnation"
 #: The incarnation that took over, once it is known.
 _SUPERSEDED = "superseded"
+#: There if that copy has newer control keys of the device, which this home does not have.
+_OUTKEYED = "superseded-keys"
 #: When this home was exported.
 _EXPORTED = "exported"
 
@@ -44,8 +46,12 @@ async def begin_incarnation(store: Store, now_ms: int, *, alone: bool = False) -
 
     Raises:
         LocalProtocolError: `alone` is said where records of the device are missing.
+        SupersededError: another copy has replaced the control keys: this one can never be
+            the device again.
     """
     me = await _me(store)
+    if await store.get(_OUTKEYED) is not None:
+        await check_current(store)
     taken = _number(await store.get(_SUPERSEDED))
     number = max(now_ms, await load_incarnation(store) + 1, taken + 1)
     if EARLIEST_MS < now_ms < number - 2 * AHEAD_MS:
@@ -118,16 +124,22 @@ async def undo_export(store: Store) -> bool:
     return True
 
 
-async def note_superseded(store: Store, incarnation: int) -> SupersededError:
-    """Another copy is the device now; returns what to raise."""
-    await store.put({_SUPERSEDED: _bytes(incarnation)})
-    return _superseded(incarnation)
+async def note_superseded(
+    store: Store, incarnation: int, *, outkeyed: bool = False
+) -> SupersededError:
+    """Another copy is the device now; returns what to raise.
+
+    `outkeyed` if it is so by newer control keys, which are not here.
+    """
+    await store.put({_SUPERSEDED: _bytes(incarnation), _OUTKEYED: b"\1" if outkeyed else None})
+    return _superseded(incarnation, outkeyed=outkeyed)
 
 
 async def check_current(store: Store) -> None:
     """Raises SupersededError if this home is not the device any more."""
     if (value := await store.get(_SUPERSEDED)) is not None:
-        raise _superseded(_number(value))
+        outkeyed = await store.get(_OUTKEYED) is not None
+        raise _superseded(_number(value), outkeyed=outkeyed)
     if (value := await store.get(_EXPORTED)) is not None:
         raise SupersededError(
             f"this device was exported at {_time(_number(value))}: import the file where it is "
@@ -135,8 +147,15 @@ async def check_current(store: Store) -> None:
         )
 
 
-def _superseded(incarnation: int) -> SupersededError:
+def _superseded(incarnation: int, *, outkeyed: bool) -> SupersededError:
     since = f", since {_time(incarnation)} by its clock" if incarnation else ""
+    if outkeyed:
+        return SupersededError(
+            f"another copy of this device is at work{since}, and has replaced the device's "
+            "control keys: use that one; without the new keys this one can never be the device "
+            "again; if that one is lost, have a member remove the device, and join with a new "
+            "home (`walyoff --home NEW join`)"
+        )
     return SupersededError(
         f"another copy of this device is at work{since}: use that one; if it is lost, "
         "`walyoff takeover` makes this one the device again"

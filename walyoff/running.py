@@ -136,7 +136,11 @@ async def _watch_copies(channel: Channel, store: Store, suite: str, runtime: Run
             # Whoever has this device's old control keys can say so. The newest come first.
             await renew_credentials(channel, store, suite, runtime)
         if engine.trust.copied or _is_superseded(engine):
-            raise await note_superseded(store, engine.trust.incarnation(engine.me))
+            raise await note_superseded(
+                store,
+                engine.trust.incarnation(engine.me),
+                outkeyed=engine.trust.outkeyed(engine.credentials.certificate),
+            )
         await channel.connections.end_superseded()
         await news.wait()
 

@@ -202,6 +202,10 @@ class Trust:
         """
         return self._rank(certificate) < self.standing(certificate.member).rank
 
+    def outkeyed(self, certificate: Certificate) -> bool:
+        """True if the copy of its device that counts has newer control keys."""
+        return self._rank(certificate)[0] < self.standing(certificate.member).generation
+
     def taken_over(self, certificate: Certificate) -> bool:
         """The same, but not if it is merely an older certificate of that very copy."""
         known = self.incarnation(certificate.member)

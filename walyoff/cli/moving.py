@@ -226,7 +226,8 @@ def restore(settings: Settings, file: Path, alone: bool) -> None:
 def takeover(settings: Settings, alone: bool) -> None:
     """Make this home the device again, after another copy took over or was exported.
 
-    The other copy is told so, and stops.
+    The other copy is told so, and stops. It is refused if that one has replaced the device's
+    control keys, which this home does not have.
     """
     from walyoff.moving.homes import take_over  # noqa: PLC0415  (heavy)
 

@@ -168,6 +168,8 @@ async def take_over(
     """Make a home that was told of a newer copy, or was exported, the device again.
 
     The other copy is told so, and stops. `alone` is as in `import_device`.
+
+    Raises SupersededError if that one has replaced the device's control keys.
     """
     async with open_store(_existing(home), passphrase=passphrase) as store:
         await begin_incarnation(store, runtime.wall_ms(), alone=alone)
