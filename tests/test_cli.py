@@ -219,3 +219,38 @@ def test_what_is_no_id_is_said_in_a_harmless_line(text: str) -> None:
         wanted_id(text)
     assert "\x1b" not in str(error.value)
     assert "walyoff log" in str(error.value)
+
+
+#: Sends itself a Ctrl-C when a module is imported, or when the process ends.
+_INTERRUPTING = """
+import atexit, importlib.abc, os, signal, sys
+when = sys.argv.pop(1)
+def press(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == when:
+            press()
+sys.meta_path.insert(0, Finder())
+if when == "the end":
+    atexit.register(press)
+from walyoff.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "when",
+    ["resource", "click", "walyoff.cli.commands", "walyoff.opening", "the end"],
+)
+def test_ctrl_c_at_any_moment_ends_quietly(when: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTING, when, "--home", str(tmp_path / "home"), "init"]
+        if when == "walyoff.opening"
+        else [sys.executable, "-c", _INTERRUPTING, when, "--version"],
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "")

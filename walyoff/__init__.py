@@ -12,8 +12,9 @@ Names are loaded when they are first used, so that `import walyoff` stays cheap.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
+# As in `typing`, whose import takes as long as all else here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from walyoff.attachments import Attachment, AttachmentState, AttachmentStream, Progress
     from walyoff.channel import Channel
