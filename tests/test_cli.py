@@ -12,11 +12,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import click
 import pytest
 
+from tests.sim.virtual import group
+from tests.sim.virtual import run as sim_run
 from walyoff.cli import attachments, run
+from walyoff.cli.forgetting import _find
 from walyoff.cli.naming import the_one, wanted_id
 from walyoff.cli.output import dump, encode_content, escape_line, escape_text
 from walyoff.cli.runtime import Failure
@@ -254,3 +258,29 @@ def test_ctrl_c_at_any_moment_ends_quietly(when: str, tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr.strip()) == (130, "")
+
+
+def test_forget_reads_hashes_and_not_the_history_for_the_beginning_of_an_id() -> None:
+    async def main() -> None:
+        async with group(1) as g:
+            (channel,) = g.channels
+            receipts = await channel.send_many([b"%d" % n for n in range(300)])
+            await (await channel.send(b"the last")).wait_anchored()
+            store, read = channel.engine.store, 0
+            log = store.log
+
+            async def counted(**page: Any) -> Any:
+                nonlocal read
+                read += page["limit"]
+                return await log(**page)
+
+            with mock.patch.object(store, "log", counted):
+                assert await _find(channel, receipts[7].id.hex()[:12].upper()) == receipts[7].id
+                with pytest.raises(Failure, match="no message has an id"):
+                    await _find(channel, "00000000000000")
+            assert read == 1
+            (found,) = await channel.find(receipts[7].id.hex())
+            assert found.content == b"7"
+            assert len(await channel.find("", limit=5)) == 5
+
+    sim_run("asyncio", main)

@@ -27,7 +27,7 @@ from walyoff.invitations import DEFAULT_LIFETIME_S, Purpose
 from walyoff.inviting import Confirm, InvitationInfo, Inviter, Joiner
 from walyoff.leaving import leave
 from walyoff.message import Message, make_message
-from walyoff.messages import LogReader, MessageStream, Receipt, RecordStream
+from walyoff.messages import LogReader, MessageStream, Receipt, RecordStream, find_messages
 from walyoff.platform import Foundation
 from walyoff.records import KIND_MESSAGE, check_content, check_topics
 from walyoff.removing import remove
@@ -339,6 +339,10 @@ class Channel(FilesApi, ForgettingApi):
         reader = LogReader(self._engine)
         items = await reader.page(after=0, limit=limit, newest_first=True)
         return [make_message(self._engine, i) for i in reversed(items) if i.is_message]
+
+    async def find(self, beginning: str, *, limit: int = 100) -> list[Message]:
+        """The newest messages whose ids begin with these hexadecimal digits, newest first."""
+        return await find_messages(self._engine, beginning.lower(), limit)
 
     def records(self, *, after: int = 0) -> RecordStream:
         """The metadata of every message in the log, with the salted commitments."""

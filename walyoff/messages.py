@@ -75,6 +75,22 @@ class LogReader:
         )
 
 
+async def find_messages(engine: Engine, digits: str, limit: int) -> list[Message]:
+    """The messages of the log whose ids begin so, the newest first; at most so many.
+
+    No content is read but theirs. Raises StoreError.
+    """
+    found = []
+    reader = LogReader(engine)
+    for entry in await engine.store.find(await engine.store.beginning(digits, limit)):
+        # What is not delivered yet has no place.
+        if entry is not None and entry.position:
+            for item in await reader.page(after=entry.position - 1, limit=1):
+                if item.is_message:
+                    found.append(make_message(engine, item))
+    return found
+
+
 class MessageStream(AsyncIterator[Message]):
     """Messages after a position or a named cursor: history, then new ones as they come.
 

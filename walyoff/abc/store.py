@@ -169,6 +169,12 @@ class ChannelStore(Protocol):
         The position is 0 while a record has none.
         """
 
+    async def beginning(self, digits: str, limit: int) -> list[bytes]:
+        """The hashes of records that begin with such hexadecimal digits, the newest first.
+
+        Reads hashes and no contents, in pages.
+        """
+
     async def unsigned(self) -> list[StoredBatch]:
         """Own batches that a crash left without a signature."""
 

@@ -81,8 +81,7 @@ async def _find(channel: Channel, text: str) -> bytes:
     if len(wanted) == FULL_ID:
         # It may be one that is not here yet.
         return bytes.fromhex(wanted)
-    found = [m async for m in channel.history() if m.id.hex().startswith(wanted)]
-    return the_one(found, wanted, "message").id
+    return the_one(await channel.find(wanted), wanted, "message").id
 
 
 async def _meet(console: Console, channel: Channel, wait: float) -> None:

@@ -214,6 +214,24 @@ class Reading:
                 )
         return [found.get(record_id) for record_id in record_ids]
 
+    def beginning(self, digits: str, below: int) -> tuple[list[bytes], int]:
+        """Hashes that begin so, of a page of batches below a row, and the page's lowest row.
+
+        The row is 0 when there are no more.
+        """
+        indexes = self._indexes(
+            "FROM batches b JOIN authors a ON a.author = b.author"
+            " WHERE b.channel = ? AND b.batch < ? ORDER BY b.batch DESC LIMIT ?",
+            (self._channel, below, _PAGE),
+        )
+        found = [
+            record_id
+            for _, index in sorted(indexes.items(), reverse=True)
+            for record_id in reversed(index.record_ids)
+            if record_id.hex().startswith(digits)
+        ]
+        return found, min(indexes) if len(indexes) == _PAGE else 0
+
     def record_ids(self, numbers: Sequence[int]) -> dict[int, bytes]:
         """The hashes of records by their row numbers."""
         batches: dict[int, int] = {}

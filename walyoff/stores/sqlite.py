@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -390,6 +391,16 @@ class SqliteChannelStore:
         for record_id in wanted:
             limits.check_hash(record_id, "record hash")
         return await self._read(lambda reading: reading.find(wanted))
+
+    async def beginning(self, digits: str, limit: int) -> list[bytes]:
+        """Hashes of records that begin with such digits, the newest first."""
+        found: list[bytes] = []
+        below = places.MAX_INTEGER
+        while below and len(found) < limit:
+            page = partial(Reading.beginning, digits=digits, below=below)
+            matching, below = await self._read(page)
+            found += matching
+        return found[:limit]
 
     async def unsigned(self) -> list[StoredBatch]:
         """Batches without a signature, oldest first."""

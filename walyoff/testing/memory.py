@@ -258,6 +258,12 @@ class MemoryChannelStore:
         await anyio.lowlevel.checkpoint()
         return min(self._data.expiries.values(), default=None)
 
+    async def beginning(self, digits: str, limit: int) -> list[bytes]:
+        """See `walyoff.abc.ChannelStore`."""
+        await anyio.lowlevel.checkpoint()
+        found = [r for r in reversed(self._data.records) if r.hex().startswith(digits)]
+        return found[:limit]
+
     async def find(self, record_ids: Sequence[bytes]) -> list[LogEntry | None]:
         """See `walyoff.abc.ChannelStore`."""
         await anyio.lowlevel.checkpoint()

@@ -89,6 +89,24 @@ class LogChecks(StoreChecks):
             assert await channel.log(after=700, limit=10) == []
             assert await channel.log(after=1, limit=10, newest_first=True) == []
 
+    async def test_records_are_found_by_the_beginning_of_their_hash(
+        self, tmp_path: Path
+    ) -> None:
+        lone = [make_batch(ALICE, seq, [make_content()]) for seq in range(1, 301)]
+        batch = make_batch(BOB, 1, [None] * 700)
+        ids = [*(b.record_ids[0] for b in lone), *batch.record_ids]
+        async with self.open_store(tmp_path / "home") as store:
+            channel = store.channel(CHANNEL)
+            await store.channel("another").write(batches=[make_batch(BOB, 1, [None])])
+            assert await channel.beginning("", 5) == []
+            for one in (*lone, batch):
+                await channel.write(batches=[one])
+            for digits in ("", "7", ids[0].hex()[:3], ids[250].hex()[:6], ids[-1].hex()):
+                expected = [i for i in reversed(ids) if i.hex().startswith(digits)]
+                assert await channel.beginning(digits, 2000) == expected
+                assert await channel.beginning(digits, 2) == expected[:2]
+            assert await channel.beginning("7" * 64, 1) == []
+
     async def test_lists_of_open_work_shrink_when_it_is_done(self, tmp_path: Path) -> None:
         own = make_batch(ALICE, 1, [make_content(), None], signature=None)
         theirs = make_batch(BOB, 1, [None, make_content()])
