@@ -29,6 +29,8 @@ def status_of(channel: Channel) -> dict[str, Any]:
         "devices": dict(engine.durable),
         "forked": sorted(reconciler.forked),
         "faults": dict(engine.reports),
+        # By the member that they claim to be by; under nothing those that name none.
+        "refused_batches": dict(engine.anchors.refusals.counts),
         "attachments": attachments_status(engine.attachments),
         "refused_blocks": dict(identity.membership.refused),
     }

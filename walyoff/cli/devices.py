@@ -88,6 +88,11 @@ async def status(console: Console, device: Device, *, wait: float) -> None:
         if about["faults"]:
             faults = ", ".join(f"{escape_line(k)} {v}" for k, v in about["faults"].items())
             lines.append(f"           faults of others: {faults}")
+        if refused := about["refused_batches"]:
+            whose = ", ".join(
+                f"{short(did) if did else 'nobody known'} {n}" for did, n in refused.items()
+            )
+            lines.append(f"           refused of the register, by author: {whose}")
     if not device.channels():
         lines.append("no channel yet: walyoff create NAME, or walyoff join INVITATION")
     console.result(value, "\n".join(lines))

@@ -1,7 +1,7 @@
 """Anchors: what is written to the ledger and what is learned from it.
 
 The pace is decided in `anchoring`, the rest by the reconciler; this module seals, opens and
-carries. A block that does not open or does not verify is counted, named and passed over.
+carries. A block that does not open or does not verify is passed over, and named in `refusals`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from walyoff.abc import Block, GuardedLedger, Ledger
-from walyoff.engine.facts import Reason, Report
+from walyoff.engine.facts import Reason
+from walyoff.engine.refusals import Refusals
 from walyoff.epochs import (
     MAX_ANCHOR,
     MAX_ANCHOR_PARTS,
@@ -62,6 +63,8 @@ class AnchorKeeper:
         #: Up to here everything that was read is in the store.
         self.committed = position
         self._engine = engine
+        #: What was read and does not count.
+        self.refusals = Refusals(engine)
         self._ledger = ledger
         self._on_position = on_position
         #: The first block whose epoch is not known yet; read again when epochs come.
@@ -227,8 +230,16 @@ class AnchorKeeper:
         self.committed = position
         self._on_position(position)
 
-    def _refuse(self, reason: str, block: Block, detail: str) -> None:
-        self._engine.report(Report(reason, block.ref, detail))
+    def _refuse(self, reason: str, block: Block, detail: str, body: bytes = b"") -> None:
+        self.refusals.refuse(reason, block.ref, detail, self._member(body))
+
+    def _member(self, body: bytes) -> str:
+        """The member that a batch claims to be by; empty if it names none that is known."""
+        try:
+            trusted = self._engine.trust.get(batch_certificate(body))
+        except RemoteProtocolError:
+            return ""
+        return "" if trusted is None else trusted.certificate.member
 
     def _open(self, payload: bytes) -> Anchor | None:
         # The payload names its epoch: what it was sealed under costs one attempt, however many
@@ -255,7 +266,7 @@ class AnchorKeeper:
                         continue
                 except RemoteProtocolError as error:
                     # One bad batch in a block delays no other.
-                    self._refuse(error.reason, block, str(error))
+                    self._refuse(error.reason, block, str(error), body)
                     continue
             engine.anchored([(batch_id, block.ref)])
 

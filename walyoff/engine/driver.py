@@ -366,9 +366,13 @@ class Engine:
         admits = self.trust.admits
         return [link for link in self.links.values() if admits(link.link.did)]
 
+    def count(self, reason: str) -> None:
+        """Count a fault."""
+        self.reports[reason] = self.reports.get(reason, 0) + 1
+
     def report(self, report: Report) -> None:
         """Count a fault, log it, and tell the application."""
-        self.reports[report.reason] = self.reports.get(report.reason, 0) + 1
+        self.count(report.reason)
         log.warning("%s: %s: %s", report.reason, report.subject, report.detail)
         self._on_report(report)
 
