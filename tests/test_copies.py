@@ -12,14 +12,22 @@ from typing import Any
 
 import pytest
 
-from tests.test_reader import did_pin, sign
-from walyoff.child import guard
+from tests.test_reader import PIN, did_pin, sign
+from walyoff.child import births, guard
 from walyoff.child.acts import TOPIC_RULES, Approval, Claim, did_of, pin_of
+from walyoff.child.births import GREETING, ROOM, put_birth
 from walyoff.child.blocks import BlockFile, decode_block, decode_id
 from walyoff.child.chainfiles import ChainFiles, parent_ids
 from walyoff.child.chains import judge_later
 from walyoff.child.copies import is_spelled, sift
 from walyoff.child.judging import IdentityJudge
+from walyoff.child.renewals import (
+    PUBLIC_SIZE,
+    SCHEME,
+    SIGNATURE_SIZE,
+    as_field,
+    renewal_body,
+)
 from walyoff.errors import RemoteProtocolError
 from walyoff.testing.walytis_blocks import Birth, birth, make_block
 
@@ -36,11 +44,17 @@ def signed(key: str, data: bytes) -> bytes:
 
 
 def verify(key: str, signature: bytes, data: bytes) -> bool:
+    if key.startswith(SCHEME):
+        return signature == by_renewal_key(key, data)
     try:
         parts = [bytes.fromhex(part) for part in signature.decode().split("-")]
     except ValueError:
         return False
     return parts == [sign(key, data), sign(key, data)[::-1]]
+
+
+def by_renewal_key(key: str, data: bytes) -> bytes:
+    return (sign(key, data) * 200)[:SIGNATURE_SIZE]
 
 
 def approves(approval: Approval) -> bool:
@@ -352,6 +366,48 @@ def test_a_forged_approval_neither_comes_in_nor_keeps_the_real_one_out(
         assert world.announce(*rivals) == 0
         world.hand_over(*rivals)
         assert len(world.files) == length == 10 + early
+
+
+def test_nobody_writes_a_devices_renewal_again(tmp_path: Path) -> None:
+    """With another end, or with a renewal key of its own."""
+    committed, others = (bytes([n]) * PUBLIC_SIZE for n in (1, 2))
+    following = pin_of("the next one")
+
+    def renewals(world: World) -> list[BlockFile]:
+        first = world.key(K0, K0)
+        plain = json.loads(world.key(K0, K1, first).content)
+        made = []
+        for key, promised in ((committed, following), (others, following), (others, PIN)):
+            body = renewal_body(world.did, K0, K1, promised)
+            sig = by_renewal_key(SCHEME + key.hex(), body)
+            made.append({**plain, "walyoff": as_field(world.did, key, promised, sig)})
+        made.append({**plain, "walyoff": as_field(world.did, committed, PIN, sig)})
+        contents = [json.dumps(value).encode() for value in [*made, plain]]
+        contents += [contents[0][:-2] + b', "n": 1}}', contents[0] + b" "]
+        return [world.put(KEY, content, first) for content in contents]
+
+    for early in range(1, 7):
+        world = World(tmp_path / str(early), born_device(pin_of(SCHEME + committed.hex())))
+        renewal, *rivals = renewals(world)
+        admitted = world.announce(rivals[early - 1])
+        world.announce(renewal)
+        assert world.holds(renewal)
+        length = len(world.files)
+        assert world.announce(*rivals) == 0
+        world.hand_over(*rivals)
+        # The first key block, the renewal, and what was faster, if it was signed at all.
+        assert len(world.files) == length == 5 + 2 + max(admitted - 1, 0)
+
+
+def born_device(following: bytes) -> Birth:
+    content = put_birth(GREETING + bytes(ROOM), births.Birth(pin=pin_of(K0), next=following))
+    files = [make_block(content, ["genesis"], [])]
+    blocks = [decode_block(files[0])]
+    for number in range(1, 5):
+        parents = [blocks[-1].short_id, blocks[0].short_id]
+        files.append(make_block(b"hello %d" % number, ["genesis"], parents, minute=number))
+        blocks.append(decode_block(files[-1]))
+    return Birth(files, blocks)
 
 
 def test_what_was_refused_as_a_copy_does_not_bar_what_members_build_on(world: World) -> None:

@@ -8,8 +8,9 @@ that is another block's, as nobody makes one without the keys. So a block repeat
 - if it is not spelled byte by byte as stock code, or we, write it, with these fields and no
   others;
 - if its control keys' signature is in another block. That signature does not cover the
-  approval of a renewal, or of a block of our own, nor what a device's renewal says besides:
-  there one whose own part holds is none, as the other one may have been made from it.
+  approval of a renewal, or of a block of our own, nor what a device's renewal discloses:
+  there one whose approval holds, or that is by the renewal key that was committed to, is
+  none, as the other one may have been made from it.
 
 Of what was written before another one that says the same nobody can tell which came first;
 so who holds one admits no second one, unless it is needed: a member's block builds on it. Who
@@ -20,7 +21,6 @@ over, as a member does, one that is signed (`Standing.PROVEN`).
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -92,15 +92,20 @@ class IdentityLook:
         pins: Collection[bytes],
         names: Collection[bytes],
         keys: Iterable[str],
+        promised: Collection[bytes],
         verify: Verify,
         approves: Approves,
     ) -> None:
-        """`names` are those of the signatures on the chain, `keys` its control keys."""
+        """`names` are those of the signatures on the chain, `keys` its control keys.
+
+        `promised` are the fingerprints of the renewal keys that the chain commits to.
+        """
         self._group = group
         self._files = files
         self._pins = pins
         self._names = names
         self._keys = list(keys)
+        self._promised = set(promised)
         self._verify = verify
         self._approves = approves
         #: The same of what was seen since.
@@ -131,21 +136,18 @@ class IdentityLook:
         if (name in self._names or name in self._more) and (
             block.content_hash in self._contents
             or self._files.holds_content(block)
-            or not self._is_vouched(act)
+            or not self._is_authors(act)
         ):
             return Standing.REPEAT
         self._more.add(name)
         self._contents.add(block.content_hash)
         return self._signed(act)
 
-    def _is_vouched(self, act: Act) -> bool:
-        """Whether what the control keys' signature does not cover is signed as well."""
-        if act.disclosed is None:
-            return act.approval is not None and self._approves(act.approval)
-        try:
-            return signed_renewal(self._group, act, self._verify) is not None
-        except RemoteProtocolError:
-            return False
+    def _is_authors(self, act: Act) -> bool:
+        """Whether what control keys do not sign of an act is by its author."""
+        if act.approval is not None:
+            return self._approves(act.approval)
+        return promised_next(self._group, act, self._promised, self._verify) is not None
 
     def _signed(self, act: Act) -> Standing:
         keys = self._keys
@@ -154,13 +156,29 @@ class IdentityLook:
             keys = [act.old] if first or act.old in keys else []
         if not any(self._verify(key, act.signature, act.signed) for key in reversed(keys)):
             return Standing.NEW
-        if act.kind == RENEW and act.new not in self._keys:
-            self._keys.append(act.new)
+        if act.kind == RENEW:
+            self._keys += [act.new] if act.new not in self._keys else []
+            following = promised_next(self._group, act, self._promised, self._verify)
+            self._promised |= {following} if following else set()
         if act.approval is None:
             return Standing.PROVEN
         # What control keys sign of a renewal does not say its place; the approval does.
         placed = act.kind != RENEW or self._approves(act.approval)
         return Standing.PLACED if placed else Standing.PROVEN
+
+
+def promised_next(
+    group: str, act: Act, promised: Collection[bytes], verify: Verify
+) -> bytes | None:
+    """What a device's renewal commits to; None if it is not by a key that was promised."""
+    try:
+        renewal = signed_renewal(group, act, verify)
+    except RemoteProtocolError:
+        return None
+    if renewal is None:
+        return None
+    is_promised = renewal.signer == act.old or pin_of(renewal.signer) in promised
+    return renewal.next if is_promised else None
 
 
 def sift(
@@ -250,25 +268,18 @@ def _is_signature(signature: bytes) -> bool:
 
 
 def _is_field(value: Any) -> bool:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or type(value.get("v")) is not int:
         return False
     if list(value) == _OWN_FIELDS:
-        digits, texts = ["pin", "nonce"], ["sig"]
+        digits, encoded = ["pin", "nonce"], ["sig"]
     elif list(value) == _DISCLOSED_FIELDS:
-        digits, texts = ["next"], ["key", "sig"]
+        digits, encoded = ["next"], ["key", "sig"]
     else:
         return False
-    try:
-        return (
-            type(value["v"]) is int
-            and all(bytes.fromhex(value[name]).hex() == value[name] for name in digits)
-            and all(
-                base64.b64encode(base64.b64decode(value[name])).decode() == value[name]
-                for name in texts
-            )
-        )
-    except binascii.Error:
-        return False
+    return all(bytes.fromhex(value[name]).hex() == value[name] for name in digits) and all(
+        base64.b64encode(base64.b64decode(value[name])).decode() == value[name]
+        for name in encoded
+    )
 
 
 __all__ = [
@@ -279,5 +290,6 @@ __all__ = [
     "Standing",
     "is_spelled",
     "name_of",
+    "promised_next",
     "sift",
 ]

@@ -23,9 +23,10 @@ from walyoff.child.acts import (
     pin_of,
     read_act,
 )
+from walyoff.child.births import read_birth
 from walyoff.child.blocks import BlockFile, decode_block
 from walyoff.child.chainfiles import GENESIS, ChainFiles, content_of, parent_ids
-from walyoff.child.copies import Approves, IdentityLook, Look, name_of
+from walyoff.child.copies import Approves, IdentityLook, Look, name_of, promised_next
 from walyoff.child.proofs import (
     KEY_SIZE,
     TOPIC_ANCHOR,
@@ -205,6 +206,8 @@ class IdentityJudge:
         self._looked_at: set[str] = set()
         #: Of the signatures on the chain.
         self._names: set[bytes] = set()
+        #: The fingerprints of renewal keys that the chain commits to, as far as it is here.
+        self._promised: set[bytes] = set()
 
     def plausible(self, topics: tuple[str, ...]) -> bool:
         """See `Judge.plausible`."""
@@ -250,6 +253,7 @@ class IdentityJudge:
             pins={judge._pin for judge in judges},
             names=names,
             keys=dict.fromkeys(k for j in judges for k in list(j._introduced.values())),
+            promised=frozenset(self._promised),
             verify=self._verify,
             approves=self._approves,
         )
@@ -274,6 +278,9 @@ class IdentityJudge:
             # Parents before children: a renewal is signed by the keys before it.
             for entry in sorted(new, key=lambda e: e.height):
                 self._looked_at.add(entry.cid)
+                if entry.cid == files.chain:
+                    birth = read_birth(content_of(files.read(entry.cid)))
+                    self._promised.update([birth.next] if birth is not None else [])
                 if not self.plausible(entry.topics):
                     continue
                 try:
@@ -290,6 +297,8 @@ class IdentityJudge:
                     fits = act.old in self._before(files, entry.parents)
                 if fits and self._verify(act.old, act.signature, act.signed):
                     self._introduced[entry.cid] = act.new
+                    following = promised_next(self._group, act, self._promised, self._verify)
+                    self._promised.update([following] if following else [])
 
     def _keys_before(self, files: ChainFiles, parents: Iterable[str]) -> list[str]:
         with self._lock:
