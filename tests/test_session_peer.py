@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from tests.test_session_handshake import ALICE, BOB, BOTH, TAG_KEY
@@ -94,6 +95,44 @@ async def test_a_peer_that_reads_nothing_is_given_up_at_the_limit(
             await anyio.wait_all_tasks_blocked()
         with pytest.raises(anyio.BrokenResourceError):
             await read(one, 1)
+
+
+async def test_who_asks_without_end_and_reads_nothing_is_not_kept_answers_for() -> None:
+    async with sessions() as (one, other):
+        for _ in range(8):
+            one.send(FRAME)
+        waiting = one.backlog
+        flood = other._channel.seal([frames.encode(frames.Ping(n)) for n in range(20_000)])
+        last = frames.encode(frames.Gone(()))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other._stream.send, flood + other._channel.seal([last]))
+            with anyio.fail_after(10):
+                await read(one, 1)
+        # The other side has read nothing, so nearly all of it waits still.
+        assert one.backlog <= waiting
+        assert 0 < len(one._first) <= peer.MAX_FIRST
+
+
+async def test_a_peer_that_says_much_at_once_leaves_others_their_turns() -> None:
+    async with sessions() as (one, other):
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+
+        many = [frames.encode(frames.Ping(n)) for n in range(20_000)]
+        flood = other._channel.seal([*many, frames.encode(frames.Gone(()))])
+        # All of it at once, as it came while the handshake was judged.
+        one._leftover = flood
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(count)
+            with anyio.fail_after(10):
+                await read(one, 1)
+            tasks.cancel_scope.cancel()
+        assert turns > len(many) // peer.TURN // 2
 
 
 async def test_a_stream_that_ends_without_goodbye_is_broken() -> None:

@@ -69,7 +69,8 @@ def context(channel: Channel, epoch: Epoch) -> HandshakeContext:
 def acceptable(channel: Channel) -> Iterator[Epoch]:
     """The epochs that prove membership to us: they name all who left, as far as we know."""
     usable = channel.engine.rotation.usable()
-    for epoch in channel.engine.epochs.values():
+    # A copy: this runs in a thread, and epochs come meanwhile.
+    for epoch in list(channel.engine.epochs.values()):
         if usable is not None and epoch.ended == usable.ended:
             yield epoch
 

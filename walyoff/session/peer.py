@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import ByteStream
 
 from walyoff import frames, plugins
@@ -51,6 +52,11 @@ READ_BYTES = 256 * 1024
 MAX_BACKLOG = 64 * 1024 * 1024
 #: Pings whose answers are waited for.
 MAX_ASKED = 16
+#: Pings, and answers to them, that wait to be sent: of an honest peer there are fewer. Who asks
+#: without end and reads nothing gets the newest answers, if it ever reads.
+MAX_FIRST = 2 * MAX_ASKED
+#: After so many frames that came at once others have a turn.
+TURN = 256
 
 #: Decides about a certificate; raises if the peer is not to be trusted. Gets the presented
 #: certificate and its encoded bytes.
@@ -88,6 +94,8 @@ class Session:
         self._channel = SecureChannel(established.keys, role)
         self._leftover = established.leftover
         self._queue: deque[bytes] = deque()
+        #: Goes out before all that waits.
+        self._first: deque[bytes] = deque(maxlen=MAX_FIRST)
         #: Goes out when nothing else does.
         self._bulk: deque[bytes] = deque()
         self._bulk_backlog = 0
@@ -180,9 +188,7 @@ class Session:
     def _send_first(self, frame: frames.Frame) -> None:
         """Queue a frame before all that waits."""
         if not self._closed and self._dismissed is None:
-            data = frames.encode(frame)
-            self._queue.appendleft(data)
-            self.backlog += len(data)
+            self._first.append(frames.encode(frame))
             self._work.set()
 
     def dismiss(self, frame: frames.Frame) -> None:
@@ -190,6 +196,7 @@ class Session:
         if self._closed or self._dismissed is not None:
             return
         self._queue.clear()
+        self._first.clear()
         self.backlog = 0
         self.send_frame(frame)
         self._dismissed = self._runtime.now()
@@ -235,7 +242,9 @@ class Session:
                 # Its keys are gone with it: there is nothing left to say goodbye with.
                 self._shut()
                 raise
-            for payload in payloads:
+            for number, payload in enumerate(payloads, 1):
+                if number % TURN == 0:
+                    await anyio.lowlevel.checkpoint()
                 if self._dismissed is not None:
                     break
                 frame = frames.decode(payload)
@@ -261,7 +270,7 @@ class Session:
         # Shielded, so that the end of the session never cuts a record in two; `_end` bounds it.
         with anyio.CancelScope(shield=True) as self._writing:
             while not self._closed:
-                if self._queue:
+                if self._queue or self._first:
                     await self._write_some()
                 elif self._ending:
                     # What is left of bulk is asked for again in another session.
@@ -274,9 +283,9 @@ class Session:
         self._written.set()
 
     async def _write_some(self) -> None:
-        payloads = [self._queue.popleft()]
-        size = len(payloads[0])
-        while self._queue and size + len(self._queue[0]) <= WRITE_BYTES:
+        payloads, size = [*self._first], 0
+        self._first.clear()
+        while self._queue and (not size or size + len(self._queue[0]) <= WRITE_BYTES):
             payloads.append(self._queue.popleft())
             size += len(payloads[-1])
         await self._seal_and_write(payloads)
@@ -332,6 +341,7 @@ class Session:
     def _shut(self) -> None:
         self._closed = True
         self._queue.clear()
+        self._first.clear()
         self._bulk.clear()
         self.backlog = self._bulk_backlog = 0
         self._drained.tell()
