@@ -178,6 +178,7 @@ class World:
         plan = self.plan
         for peer in list(plan.peers):
             plan.peer_left(peer, self.now)
+            self.check()
             self.asked[peer].clear()
         plan.set_budget(None, self.now)
         plan.peer_joined("a", "did:a", self.now)
