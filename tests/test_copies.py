@@ -30,6 +30,7 @@ from walyoff.child.renewals import (
 )
 from walyoff.errors import RemoteProtocolError
 from walyoff.testing.walytis_blocks import Birth, birth, make_block
+from walyoff.wire import pack
 
 K0, K1 = "|key-0", "|key-1"
 A, B = did_of("QmA"), did_of("QmB")
@@ -97,7 +98,14 @@ class World:
         more.setdefault("nonce", bytes(16))
         return Claim(group=self.did, kind=kind, by=by, parents=tuple(names), **more)
 
-    def key(self, old: str, new: str, *parents: BlockFile, by: str | None = None) -> BlockFile:
+    def key(
+        self,
+        old: str,
+        new: str,
+        *parents: BlockFile,
+        by: str | None = None,
+        said: dict[str, Any] | None = None,
+    ) -> BlockFile:
         value: dict[str, Any] = {
             "old_keys": old,
             "new_keys": new,
@@ -107,6 +115,8 @@ class World:
         if by is not None:
             claim = self.claim("renew", *parents, by=by, pin=pin_of(new))
             value["walyoff"] = claim.as_field(sign(f"own {by}", claim.body()))
+        if said is not None:
+            value["walyoff"] = said
         return self.put(KEY, json.dumps(value).encode(), *parents)
 
     def info(self, topic: str, info: Any, key: str, *parents: BlockFile) -> BlockFile:
@@ -468,3 +478,35 @@ def test_a_spelling_is_looked_at_byte_by_byte(world: World) -> None:
         assert is_spelled(act, block.topics, block.content)
         if TOPIC_RULES not in block.topics:
             assert not is_spelled(act, block.topics, block.content + b" ")
+
+
+@pytest.mark.parametrize("copied_first", [True, False], ids=["copy first", "copy last"])
+@pytest.mark.parametrize("way", ["announced", "handed over"])
+def test_nobody_hides_a_devices_renewal_behind_a_copy_of_it(
+    world: World, way: str, copied_first: bool
+) -> None:
+    """What the device says besides is not covered by the signature that both have."""
+    first = world.key(K0, K0)
+    body = renewal_body(world.did, K0, K1, bytes(32))
+    own = pack([sign(K0, body), sign(K0, body)[::-1]])
+    said = as_field(world.did, b"", bytes(32), own)
+    renewal = world.key(K0, K1, first, said=said)
+    assert is_spelled(world.judge.act(renewal), renewal.topics, renewal.content)
+    respelled = [
+        dict(reversed(said.items())),
+        {**said, "next": "00 " + "00" * 31},
+        {**said, "key": "\n"},
+    ]
+    stripped = world.key(K0, K1, first)
+    worthless = [
+        world.key(K0, K1, first, said={**said, "next": "11" * 32}),
+        *(world.key(K0, K1, first, said=other) for other in respelled),
+    ]
+    order = [stripped, renewal] if copied_first else [renewal, stripped]
+    bring = world.announce if way == "announced" else world.hand_over
+    for block in (first, *order, *worthless, *order, *worthless):
+        bring(block)
+    assert world.holds(first, renewal)
+    # Of who has both at last, the first of two that say the same is there as well.
+    assert world.holds(stripped) == copied_first
+    assert not any(world.holds(block) for block in worthless)

@@ -24,7 +24,9 @@ from walyoff.stores.home import make_private_folder
 
 #: Tables of the device itself; the others are the log.
 _OWN_TABLES = {"checks", "settings"}
-_FOLDERS = ("keys", "walytis", "positions", "segments")
+#: Keys last: a block that is written meanwhile comes back from others, and the keys that it
+#: brings in do not.
+_FOLDERS = ("walytis", "positions", "segments", "keys")
 #: The node's settings and its sealed key.
 _NODE = ("config", "identity", "version", "datastore_spec")
 
