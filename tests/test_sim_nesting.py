@@ -14,9 +14,10 @@ import pytest
 
 from tests import waiting
 from tests.sim.virtual import in_virtual_time
-from walyoff import Channel, Device, frames, granting
+from walyoff import Channel, Device, frames, granting, node
 from walyoff.channel_state import ChannelState
 from walyoff.errors import InvitationError, LocalProtocolError, NotAMemberError
+from walyoff.joining import Granted, request_join
 from walyoff.kinship import MAX_ASKED
 from walyoff.testing.network import LAN, Link
 from walyoff.testing.world import SimWorld
@@ -145,6 +146,31 @@ async def test_three_levels_and_more() -> None:
         await until(lambda: h.has("bob1", "union"))
         await h.channel("bob1", "union").send(b"me too")
         assert len(await reads(h.channel("carol0", "union"), b"me too")) == 4
+
+
+@in_virtual_time
+async def test_a_join_for_an_identity_ends_well_when_another_device_is_faster() -> None:
+    async with houses() as h:
+        club = await h.group("club", {"alice": 1, "bob": 1})
+        carol = await h.person("carol", 1)
+        union = await h.devices["carol0"].create_channel("union", identity=carol)
+
+        async def slowly(*arguments: Any) -> Granted:
+            granted = await request_join(*arguments)
+            await until(lambda: h.has("bob0", "union"))
+            await until(lambda: h.has("alice0", "union"))
+            return granted
+
+        # Carol is of the club too: she gives bob the group as soon as the chain says so.
+        await h.devices["carol0"].join(await club.invite(), identity=carol)
+        with mock.patch.object(node, "request_join", slowly):
+            joined = await h.devices["bob0"].join(
+                await union.invite(), identity=h.channel("bob0", "club"), name="ours"
+            )
+        assert joined is h.devices["bob0"].channel("ours")
+        assert not joined.state.given_by
+        await joined.send(b"by the identity")
+        await reads(h.channel("alice0", "union"), b"by the identity")
 
 
 @in_virtual_time

@@ -227,11 +227,28 @@ class Device:
         did = None if identity is None else identity.speaking_did()
         granted = await request_join(self, invitation, on_words, did)
         async with self._making:
-            self.check_new(granted.channel)
-            name = await self._close_former(granted.channel, name)
-            channel = await self._take_up(granted, name)
+            channel = None if did is None else self._given(granted.channel)
+            if channel is None:
+                self.check_new(granted.channel)
+                name = await self._close_former(granted.channel, name)
+                channel = await self._take_up(granted, name)
+            else:
+                # The identity is in it since a moment, and another device of it was faster.
+                await self._own(channel.state, name)
         await channel.learn_certificates(granted.certificates)
         return channel
+
+    def _given(self, did: str) -> Channel | None:
+        """A channel that another device gave this one, which it is still in."""
+        channel = self._channels.get(did)
+        given = channel is not None and channel.state.given_by and did not in self._former
+        return channel if given else None
+
+    async def _own(self, state: ChannelState, name: str | None) -> None:
+        """Keep a channel that was given as one that was joined."""
+        state.given_by = ""
+        state.name = name or state.name
+        await self._store.put({f"channel/{state.did}": state.encode()})
 
     async def take_group(self, granted: Granted, *, through: str) -> None:
         """Open a group that this device is in through an identity, as a device of it granted.
