@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import anyio
 import pytest
@@ -10,6 +11,7 @@ from anyio.abc import ByteStream
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.sim.virtual import group, in_virtual_time, run
+from tests.waiting import until
 from walyoff import Channel, Device
 from walyoff.discovery import MAX_SAID, NONCE_SIZE, VERSION
 from walyoff.testing.world import SimWorld
@@ -95,3 +97,24 @@ async def test_what_is_said_of_a_member_is_bounded() -> None:
             await transport.broadcast(a.state.topic, word)
             await anyio.sleep(0.1)
         assert b.peers() == [a.me]
+
+
+@in_virtual_time
+async def test_where_a_device_is_is_kept_also_if_it_leaves_while_that_is_stored() -> None:
+    world = SimWorld(1)
+    async with world.device("a") as a:
+        channel = await a.create_channel("family")
+        remember, done = a.address_book.remember, anyio.Event()
+
+        async def slowly(*arguments: Any) -> None:
+            await anyio.sleep(1)
+            await remember(*arguments)
+            done.set()
+
+        async with world.device("b") as b:
+            theirs = await b.join(await channel.invite())
+            a.address_book.remember = slowly  # type: ignore[method-assign]
+            await until(lambda: theirs.me in channel.connections.heard_addresses)
+        with anyio.fail_after(10):
+            await done.wait()
+        assert theirs.me in await a.address_book(channel.did)

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -149,13 +150,13 @@ class Connections:
             session,
             addresses=tuple(self._device.addresses),
             chains=self._chains,
+            found_at=partial(self._found_at, session.did),
             groups=None if desk is None else desk.answer,
         )
         self._servers[session.name] = server
         try:
             async with session.run(), background_tasks() as tasks:
                 self._engine.notify()
-                tasks.start_soon(self._note_addresses, session.did, server)
                 if desk is not None:
                     tasks.start_soon(desk.run)
                 await server.run()
@@ -172,16 +173,16 @@ class Connections:
             )
             self._engine.notify()
 
-    async def _note_addresses(self, did: str, server: LinkServer) -> None:
+    async def _found_at(self, did: str, addresses: tuple[str, ...]) -> None:
         """Keep what a device says of where it is, as soon as it says so.
 
-        Not when the session ends: a device that is killed in its first session would know
-        nobody when it comes back.
+        Not when the session ends: if this device is killed in its first session it would know
+        nobody when it comes back. And also if the session ends just now.
         """
-        while not server.peer_addresses:
-            await self._engine.changed()
-        self.heard_addresses[did] = server.peer_addresses
-        await self._device.address_book.remember(self._channel, did, server.peer_addresses)
+        self.heard_addresses[did] = addresses
+        if addresses:
+            with anyio.CancelScope(shield=True):
+                await self._device.address_book.remember(self._channel, did, addresses)
 
     async def _tell(self, session: Session) -> None:
         """Show a copy that another one took over, which proves itself, and say no more."""

@@ -62,9 +62,12 @@ class LinkServer:
         *,
         addresses: tuple[str, ...],
         chains: Mapping[str, Chain],
+        found_at: Callable[[tuple[str, ...]], Awaitable[None]],
         groups: Callable[[frames.Frame], Awaitable[None]] | None = None,
     ) -> None:
-        """`groups` is told what the other side says of the groups above the identity."""
+        """`found_at` is told where the other side says that it is, once.
+
+        `groups` is told what the other side says of the groups above the identity."""
         self._engine = engine
         self._groups = groups
         self._session = session
@@ -76,8 +79,7 @@ class LinkServer:
         self._strangers: set[str] = set()
         #: Certificates that were refused; a chain that is on its way may prove them.
         self._doubted: list[bytes] = []
-        #: What the other side said of itself.
-        self.peer_addresses: tuple[str, ...] = ()
+        self._found_at = found_at
 
     async def run(self) -> None:
         """Serve until the session ends.
@@ -148,7 +150,8 @@ class LinkServer:
                 await engine.commits.room()
                 engine.inbox.contents(contents, name)
             case frames.Hello(addresses, vector):
-                self._greeted(addresses, vector)
+                self._greeted(vector)
+                await self._found_at(addresses)
             case frames.CertificateFrame(data):
                 await self._certificate(data)
             case frames.EpochKeys(epochs):
@@ -180,11 +183,10 @@ class LinkServer:
             case _:
                 raise RemoteProtocolError(f"{type(frame).__name__} has no place here")
 
-    def _greeted(self, addresses: tuple[str, ...], vector: tuple[frames.Have, ...]) -> None:
+    def _greeted(self, vector: tuple[frames.Have, ...]) -> None:
         engine, link = self._engine, self._state.link
         if link.name in engine.reconciler.peers:
             raise RemoteProtocolError("a second greeting")
-        self.peer_addresses = addresses
         vector = self._admit(vector)
         self._vector(vector)
         self._answers.greeted(vector)
