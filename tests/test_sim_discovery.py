@@ -117,4 +117,4 @@ async def test_where_a_device_is_is_kept_also_if_it_leaves_while_that_is_stored(
             await until(lambda: theirs.me in channel.connections.heard_addresses)
         with anyio.fail_after(10):
             await done.wait()
-        assert theirs.me in await a.address_book(channel.did)
+        assert theirs.me in await a.address_book.of(channel.did)
