@@ -407,12 +407,11 @@ def test_a_person_is_asked_and_sees_a_code_to_scan(pair: Pair, tmp_path: Path) -
             with running("join", invitation, *new) as joining:
                 asked = read_until(terminal, "Let it in? [y/N]")
                 words = asked[: asked.index("Let it in")].split()[-6:]
-                # So long a joiner waits before it takes it that a person is asked.
-                time.sleep(2.0)
+                # Both sides show the same words before anybody answers.
+                assert joining.process.stderr is not None
+                read_until(joining.process.stderr.fileno(), " ".join(words))
                 os.write(terminal, answer)
                 ended, _, notes = joining.end()
-                # Both sides show the same words before anybody answers.
-                assert " ".join(words) in notes
                 assert (ended == 0) == (answer == b"yes\n")
                 assert ended == 0 or "did not confirm" in notes
         assert " ".join(words) in read_until(terminal, "has joined")
