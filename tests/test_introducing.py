@@ -15,7 +15,8 @@ from walyoff.accepting import judge
 from walyoff.connections import Connections
 from walyoff.engine.links import LinkServer
 from walyoff.errors import RemoteProtocolError, TransportError
-from walyoff.session.peer import Session, dial
+from walyoff.session.dialling import dial
+from walyoff.session.peer import Session
 from walyoff.testing.world import SimWorld
 
 

@@ -15,7 +15,7 @@ from walyoff.invitations import grouped
 from walyoff.inviting import Joiner
 from walyoff.issued import MAX_JOIN_SESSIONS
 from walyoff.joining import CONFIRM_TIMEOUT, MAX_ASKED
-from walyoff.session import peer
+from walyoff.session import dialling, peer
 from walyoff.testing.world import SimWorld
 from walyoff.words import COUNT, session_words
 
@@ -290,7 +290,7 @@ async def test_a_joiner_that_says_more_than_it_should_gets_nothing() -> None:
         sessions: list[peer.Session] = []
 
         async def spy(*args: object, **kwargs: object) -> peer.Session:
-            session = await peer.dial(*args, **kwargs)  # type: ignore[arg-type]
+            session = await dialling.dial(*args, **kwargs)  # type: ignore[arg-type]
             sessions.append(session)
             return session
 
@@ -346,7 +346,7 @@ async def test_who_holds_an_invitation_makes_the_inviter_hold_little() -> None:
 
         async def silent(*args: object, **kwargs: object) -> peer.Session:
             """Sends parts, and then nothing for a while."""
-            session = await peer.dial(*args, **kwargs)  # type: ignore[arg-type]
+            session = await dialling.dial(*args, **kwargs)  # type: ignore[arg-type]
             sessions.append(session)
             async with session.run():
                 for _ in range(3):

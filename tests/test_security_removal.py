@@ -23,7 +23,7 @@ from walyoff.engine.removals import BAR_S, Statement, parse_statement
 from walyoff.epochs import Epoch, open_anchor
 from walyoff.errors import CipherError, LocalProtocolError, NotAMemberError
 from walyoff.records import KIND_MESSAGE, KIND_REMOVAL, MAX_TIME_MS, Record, device_id
-from walyoff.session import PeerPresented, peer
+from walyoff.session import PeerPresented, dialling, peer
 from walyoff.testing.network import Link
 
 SOON = 30.0
@@ -433,8 +433,8 @@ async def test_who_leaves_in_the_middle_of_a_handshake_gets_no_session() -> None
             return shake
 
         with (
-            mock.patch("walyoff.accepting.answer", gone(peer.answer)),
-            mock.patch("walyoff.node.dial", gone(peer.dial)),
+            mock.patch("walyoff.accepting.answer", gone(dialling.answer)),
+            mock.patch("walyoff.node.dial", gone(dialling.dial)),
         ):
             held.close()
             await until(lambda: bool(served))

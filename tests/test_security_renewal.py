@@ -14,7 +14,8 @@ from walyoff.accepting import judge
 from walyoff.engine.facts import Reason
 from walyoff.errors import RemoteProtocolError
 from walyoff.records import KIND_MESSAGE, Batch, Record, commit, make_batch, signed_message
-from walyoff.session.peer import Session, dial
+from walyoff.session.dialling import dial
+from walyoff.session.peer import Session
 from walyoff.testing.world import SimWorld
 from walyoff.trust import CERTIFICATE_LIFETIME_MS, Credentials, make_credentials
 from walyoff.unused import MAX_UNUSED

@@ -14,9 +14,10 @@ from tests.test_session_handshake import ALICE, BOB, BOTH, TAG_KEY
 from tests.waiting import HANGS_AFTER
 from walyoff import frames
 from walyoff.errors import RemoteProtocolError, TransportError
-from walyoff.session import peer
+from walyoff.session import dialling, peer
+from walyoff.session.dialling import answer, dial
 from walyoff.session.handshake import HandshakeContext, PeerPresented
-from walyoff.session.peer import Session, answer, dial
+from walyoff.session.peer import Session
 from walyoff.session.transcript import Mode
 from walyoff.sockets import SocketStream
 
@@ -154,7 +155,7 @@ async def test_bytes_that_are_no_record_end_the_session() -> None:
 async def test_a_peer_that_says_nothing_in_the_handshake_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(peer, "HANDSHAKE_TIMEOUT", 0.2)
+    monkeypatch.setattr(dialling, "HANDSHAKE_TIMEOUT", 0.2)
     left, right = (SocketStream(end) for end in socket.socketpair())
     with pytest.raises(TransportError):
         await answer(left, find_tag=find, suites=BOTH, judge=trust)

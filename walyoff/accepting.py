@@ -26,8 +26,9 @@ from walyoff.errors import (
 from walyoff.handshakes import Handshake, Handshakes
 from walyoff.issued import Issued
 from walyoff.joining import grant_join
+from walyoff.session.dialling import Judge, answer
 from walyoff.session.handshake import HandshakeContext, PeerPresented
-from walyoff.session.peer import Judge, Session, answer
+from walyoff.session.peer import Session
 from walyoff.session.transcript import Mode, blinded_tag
 from walyoff.tasks import background_tasks
 

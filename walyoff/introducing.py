@@ -26,8 +26,9 @@ from walyoff import frames
 from walyoff.epochs import Epoch
 from walyoff.errors import RemoteProtocolError
 from walyoff.handshakes import Handshakes
+from walyoff.session.dialling import Judge, dial
 from walyoff.session.handshake import HandshakeContext
-from walyoff.session.peer import Judge, Session, dial
+from walyoff.session.peer import Session
 
 if TYPE_CHECKING:
     from walyoff.channel import Channel

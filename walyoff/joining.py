@@ -40,8 +40,9 @@ from walyoff.invitations import EXPIRED, Invitation, Purpose, parse
 from walyoff.inviting import Joiner
 from walyoff.issued import Issued
 from walyoff.records import device_id
+from walyoff.session.dialling import dial
 from walyoff.session.handshake import HandshakeContext, PeerPresented
-from walyoff.session.peer import Session, dial
+from walyoff.session.peer import Session
 from walyoff.tasks import background_tasks
 from walyoff.trust import CLOCK_SKEW_MS
 from walyoff.words import session_words

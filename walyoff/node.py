@@ -38,7 +38,8 @@ from walyoff.paths import carriers, scheme
 from walyoff.platform import Foundation, Platform
 from walyoff.running import renew_credentials
 from walyoff.runtime import Runtime
-from walyoff.session.peer import Session, dial
+from walyoff.session.dialling import dial
+from walyoff.session.peer import Session
 
 log = logging.getLogger("walyoff.device")
 

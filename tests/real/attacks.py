@@ -14,8 +14,9 @@ from walyoff.certificates import Certificate, encode
 from walyoff.channel import Channel
 from walyoff.epochs import SALT_SIZE, seal_anchor
 from walyoff.records import KIND_MESSAGE, Batch, Record, commit, make_batch, signed_message
+from walyoff.session.dialling import dial
 from walyoff.session.handshake import HandshakeContext, Initiator, PeerPresented
-from walyoff.session.peer import Session, dial
+from walyoff.session.peer import Session
 
 #: The channel of the attacking device.
 _HOUR_MS = 3600 * 1000

@@ -1,42 +1,30 @@
-"""A session over a byte stream: handshake, frames, heartbeat, end.
+"""A session over a byte stream: frames, heartbeat, end.
 
-The machines in `handshake` and `records` decide; this module moves bytes and watches the
-clock. `dial` and `answer` give a `Session`, or raise. Flow is controlled by credit: bulk is
-sent only when it was asked for, and a request says how many bytes; what is pushed unasked
-is bounded by `backlog`, which its callers look at.
+`dialling` makes one. The machine in `records` decides; this module moves bytes and watches the
+clock. Flow is controlled by credit: bulk is sent only when it was asked for, and a request
+says how many bytes; what is pushed unasked is bounded by `backlog`, which its callers look at.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import ByteStream
 
-from walyoff import frames, plugins
-from walyoff.errors import NotAMemberError, RemoteProtocolError, TransportError
+from walyoff import frames
+from walyoff.errors import RemoteProtocolError
 from walyoff.runtime import REAL, Runtime
-from walyoff.session.handshake import (
-    REFUSAL,
-    Established,
-    Event,
-    HandshakeContext,
-    Initiator,
-    PeerPresented,
-    Responder,
-    Send,
-)
+from walyoff.session.handshake import Established
 from walyoff.session.records import SecureChannel
 from walyoff.session.transcript import Mode, Role
 from walyoff.signals import News, Work
 from walyoff.tasks import background_tasks
 
-#: A handshake takes milliseconds; a peer that takes so long is broken or hostile.
-HANDSHAKE_TIMEOUT = 10.0
 #: After so long without a word the other side is asked; after the second it is given up.
 PING_AFTER = 4.0
 DEAD_AFTER = 10.0
@@ -57,10 +45,6 @@ MAX_ASKED = 16
 MAX_FIRST = 2 * MAX_ASKED
 #: After so many frames that came at once others have a turn.
 TURN = 256
-
-#: Decides about a certificate; raises if the peer is not to be trusted. Gets the presented
-#: certificate and its encoded bytes.
-Judge = Callable[[PeerPresented], Awaitable[None]]
 
 _numbers = itertools.count(1)
 
@@ -355,118 +339,3 @@ class Session:
         with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
             await self._written.wait()
         self._writing.cancel()
-
-
-async def dial(
-    stream: ByteStream,
-    *,
-    mode: Mode,
-    tag_key: bytes,
-    context: HandshakeContext,
-    suites: Sequence[str],
-    judge: Judge,
-    runtime: Runtime = REAL,
-) -> Session:
-    """Handshake as the initiator. The stream is closed on failure.
-
-    Raises:
-        TransportError: the connection broke, or the peer took too long.
-        RemoteProtocolError: the peer proved nothing, or refused.
-    """
-    machine = Initiator(
-        cipher_for=plugins.suite,
-        suites=suites,
-        mode=mode,
-        tag_key=tag_key,
-        context=context,
-        random=runtime.random_bytes,
-    )
-    try:
-        first = await runtime.in_thread(machine.start)
-    except BaseException:
-        # Nobody else knows of the stream yet.
-        with anyio.CancelScope(shield=True):
-            await anyio.aclose_forcefully(stream)
-        raise
-    return await _shake(stream, machine, judge, mode, first=first, runtime=runtime)
-
-
-async def answer(
-    stream: ByteStream,
-    *,
-    find_tag: Callable[[Mode, bytes, bytes], HandshakeContext | None],
-    suites: Sequence[str],
-    judge: Judge,
-    runtime: Runtime = REAL,
-) -> Session:
-    """Handshake as the responder. The stream is closed on failure. Raises as `dial`."""
-    found: list[Mode] = []
-
-    def find(mode: Mode, ephemeral: bytes, tag: bytes) -> HandshakeContext | None:
-        found[:] = [mode]
-        return find_tag(mode, ephemeral, tag)
-
-    machine = Responder(
-        cipher_for=plugins.suite, suites=suites, find_tag=find, random=runtime.random_bytes
-    )
-    return await _shake(stream, machine, judge, found, first=b"", runtime=runtime)
-
-
-async def _shake(
-    stream: ByteStream,
-    machine: Initiator | Responder,
-    judge: Judge,
-    mode: Mode | list[Mode],
-    *,
-    first: bytes,
-    runtime: Runtime,
-) -> Session:
-    try:
-        with anyio.fail_after(HANDSHAKE_TIMEOUT):
-            if first:
-                await stream.send(first)
-            established = await _exchange(stream, machine, judge, runtime)
-    except BaseException as error:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
-            await _give_up(stream)
-        if isinstance(error, TimeoutError):
-            raise TransportError("the handshake took too long") from None
-        if isinstance(
-            error,
-            anyio.EndOfStream | anyio.BrokenResourceError | anyio.ClosedResourceError,
-        ):
-            raise TransportError("the connection broke in the handshake") from None
-        raise
-    chosen: Mode = mode[0] if isinstance(mode, list) else mode
-    return Session(stream, established, role=machine.role, mode=chosen, runtime=runtime)
-
-
-async def _exchange(
-    stream: ByteStream, machine: Initiator | Responder, judge: Judge, runtime: Runtime
-) -> Established:
-    while True:
-        data = await stream.receive(READ_BYTES)
-        # Signing and opening take milliseconds, which is too long for the event loop.
-        events: list[Event] = await runtime.in_thread(machine.receive, data)
-        while events:
-            event = events.pop(0)
-            match event:
-                case Send():
-                    await stream.send(event.data)
-                case PeerPresented():
-                    try:
-                        await judge(event)
-                    except NotAMemberError as error:
-                        raise RemoteProtocolError(str(error), reason="not-a-member") from error
-                    events += await runtime.in_thread(machine.accept)
-                case Established():
-                    return event
-
-
-async def _give_up(stream: ByteStream) -> None:
-    try:
-        await stream.send(REFUSAL)
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-        pass
-    finally:
-        await anyio.aclose_forcefully(stream)
