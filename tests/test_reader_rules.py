@@ -151,10 +151,11 @@ class Group:
         rule: str = "",
         key: str = K0,
         parents: Sequence[str] | None = None,
+        signer: str | None = None,
     ) -> str:
         claim = self.claim(by, kind, subject, rule=rule, parents=parents)
         body = claim.body()
-        content = claim.as_block(sign(own_key(by), body), sign(key, body))
+        content = claim.as_block(sign(own_key(signer or by), body), sign(key, body))
         topic = TOPIC_SEGMENT if kind == "segment" else TOPIC_RULES
         return self.put([topic], content, claim.parents)
 

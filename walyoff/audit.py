@@ -182,7 +182,7 @@ class _Audit:
             reading.segment,
             group=self._state.did,
             keys={epoch.epoch_id: anchor_key(epoch) for epoch in epochs},
-            control_keys=list(reading.keys),
+            control_keys=[*reading.keys, *reading.void_keys],
             verify=verify,
             tick=meter.tick,
         )

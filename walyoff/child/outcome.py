@@ -60,6 +60,8 @@ class Reading:
     members: dict[str, MemberState] = field(default_factory=dict)
     #: Key group ids, oldest first.
     keys: list[str] = field(default_factory=list)
+    #: Those whose renewals do not count; others may have signed by them, see `branches`.
+    void_keys: list[str] = field(default_factory=list)
     #: Of a device, the fingerprint of the key that signs its next renewal; empty if it has
     #: committed to none.
     next: bytes = b""

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from walyoff.child.acts import LEAVE, RULES
+from walyoff.child.acts import LEAVE, RENEW, RULES
 from walyoff.child.births import Birth
 from walyoff.child.outcome import OUTDATED
 from walyoff.child.placing import Node
@@ -50,7 +51,7 @@ def without_outdated(
     outdated = 0
     for _ in range(MAX_JUDGINGS):
         if left_out:
-            rest = [node for node in nodes if not node.bit & left_out]
+            rest = _without(nodes, left_out)
             judge = Pass(rest, birth, settle(rest, birth), final=True)
         found = outdated
         for own in renewed.values():
@@ -59,9 +60,19 @@ def without_outdated(
             break
         outdated = found
         left_out = unheeded | outdated
+    left = _without(nodes, outdated)
     if outdated:
-        refused[OUTDATED] += outdated.bit_count()
-    return [node for node in nodes if not node.bit & outdated]
+        refused[OUTDATED] += len(nodes) - len(left)
+    return left
+
+
+def _without(nodes: Sequence[Node], left_out: int) -> list[Node]:
+    """Acts without some; of renewals among these it stays known that they are void."""
+    return [
+        replace(node, void=True) if node.bit & left_out else node
+        for node in nodes
+        if not node.bit & left_out or node.act.kind == RENEW
+    ]
 
 
 def _replaced(own: Iterable[Node], judge: Pass) -> int:

@@ -85,6 +85,8 @@ class Node:
     generation: int = 0
     #: What a device's renewal says, signed.
     renewal: Renewal | None = None
+    #: Whether it is known to count for nothing (`outdated`).
+    void: bool = False
     #: Where it came among the blocks that are held here, see `IdentityBlock.place`.
     place: int
 

@@ -76,7 +76,7 @@ class Registers:
 
     def take_reading(self, did: str, reading: Reading) -> None:
         """The chain of a group was read."""
-        self._control[did] = list(reading.keys)
+        self._control[did] = [*reading.keys, *reading.void_keys]
         if reading.refused[SECOND_REGISTER]:
             _log.warning(
                 "the founder of %s names a second register; here it stays %s",

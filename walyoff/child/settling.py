@@ -21,6 +21,7 @@ from walyoff.child.acts import (
     WRONG_PURPOSE,
 )
 from walyoff.child.births import Birth
+from walyoff.child.branches import Branches
 from walyoff.child.founding import find_founding, find_register, state
 from walyoff.child.outcome import (
     ALREADY_MEMBER,
@@ -29,6 +30,7 @@ from walyoff.child.outcome import (
     NOT_A_MEMBER,
     NOT_AN_ADMIN,
     OLD_KEYS,
+    OUTDATED,
     REPLAYED,
     SECOND_FIRST_KEY,
     SECOND_REGISTER,
@@ -100,8 +102,7 @@ class Pass:
         self._keys: list[Node] = []
         #: By new keys, the blocks that brought them in: anybody can copy one elsewhere.
         self._key_bits: dict[str, int] = {}
-        #: Renewals that came second, by members in good standing.
-        self._rivals: list[Node] = []
+        self._branches = Branches(nodes)
         renewals = [(node.act, node.renewal) for node in nodes if node.act.kind == RENEW]
         self._succession = Succession(birth, renewals)
         self._segments: list[Node] = []
@@ -179,25 +180,29 @@ class Pass:
         return True
 
     def _check_keys(self, node: Node) -> None:
-        """Raise unless the control keys that signed were the newest in the act's past."""
+        """Raise unless the control keys that signed were the newest in the act's past.
+
+        Or they follow on these by renewals that do not count.
+        """
         in_past = [key for key in self._keys if self._key_bits[key.act.new] & node.past]
         if not in_past:
             raise RefusedError(NO_KEYS_YET)
-        allowed = {in_past[-1].act.new}
+        newest = in_past[-1].act.new
+        allowed = {newest}
         if not self._founding.candidates & node.past:
             allowed.add(self._keys[-1].act.new)
-        for rival in self._rivals:
-            # Its author did not know that another renewal came first.
-            first = next(k for k in self._keys[1:] if k.act.old == rival.act.old)
-            if rival.bit & node.past and not self._key_bits[first.act.new] & node.past:
-                allowed.add(rival.act.new)
-        if not node.signers & allowed:
+        if node.signers & allowed:
+            return
+        follow = self._branches.follow
+        if not any(follow(key, newest, self._key_bits, node.past) for key in node.signers):
             raise RefusedError(OLD_KEYS)
 
     # ------------------------------------------------------------------------ acts
 
     def _take(self, node: Node) -> None:
         kind = node.act.kind
+        if node.void:
+            raise RefusedError(OUTDATED)
         if kind == RENEW:
             self._take_keys(node)
         elif kind == JOIN:
@@ -236,8 +241,6 @@ class Pass:
             # seen the newest keys but was never given them may begin from older ones.
             recovers = acted and self._key_bits[known[-1]] & node.past
             if node.act.old != known[-1] and not recovers:
-                if any(key.act.old == node.act.old for key in self._keys[1:]):
-                    self._rivals.append(node)
                 raise RefusedError(STALE_RENEWAL)
             if not acted:
                 self._succession.take(node.act)
@@ -354,6 +357,7 @@ class Pass:
     def _conclude(self) -> None:
         result = self.result
         result.keys = [key.act.new for key in self._keys]
+        result.void_keys = self._branches.others(result.keys)
         result.next = self._succession.next
         result.segment = find_register(self._founding.birth, self._segments)
         if self._founding.birth is not None:
