@@ -23,7 +23,7 @@ from anyio.abc import TaskGroup  # noqa: E402
 
 import walyoff  # noqa: E402
 from walyoff.bench.load import Tallies, chunks, payload, shares  # noqa: E402
-from walyoff.bench.machine import usage  # noqa: E402
+from walyoff.bench.machine import memory_mib, usage  # noqa: E402
 from walyoff.bench.profiling import functions  # noqa: E402
 from walyoff.bench.serving import Action, serve, tell  # noqa: E402
 
@@ -33,8 +33,22 @@ if TYPE_CHECKING:
     from walyoff.node import Device
 
 
-#: How often memory is looked at while a file is sent.
+#: How often memory is looked at while a file is sent, or comes.
 LOOK_EVERY_S = 0.25
+
+
+class Look:
+    """The most memory that this process was seen to have, from time to time."""
+
+    def __init__(self) -> None:
+        self.mib = 0.0
+        self._again = 0.0
+
+    def take(self) -> None:
+        """Look, unless it was done just now: it takes milliseconds of the event loop."""
+        if anyio.current_time() >= self._again:
+            self._again = anyio.current_time() + LOOK_EVERY_S
+            self.mib = max(self.mib, memory_mib(os.getpid()))
 
 
 class Agent:
@@ -171,31 +185,26 @@ class Agent:
 
     async def _attach(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a file of new bytes; memory is the most that was seen meanwhile."""
-        memory, again = 0.0, 0.0
-
-        def look(_: int) -> None:
-            nonlocal memory, again
-            # Asking costs milliseconds.
-            if anyio.current_time() >= again:
-                again = anyio.current_time() + LOOK_EVERY_S
-                memory = max(memory, usage()["memory_mib"])
-
+        look = Look()
         began = time.monotonic_ns()
         receipt = await self._channel.send_stream(
-            chunks(request["size"]), name="file", size=request["size"], progress=look
+            chunks(request["size"]),
+            name="file",
+            size=request["size"],
+            progress=lambda _: look.take(),
         )
         ended = time.monotonic_ns()
-        return {"id": receipt.id.hex(), "began": began, "ended": ended, "memory_mib": memory}
+        return {"id": receipt.id.hex(), "began": began, "ended": ended, "memory_mib": look.mib}
 
     async def _attached(self, request: dict[str, Any]) -> dict[str, Any]:
         """Wait until all of an attachment is here."""
-        wanted, memory = bytes.fromhex(request["id"]), 0.0
+        wanted, look = bytes.fromhex(request["id"]), Look()
         async for message in self._channel.messages():
             if message.id == wanted and message.attachment is not None:
                 async for _ in message.attachment.progress():
-                    memory = max(memory, usage()["memory_mib"])
+                    look.take()
                 break
-        return {"ended": time.monotonic_ns(), "memory_mib": memory}
+        return {"ended": time.monotonic_ns(), "memory_mib": look.mib}
 
     async def _usage(self, _: dict[str, Any]) -> dict[str, Any]:
         return usage()
