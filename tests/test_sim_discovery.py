@@ -113,7 +113,7 @@ async def test_where_a_device_is_is_kept_also_if_it_leaves_while_that_is_stored(
 
         async with world.device("b") as b:
             theirs = await b.join(await channel.invite())
-            a.address_book.remember = slowly  # type: ignore[method-assign]
+            a.address_book.remember = slowly  # type: ignore[assignment, method-assign]
             await until(lambda: theirs.me in channel.connections.heard_addresses)
         with anyio.fail_after(10):
             await done.wait()

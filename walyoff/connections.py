@@ -165,9 +165,6 @@ class Connections:
         finally:
             self._sessions.pop(session.name, None)
             self._servers.pop(session.name, None)
-            if server.peer_addresses:
-                # It may have ended before they were noted.
-                self.heard_addresses[session.did] = server.peer_addresses
             self._ended.update(
                 sessions=1, sent=session.bytes_sent, received=session.bytes_received
             )

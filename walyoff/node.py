@@ -241,7 +241,7 @@ class Device:
 
     def _given(self, did: str) -> Channel | None:
         """A channel that another device gave this one, which it is still in."""
-        channel = self._channels.get(did)
+        channel = self._open.by_did.get(did)
         given = channel is not None and channel.state.given_by and did not in self._former
         return channel if given else None
 
