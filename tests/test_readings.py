@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_reader import sign, verify
-from walyoff.child import readings
+from walyoff.child import first_keys, readings
 from walyoff.child.acts import TOPIC_RULES, Claim, IdentityBlock, chain_of, pin_of
 from walyoff.child.births import GREETING, ROOM, Birth, put_birth
 from walyoff.child.readings import Readings
@@ -51,6 +51,13 @@ class Held:
                 return [
                     SimpleNamespace(cid=b.ref, topics=b.topics, parents=b.parents)
                     for b in found
+                ]
+
+            def with_topic(self, topic: str) -> list[Any]:
+                return [
+                    SimpleNamespace(cid=b.ref, topics=b.topics, parents=b.parents)
+                    for b in found
+                    if topic in b.topics
                 ]
 
             def read(self, cid: str) -> bytes:
@@ -130,7 +137,10 @@ class Held:
 
 @pytest.fixture
 def held() -> Iterator[Held]:
-    with mock.patch.object(readings, "content_of", lambda file: file):
+    with (
+        mock.patch.object(readings, "content_of", lambda file: file),
+        mock.patch.object(first_keys, "content_of", lambda file: file),
+    ):
         yield Held()
 
 
@@ -162,19 +172,23 @@ def test_a_reading_is_made_anew_when_the_chain_of_an_actor_grows(held: Held) -> 
     assert set(made.read(group, pin_of(f"|{group}")).members) == {a, b, c}
 
 
-def test_keys_that_a_former_member_names_of_others_cost_no_reading_each(held: Held) -> None:
+@pytest.mark.parametrize("born", [True, False])
+def test_keys_that_a_former_member_names_of_others_cost_no_reading_each(
+    held: Held, born: bool
+) -> None:
     """It has the group's first keys, and lets others join anew, by as many pins as it likes."""
     device, person, group = PREFIX + "device", PREFIX + "person", PREFIX + "group"
     former = PREFIX + "former"
     held.key(device, f"|{device}", f"|{device}")
     for did, founder in ((person, device), (group, person)):
         held.identity(did, founder)
-        held.births[chain_of(did)] = Birth(
+        birth = Birth(
             pin=pin_of(f"|{did}"),
             founder=founder,
             founder_pin=pin_of(f"|{founder}"),
             rule="any",
         )
+        held.births.update({chain_of(did): birth} if born else {})
     for n in range(20):
         for did in (person, group):
             claim = held.claim(group, former, "join", subject=did, pin=pin_of(f"|{n}"))
@@ -187,9 +201,50 @@ def test_keys_that_a_former_member_names_of_others_cost_no_reading_each(held: He
             held.put(group, "member_joining", json.dumps(value).encode())
     held.join(group, group, PREFIX + "evil", own=f"|{group}")
     held.join(group, person, device, own=f"|{person}")
-    reading = held.readings().read(group, pin_of(f"|{group}"))
+    made = held.readings()
+    reading = made.read(group, pin_of(f"|{group}"))
     assert set(reading.members) == {person, device}
     assert sorted(held.looks) == sorted(map(chain_of, (device, person, group)))
+    # Nor is anything kept of each, also where one asks for them, as families do.
+    for n in range(20):
+        assert made.read(person, pin_of(f"|{n}")).members == {}
+    assert len(held.looks) == len(made._made) == 3
+
+
+def test_approvals_that_do_not_hold_are_checked_once(held: Held) -> None:
+    """A member writes acts with rubbish for approvals, and all are read at each new block."""
+    device, group = PREFIX + "device", PREFIX + "group"
+    held.key(device, f"|{device}", f"|{device}")
+    held.identity(group, device)
+    checks: list[bytes] = []
+
+    def count(key: str, signature: bytes, body: bytes) -> bool:
+        checks.append(signature)
+        return verify(key, signature, body)
+
+    made = Readings(held, verify, count)  # type: ignore[arg-type]
+    for n in range(30):
+        held.join(group, device, f"{PREFIX}{n}", own="|rubbish")
+    made.read(group, pin_of(f"|{group}"))
+    assert len(checks) == 31
+    for n in range(10):
+        held.join(group, device, f"{PREFIX}good {n}", own=f"|{device}")
+        made.read(group, pin_of(f"|{group}"))
+    assert len(checks) == 31 + 10
+    # Under new keys each is looked at again.
+    held.key(device, f"|{device}", "|new")
+    assert len(made.read(group, pin_of(f"|{group}")).members) == 11
+    assert len(checks) > 41
+
+
+def test_first_keys_that_come_later_are_found(held: Held) -> None:
+    device = PREFIX + "device"
+    held.key(device, "|other", "|other")
+    made = held.readings()
+    assert made.read(device, pin_of(f"|{device}")).keys == []
+    held.key(device, f"|{device}", f"|{device}")
+    assert made.read(device, pin_of(f"|{device}")).keys == [f"|{device}"]
+    assert made.read(device, pin_of("|other")).keys == ["|other"]
 
 
 def read_all(held: Held, order: list[str]) -> dict[str, Any]:
@@ -289,7 +344,10 @@ def test_circles_are_read_alike_in_any_order(
     acts: list[tuple[str, str, str, str, int]], one: list[str], other: list[str]
 ) -> None:
     """Identities that are members of one another, act for one another and renew their keys."""
-    with mock.patch.object(readings, "content_of", lambda file: file):
+    with (
+        mock.patch.object(readings, "content_of", lambda file: file),
+        mock.patch.object(first_keys, "content_of", lambda file: file),
+    ):
         held = Held()
         held.key(_device, f"|{_device}", f"|{_device}")
         for did in _ids:

@@ -41,6 +41,8 @@ class Guests:
         self._forget = forget
         self._path = home / NAME
         self._lock = threading.RLock()
+        #: Chains that were refused when it could not be told which of them are needed.
+        self._undecided: list[str] = []
 
     @contextmanager
     def on_trial(
@@ -52,9 +54,11 @@ class Guests:
     ) -> Iterator[None]:
         """Those of the DIDs whose chains are not held here stay if the context ends well.
 
-        Else those go that do not `belong` to what is open here.
+        Else those go that do not `belong` to what is open here. If that cannot be told, they
+        go before the next trial, or at the next start; until then they are written down.
         """
         with self._lock:
+            self._drop_undecided(belong)
             fresh = [chain for chain in map(_chain, dict.fromkeys(dids)) if self._is_new(chain)]
             if not fresh:
                 yield
@@ -63,11 +67,21 @@ class Guests:
             try:
                 yield
             except BaseException:
-                wanted = {_chain(did) for did in belong()}
-                self._remove([chain for chain in fresh if chain not in wanted])
+                self._undecided = fresh
+                try:
+                    self._drop_undecided(belong)
+                except Exception:
+                    # What was raised first tells why they were refused.
+                    _log.exception("%d chains stay that were refused, for now", len(fresh))
                 raise
-            finally:
-                self._path.unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)
+
+    def _drop_undecided(self, belong: Callable[[], Collection[str]]) -> None:
+        if self._undecided:
+            wanted = {_chain(did) for did in belong()}
+            self._remove([chain for chain in self._undecided if chain not in wanted])
+            self._undecided = []
+            self._path.unlink(missing_ok=True)
 
     def sweep(self, has_member: HasMember) -> None:
         """Remove what a kill left, unless what it was taken for had become a member."""

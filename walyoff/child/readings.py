@@ -7,17 +7,30 @@ What chains say that stand on one another is decided in `circles`.
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
+
+from blake3 import blake3
 
 from walyoff.child.acts import MAX_CONTENT, TOPICS, Approval, chain_of
 from walyoff.child.births import Birth, read_birth
 from walyoff.child.chainfiles import content_of
 from walyoff.child.chains import Chains
 from walyoff.child.circles import Key, read_together, signed_by
+from walyoff.child.first_keys import FirstKeys
+from walyoff.child.outcome import NOT_PINNED
 from walyoff.child.placing import Placed, Verify, place_acts
 from walyoff.child.reader import IdentityBlock, Reading
 from walyoff.errors import LedgerError, LocalProtocolError, RemoteProtocolError
+from walyoff.wire import pack
+
+#: Readings that are kept, one or two of each chain; what is dropped is made again.
+MAX_READINGS = 16_384
+
+#: Approvals of which it is remembered who signed: a hundred bytes each, for blocks of 10 KB.
+MAX_ANSWERS = 65_536
 
 VerifyCompact = Callable[[str, bytes, bytes], bool]
 
@@ -31,12 +44,18 @@ class Readings:
         self._verify_compact = verify_compact
         self._lock = threading.Lock()
         #: By DID and pin: how long each chain was on which a reading stands, and the reading.
-        self._made: dict[Key, tuple[dict[str, int], Reading]] = {}
+        self._made: OrderedDict[Key, tuple[dict[str, int], Reading]] = OrderedDict()
         self._births: dict[str, Birth | None] = {}
+        #: By control keys, signature and text, which of the keys signed.
+        self._answers: OrderedDict[bytes, int] = OrderedDict()
+        self._first_keys = FirstKeys(chains, self.birth)
 
     def read(self, did: str, pin: bytes | None) -> Reading:
         """What a chain that is held here says. Raises LocalProtocolError if it is not."""
         self._chains.files(chain_of(did))
+        if pin and not self._first_keys.are(did, pin):
+            # Nothing counts under other first keys, of which anybody can name any number.
+            return Reading(refused=Counter({NOT_PINNED: 1}))
         key = (did, pin)
         ready = self._ready(key)
         return self._make(key) if ready is None else ready[1]
@@ -72,6 +91,7 @@ class Readings:
 
     def forget(self, chains: Collection[str]) -> None:
         """Drop what was read of chains that go: they may come back as other ones."""
+        self._first_keys.forget(chains)
         with self._lock:
             for chain in chains:
                 self._births.pop(chain, None)
@@ -98,17 +118,35 @@ class Readings:
                 return None
             # Before it is read: what grows meanwhile is read again.
             lengths[key] = {chain: self._length(chain)}
-            return self._place(key) if held else None
+            if not held or (key[1] and not self._first_keys.are(key[0], key[1])):
+                return None
+            return self._place(key)
 
-        def signed(keys: list[str], signature: bytes, body: bytes) -> int:
-            return signed_by(keys, lambda key: self._verify_compact(key, signature, body))
-
-        found = read_together(start, place, signed, ready)
+        found = read_together(start, place, self._signed, ready)
         with self._lock:
             for key, below in found.stands_on.items():
                 stands_on = {c: n for k in below for c, n in lengths.get(k, {}).items()}
                 self._made[key] = (stands_on, found.readings[key])
+                self._made.move_to_end(key)
+            while len(self._made) > MAX_READINGS:
+                self._made.popitem(last=False)
         return found.readings[start]
+
+    def _signed(self, keys: list[str], signature: bytes, body: bytes) -> int:
+        """Which of the keys signed, from 1; else 0. Each is asked once.
+
+        A member can write acts whose approvals hold under none, and a reading asks for all.
+        """
+        tag = blake3(_name_of(tuple(keys)) + pack([signature, body])).digest()
+        with self._lock:
+            if (known := self._answers.get(tag)) is not None:
+                return known
+        found = signed_by(keys, lambda key: self._verify_compact(key, signature, body))
+        with self._lock:
+            self._answers[tag] = found
+            if len(self._answers) > MAX_ANSWERS:
+                self._answers.popitem(last=False)
+        return found
 
     def _place(self, key: Key) -> Placed:
         did, pin = key
@@ -131,3 +169,8 @@ class Readings:
 
     def _length(self, chain: str) -> int:
         return len(self._chains.files(chain)) if self._chains.has(chain) else 0
+
+
+@functools.lru_cache(256)
+def _name_of(keys: tuple[str, ...]) -> bytes:
+    return blake3(pack(keys)).digest()
