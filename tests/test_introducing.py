@@ -13,7 +13,6 @@ from tests.sim.virtual import in_virtual_time, read, run
 from walyoff import Channel, Device, frames, introducing
 from walyoff.accepting import judge
 from walyoff.connections import Connections
-from walyoff.engine.links import LinkServer
 from walyoff.errors import RemoteProtocolError, TransportError
 from walyoff.session.dialling import dial
 from walyoff.session.peer import Session
@@ -81,8 +80,7 @@ def test_a_newcomer_is_told_where_members_are_that_were_only_heard_of(
     async def nothing(*_: object) -> None:
         """The session ends before the other side has said where it is."""
 
-    monkeypatch.setattr(Connections, "_note_addresses", nothing)
-    monkeypatch.setattr(LinkServer, "_greeted", lambda *_: None)
+    monkeypatch.setattr(Connections, "_found_at", nothing)
 
     async def main() -> None:
         world = SimWorld(1)
