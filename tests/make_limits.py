@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "limits.md"
 ROOTS = (ROOT, ROOT / "transports", ROOT / "codecs")
 PACKAGES = ("walyoff", "walyoff_transports", "walyoff_codecs")
 #: Not in a device of a user.
-APART = {"bench", "demo", "testing"}
+APART = {"agents", "bench", "demo", "testing"}
 ROOM = re.compile(
     r"_?(MAX_\w+|\w*(BUFFER|BACKLOG|WAITING|OUTGOING|WINDOW|QUEUE_\w+|RECENT|RECENT_\w+|PART"
     r"|_BYTES|TIMEOUT|LIFETIME\w*|AT_ONCE))"

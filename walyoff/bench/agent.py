@@ -22,10 +22,10 @@ import anyio  # noqa: E402
 from anyio.abc import TaskGroup  # noqa: E402
 
 import walyoff  # noqa: E402
+from walyoff.agents.serving import Action, serve, tell  # noqa: E402
 from walyoff.bench.load import Tallies, chunks, payload, shares  # noqa: E402
 from walyoff.bench.machine import memory_mib, usage  # noqa: E402
 from walyoff.bench.profiling import functions  # noqa: E402
-from walyoff.bench.serving import Action, serve, tell  # noqa: E402
 
 if TYPE_CHECKING:
     from walyoff.bench.tracer import Tracer

@@ -7,16 +7,12 @@ same requests, so a measurement is written once.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,22 +21,14 @@ from typing import Any
 
 import anyio
 from anyio.abc import Process, TaskGroup
-from anyio.streams.buffered import BufferedByteReceiveStream
 
+from walyoff.agents import asking as agents
 from walyoff.errors import WalyoffError
 
 OURS = "walyoff"
 RAW = "raw"
 #: Ours as well, but as it is in another checkout: `tree:PATH`. For comparing two states.
 TREE = "tree:"
-
-#: An agent's longest line: a trace of some thousand messages.
-MAX_LINE = 64 << 20
-_LAST_WORDS = 4096
-#: Seconds for an agent to start, to answer, and to end before it is killed.
-START_S = 30.0
-ANSWER_S = 300.0
-END_S = 10.0
 
 _runs = itertools.count(1)
 
@@ -88,103 +76,17 @@ def next_run() -> int:
     return next(_runs)
 
 
-class Agent:
-    """A process that answers."""
+class Agent(agents.Agent):
+    """A process of the lab."""
+
+    failure = BenchError
+    #: A trace of some thousand messages.
+    max_line = 64 << 20
+    answer_s = 300.0
 
     def __init__(self, name: str, system: str, process: Process, said: Path) -> None:
-        self.name = name
+        super().__init__(name, process, said)
         self.system = system
-        self.ready: dict[str, Any] = {}
-        #: When it was started, in monotonic nanoseconds.
-        self.started = time.monotonic_ns()
-        self._process = process
-        self._said = said
-        self._answers: dict[int, dict[str, Any]] = {}
-        self._count = 0
-        self._ended = False
-        self._news = anyio.Event()
-        self.gone = anyio.Event()
-
-    async def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Ask, and wait for the answer. Raises BenchError."""
-        self._count += 1
-        number = self._count
-        line = json.dumps({"n": number, "do": do, **arguments}) + "\n"
-        try:
-            if self._process.stdin is not None:
-                await self._process.stdin.send(line.encode())
-            with anyio.fail_after(ANSWER_S):
-                while number not in self._answers:
-                    await self._changed()
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise BenchError(f"{self.name} has ended{self._last_words()}") from error
-        except TimeoutError:
-            raise BenchError(f"{self.name} did not {do} within {ANSWER_S:g} s") from None
-        answer = self._answers.pop(number)
-        if not answer["ok"]:
-            raise BenchError(f"{self.name} could not {do}: {answer['error']}")
-        return answer
-
-    async def wait_ready(self) -> None:
-        """Wait until it can be asked. Raises BenchError."""
-        try:
-            with anyio.fail_after(START_S):
-                while not self.ready:
-                    await self._changed()
-        except TimeoutError:
-            raise BenchError(f"{self.name} did not start within {START_S:g} s") from None
-
-    async def _changed(self) -> None:
-        if self._ended:
-            raise BenchError(f"{self.name} ended unexpectedly{self._last_words()}")
-        await self._news.wait()
-
-    async def read(self) -> None:
-        """Take what it says until it ends."""
-        if self._process.stdout is not None:
-            lines = BufferedByteReceiveStream(self._process.stdout)
-            with contextlib.suppress(
-                anyio.EndOfStream,
-                anyio.IncompleteRead,
-                anyio.ClosedResourceError,
-                anyio.BrokenResourceError,
-            ):
-                while True:
-                    value = json.loads(await lines.receive_until(b"\n", MAX_LINE))
-                    if "n" in value:
-                        self._answers[value["n"]] = value
-                    else:
-                        self.ready = value
-                    self._notify()
-        self._ended = True
-        self._notify()
-
-    def _notify(self) -> None:
-        news, self._news = self._news, anyio.Event()
-        news.set()
-
-    def _last_words(self) -> str:
-        with contextlib.suppress(OSError):
-            lines = self._said.read_text(errors="replace")[-_LAST_WORDS:].split("\n")
-            words = [line.strip(" |") for line in lines if line.strip(" |+-")]
-            return f": {words[-1]}" if words else ""
-        return ""
-
-    async def stop(self) -> None:
-        """End it in order; if it takes too long, kill it, with all that belongs to it."""
-        if self.gone.is_set():
-            return
-        self.gone.set()
-        with anyio.CancelScope(shield=True):
-            if self._process.stdin is not None:
-                await self._process.stdin.aclose()
-            with anyio.move_on_after(END_S):
-                await self._process.wait()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            await self._process.wait()
-            if self._process.stdout is not None:
-                await self._process.stdout.aclose()
 
 
 class Lab:

@@ -35,9 +35,9 @@ from blake3 import blake3
 
 from walyoff import plugins
 from walyoff.abc import SignKey
+from walyoff.agents.serving import Action, serve, tell
 from walyoff.bench.load import Tallies, payload, shares
 from walyoff.bench.machine import usage
-from walyoff.bench.serving import Action, serve, tell
 
 #: As in walyoff: records of one batch.
 MAX_BATCH = 1024

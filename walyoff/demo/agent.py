@@ -2,20 +2,14 @@
 
     python -m walyoff.demo.agent --home DIR
 
-A request is `{"n": 1, "do": NAME, ...}`; its answer is `{"n": 1, "ok": true, ...}` or
-`{"n": 1, "ok": false, "error": TEXT}`. Each message that comes in is told by
-`{"event": "message", ...}` with the moment at which it left the async-for. The agent ends
-when its stdin ends, so that it never outlives the demo.
+It speaks as `walyoff.agents` says. Each message that comes in is an event, "message", with the
+moment at which it left the async-for.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +17,23 @@ import anyio
 from anyio.abc import TaskGroup
 
 import walyoff
+from walyoff.agents.serving import Action, serve, tell
 from walyoff.channel import Channel
-from walyoff.errors import WalyoffError
 from walyoff.messages import Receipt
 from walyoff.node import Device
 
-#: Requests come from the demo alone, which is of the same installation.
-_CHUNK = 65536
 #: Seconds that any wait of a request may take.
 WAIT_S = 30.0
 
 
-def tell(**value: Any) -> None:
-    """Write one line."""
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
-
-
 class Agent:
-    """Does what is asked, one request at a time."""
+    """Does what is asked."""
 
     def __init__(self, device: Device, tasks: TaskGroup) -> None:
         self._device = device
         self._tasks = tasks
         self._receipts: dict[str, Receipt] = {}
-        self._actions: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
+        self.actions: dict[str, Action] = {
             "create": self._create,
             "invite": self._invite,
             "join": self._join,
@@ -63,17 +49,6 @@ class Agent:
         }
         for channel in device.channels():
             self._follow(channel)
-
-    async def answer(self, line: bytes) -> None:
-        """Answer one request."""
-        request = json.loads(line)
-        try:
-            with anyio.fail_after(WAIT_S):
-                result = await self._actions[request["do"]](request)
-        except (WalyoffError, TimeoutError) as error:
-            tell(n=request["n"], ok=False, error=str(error) or type(error).__name__)
-        else:
-            tell(n=request["n"], ok=True, **result)
 
     def _follow(self, channel: Channel) -> None:
         self._tasks.start_soon(self._tell_messages, channel)
@@ -176,26 +151,10 @@ class Agent:
 async def main(home: Path) -> None:
     """Run until stdin ends or SIGTERM comes."""
     async with walyoff.open_device(home) as device, anyio.create_task_group() as tasks:
-        tasks.start_soon(_end_on_signal, tasks.cancel_scope)
         agent = Agent(device, tasks)
         tell(event="ready", at=time.monotonic_ns(), did=await device.did())
-        rest = b""
-        descriptor = sys.stdin.fileno()
-        while True:
-            await anyio.wait_readable(descriptor)
-            chunk = os.read(descriptor, _CHUNK)
-            if not chunk:
-                break
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                await agent.answer(line)
+        await serve(agent.actions, within=WAIT_S)
         tasks.cancel_scope.cancel()
-
-
-async def _end_on_signal(scope: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,9 @@
-"""The process side of a measurement: requests as JSON lines on stdin, answers on stdout.
-
-A request is `{"n": 1, "do": NAME, ...}`; its answer is `{"n": 1, "ok": true, ...}` or
-`{"n": 1, "ok": false, "error": TEXT}`. Requests run beside each other. The process ends when
-its stdin ends, so that it never outlives who started it. Nothing is said while something is
-measured.
-"""
+"""The side that answers: requests run beside one another, and nothing more is said."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -27,8 +22,8 @@ def tell(**value: Any) -> None:
     sys.stdout.flush()
 
 
-async def serve(actions: Mapping[str, Action]) -> None:
-    """Answer until stdin ends or SIGTERM comes."""
+async def serve(actions: Mapping[str, Action], *, within: float = math.inf) -> None:
+    """Answer, within so many seconds each, until stdin ends or SIGTERM comes."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_end_on_signal, tasks.cancel_scope)
         rest = b""
@@ -40,13 +35,16 @@ async def serve(actions: Mapping[str, Action]) -> None:
                 break
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                tasks.start_soon(_answer, actions, json.loads(line))
+                tasks.start_soon(_answer, actions, json.loads(line), within)
         tasks.cancel_scope.cancel()
 
 
-async def _answer(actions: Mapping[str, Action], request: dict[str, Any]) -> None:
+async def _answer(
+    actions: Mapping[str, Action], request: dict[str, Any], within: float
+) -> None:
     try:
-        result = await actions[request["do"]](request)
+        with anyio.fail_after(within):
+            result = await actions[request["do"]](request)
     except Exception as error:  # whatever it was, who asked must not wait for ever
         tell(n=request["n"], ok=False, error=f"{type(error).__name__}: {error}")
     else:
