@@ -8,10 +8,11 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
+T = TypeVar("T")
 Action = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 _CHUNK = 65536
 
@@ -23,9 +24,8 @@ def tell(**value: Any) -> None:
 
 
 async def serve(actions: Mapping[str, Action], *, within: float = math.inf) -> None:
-    """Answer, within so many seconds each, until stdin ends or SIGTERM comes."""
+    """Answer, within so many seconds each, until stdin ends."""
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_end_on_signal, tasks.cancel_scope)
         rest = b""
         descriptor = sys.stdin.fileno()
         while True:
@@ -51,7 +51,18 @@ async def _answer(
         tell(n=request["n"], ok=True, **result)
 
 
+async def until_signal(work: Callable[[T], Awaitable[None]], argument: T) -> None:
+    """Do something, and end it in order when SIGTERM comes."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_end_on_signal, tasks.cancel_scope)
+        await work(argument)
+        tasks.cancel_scope.cancel()
+
+
 async def _end_on_signal(scope: anyio.CancelScope) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM) as signals:
         async for _ in signals:
             scope.cancel()
+
+
+__all__ = ["Action", "serve", "tell", "until_signal"]

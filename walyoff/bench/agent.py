@@ -22,7 +22,7 @@ import anyio  # noqa: E402
 from anyio.abc import TaskGroup  # noqa: E402
 
 import walyoff  # noqa: E402
-from walyoff.agents.serving import Action, serve, tell  # noqa: E402
+from walyoff.agents.serving import Action, serve, tell, until_signal  # noqa: E402
 from walyoff.bench.load import Tallies, chunks, payload, shares  # noqa: E402
 from walyoff.bench.machine import memory_mib, usage  # noqa: E402
 from walyoff.bench.profiling import functions  # noqa: E402
@@ -226,7 +226,7 @@ class Agent:
 
 
 async def main(options: argparse.Namespace) -> None:
-    """Run until stdin ends or SIGTERM comes."""
+    """Run until stdin ends."""
     tracer: Tracer | None = None
     if options.trace:
         from walyoff.bench.tracer import Tracer  # noqa: PLC0415
@@ -261,4 +261,4 @@ def _options() -> argparse.Namespace:
 
 if __name__ == "__main__":
     chosen = _options()
-    anyio.run(main, chosen, backend=chosen.backend)
+    anyio.run(until_signal, main, chosen, backend=chosen.backend)

@@ -35,7 +35,7 @@ from blake3 import blake3
 
 from walyoff import plugins
 from walyoff.abc import SignKey
-from walyoff.agents.serving import Action, serve, tell
+from walyoff.agents.serving import Action, serve, tell, until_signal
 from walyoff.bench.load import Tallies, payload, shares
 from walyoff.bench.machine import usage
 
@@ -371,7 +371,7 @@ class RawAgent:
 
 
 async def main(options: argparse.Namespace) -> None:
-    """Run until stdin ends or SIGTERM comes."""
+    """Run until stdin ends."""
     began = time.monotonic_ns()
     agent = RawAgent(Peer(options.home, options.suite))
     opened = time.monotonic_ns()
@@ -383,7 +383,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--suite", default="hybrid-1")
-    anyio.run(main, parser.parse_args())
+    anyio.run(until_signal, main, parser.parse_args())
     # Its threads wait in system calls that nothing ends.
     sys.stdout.flush()
     os._exit(0)

@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 import walyoff
-from walyoff.agents.serving import Action, serve, tell
+from walyoff.agents.serving import Action, serve, tell, until_signal
 from walyoff.channel import Channel
 from walyoff.messages import Receipt
 from walyoff.node import Device
@@ -149,7 +149,7 @@ class Agent:
 
 
 async def main(home: Path) -> None:
-    """Run until stdin ends or SIGTERM comes."""
+    """Run until stdin ends."""
     async with walyoff.open_device(home) as device, anyio.create_task_group() as tasks:
         agent = Agent(device, tasks)
         tell(event="ready", at=time.monotonic_ns(), did=await device.did())
@@ -160,4 +160,4 @@ async def main(home: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[1] != "--home":
         sys.exit("usage: python -m walyoff.demo.agent --home DIR")
-    anyio.run(main, Path(sys.argv[2]))
+    anyio.run(until_signal, main, Path(sys.argv[2]))
