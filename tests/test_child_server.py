@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import HANGS_AFTER
 from walyoff.child.rpc import (
     VERSION,
     Event,
@@ -136,7 +137,7 @@ def test_an_answer_that_cannot_be_sent_is_an_error(start: Start) -> None:
 def test_a_hung_call_is_answered_by_its_deadline_and_others_go_on(start: Start) -> None:
     server, peer = start(None)
     release = threading.Event()
-    server.register("hang", lambda: release.wait(10))
+    server.register("hang", lambda: release.wait(HANGS_AFTER))
     server.register("quick", lambda: 1)
     hung = peer.request("hang", 0.1)
     assert peer.call("quick").value == 1
@@ -153,7 +154,7 @@ def test_a_hung_call_is_answered_by_its_deadline_and_others_go_on(start: Start) 
 def test_too_many_hung_calls_make_the_ping_fail(start: Start) -> None:
     server, peer = start(None)
     release = threading.Event()
-    server.register("hang", lambda: release.wait(10))
+    server.register("hang", lambda: release.wait(HANGS_AFTER))
     assert peer.call("ping").value == {"stuck": 0}
     for _ in range(MAX_STUCK):
         peer.request("hang", 0.05)
@@ -209,11 +210,11 @@ def test_events_come_from_any_thread(start: Start) -> None:
 def test_nonsense_from_the_parent_ends_the_service(start: Start, data: bytes) -> None:
     server, peer = start(None)
     peer.sock.sendall(data)
-    assert server.ended.wait(5)
+    assert server.ended.wait(HANGS_AFTER)
 
 
 def test_the_end_of_the_connection_ends_the_service(start: Start) -> None:
     server, peer = start(None)
     assert not server.ended.is_set()
     peer.sock.shutdown(socket.SHUT_RDWR)
-    assert server.ended.wait(5)
+    assert server.ended.wait(HANGS_AFTER)

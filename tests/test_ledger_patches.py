@@ -391,7 +391,7 @@ class SlowNode:
 
     def download(self, cid: str, path: str) -> None:
         self.count += 1
-        self.release.wait(30)
+        self.release.wait(HANGS_AFTER)
         Path(path).write_bytes(self.data)
 
 

@@ -496,7 +496,7 @@ def test_nothing_is_logged_to_the_users_program() -> None:
         [sys.executable, "-W", "error", "-c", QUIET],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     assert done.stdout.strip() == "[]"

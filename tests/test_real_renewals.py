@@ -214,7 +214,7 @@ def run(home: Path, mode: str) -> dict[str, Any]:
         [sys.executable, "-c", SCRIPT, str(home), mode],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         env={**os.environ, "LIBP2P_TCP_REUSEPORT": "false"},
     )

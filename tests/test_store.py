@@ -87,7 +87,7 @@ async def test_reading_does_not_wait_for_a_commit(tmp_path: Path) -> None:
         from walyoff.stores.threads import Job
 
         async with anyio.create_task_group() as group:
-            group.start_soon(store.write, Job(lambda _: gate.wait(5)))
+            group.start_soon(store.write, Job(lambda _: gate.wait(HANGS_AFTER)))
             later: dict[str, bytes | None] = {"key": b"later"}
             group.start_soon(store.put, later)
             await anyio.sleep(0.05)
@@ -103,7 +103,7 @@ async def test_a_write_that_was_queued_is_done_though_its_caller_left(tmp_path: 
     from walyoff.stores.threads import Job
 
     async with open_store(tmp_path / "home") as store, anyio.create_task_group() as group:
-        group.start_soon(store.write, Job(lambda _: gate.wait(5)))
+        group.start_soon(store.write, Job(lambda _: gate.wait(HANGS_AFTER)))
         await anyio.sleep(0.05)
         with anyio.move_on_after(0.05) as scope:
             await store.put({"key": b"value"})

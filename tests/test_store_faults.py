@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import pytest
 
+from tests.waiting import HANGS_AFTER
 from walyoff.abc import NewBatch
 from walyoff.errors import StoreError
 from walyoff.stores import SqliteStore, open_store
@@ -153,7 +154,7 @@ async def test_large_write_that_does_not_fit_does_not_take_others_with_it(
                 failed.append(key)
 
         async with anyio.create_task_group() as group:
-            group.start_soon(store.write, Job(lambda _: gate.wait(5)))
+            group.start_soon(store.write, Job(lambda _: gate.wait(HANGS_AFTER)))
             await anyio.sleep(0.05)
             for key, size in (("a", 10), ("large", 500_000), ("b", 10), ("c", 10)):
                 group.start_soon(put, key, size)

@@ -85,7 +85,7 @@ def test_a_loop_that_ended_is_no_trouble_for_its_threads() -> None:
 
     def wait() -> None:
         begun.set()
-        release.wait(5)
+        release.wait(HANGS_AFTER)
 
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
@@ -107,11 +107,11 @@ async def test_the_attempt_that_ends_first_counts() -> None:
         begun.append(number)
         began.set()
         if number == 0:
-            first.wait(10)
+            first.wait(HANGS_AFTER)
         return number
 
     attempts = Attempts(try_luck)
-    assert await run_in_thread(began.wait, 10)
+    assert await run_in_thread(began.wait, HANGS_AFTER)
     assert attempts.again()
     assert not attempts.again(), "two are enough"
     with anyio.fail_after(HANGS_AFTER):

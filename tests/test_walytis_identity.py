@@ -248,7 +248,7 @@ async def test_a_persons_other_device_knows_that_new_keys_are_to_be_shown(
             (lacking,) = persons.membership.governance.lacking
             assert not g.membership.governance.keys_unshown
             await persons.take_keys(await person.give_keys([lacking]))
-            await until(lambda: g.membership.governance.keys_unshown, within=10)
+            await until(lambda: g.membership.governance.keys_unshown)
             await g.renew_keys()
             assert not g.membership.governance.keys_unshown
             await group.import_files(await g.sync_files())

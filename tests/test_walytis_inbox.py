@@ -15,7 +15,7 @@ def test_sender_whose_items_hang_delays_nobody_else_and_order_is_kept() -> None:
 
     def work(sender: str, item: bytes) -> None:
         if sender.startswith("bad"):
-            release.wait(10)
+            release.wait(HANGS_AFTER)
         done.put((sender, item))
 
     inbox = Inbox("test", work)
@@ -39,7 +39,7 @@ def test_what_waits_is_bounded() -> None:
     release = threading.Event()
 
     def work(_sender: str, _item: bytes) -> None:
-        release.wait(10)
+        release.wait(HANGS_AFTER)
 
     inbox = Inbox("test", work)
     for _ in range(MAX_WAITING + 10):

@@ -27,7 +27,7 @@ async def do(child: Child, what: str, args: dict[str, Any]) -> Any:
         return await child.connect(args["multiaddr"])
     if what == "stream":
         return await stream(child, **args)
-    return await child.call(args["method"], args["args"], timeout=30)
+    return await child.call(args["method"], args["args"], timeout=120)
 
 
 async def stream(
