@@ -32,6 +32,8 @@ FOREIGN = (
     b' "after": ["b"], "by": "a", "sig": "AAAA"}}, "signature": "AAAA"}',
     RENEWAL % (b"", b"kQA="),
     RENEWAL % (b64encode(bytes(PUBLIC_SIZE)), b64encode(bytes(SIGNATURE_SIZE))),
+    b'{"info_content": {"did": "d"}, "signature": "YWEtYmI=", "priblocks_version": [0, 0, 1]}',
+    b'{"old_keys": "k", "new_keys": "n", "signature": "YWE=", "priblocks_version": [0, 0, 1]}',
     b"\1\0\0cid\0\0time\0\0topic\0\0hash\0\0hash\0\0\0\0parent\0\0\0\0\0content",
 )
 

@@ -12,6 +12,7 @@ import struct
 import tomllib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from walyoff.child import (
     acts,
     births,
     blocks,
+    copies,
     guard,
     guests,
     packs,
@@ -306,6 +308,24 @@ def _renewal(data: bytes) -> None:
     assert len(control) <= len(data)
 
 
+def _copies(data: bytes) -> None:
+    """Whether what was read has the one spelling; what has it has no other one."""
+    for topic in sorted(acts.TOPICS):
+        block = acts.IdentityBlock(ref="a", topics=(topic,), parents=("b",), content=data)
+        try:
+            act = acts.read_act("group", block)
+        except RemoteProtocolError:
+            continue
+        assert act is not None
+        name = copies.name_of(act)
+        if not acts.is_own((topic,)) and copies.is_spelled(act, (topic,), data):
+            for other in (data + b" ", data.replace(b": ", b":"), b" " + data):
+                again = acts.read_act("group", replace(block, content=other))
+                assert again is not None
+                assert copies.name_of(again) == name
+                assert not copies.is_spelled(again, (topic,), other)
+
+
 def _birth(data: bytes) -> None:
     """The content of a chain's first block."""
     marked = (births.GREETING + mark + data for mark in (births.MARK, births.DEVICE_MARK))
@@ -415,6 +435,7 @@ TARGETS: dict[str, Target] = {
     "announcement": _announcement,
     "identity": _identity,
     "act": _act,
+    "copies": _copies,
     "birth": _birth,
     "renewal": _renewal,
     "suite": _suite,
