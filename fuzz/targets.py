@@ -66,7 +66,8 @@ from walyoff.sealing import Sealing
 from walyoff.session import flights
 from walyoff.stores import keyfile
 from walyoff.walytis import newer
-from walyoff.walytis.identity import DID_PREFIX, decode_grant
+from walyoff.walytis.decoding import decode_grant
+from walyoff.walytis.identity import DID_PREFIX
 
 Target = Callable[[bytes], None]
 

@@ -52,7 +52,7 @@ SECTIONS = {
     "Encoding": r"walyoff\.wire|walyoff\.plugins|walyoff_codecs\..*|walyoff\.did_document",
     "From the chains": (
         r"walyoff\.child\.(?!rpc|server|main|kubo|stock_homes|hidden_key|repo|keyring).*"
-        r"|walyoff\.walytis\.(ledger|register|identity)|walyoff\.audit\w*"
+        r"|walyoff\.walytis\.(ledger|register|identity|decoding)|walyoff\.audit\w*"
     ),
     "Between a device and its child process": (
         r"walyoff\.child\.(rpc|server|main|kubo|repo)|walyoff\.walytis\..*"

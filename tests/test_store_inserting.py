@@ -11,10 +11,9 @@ import anyio
 import pytest
 
 from walyoff.abc import NewBatch
-from walyoff.stores import inserting, open_store
+from walyoff.stores import SqliteChannelStore, inserting, open_store
 from walyoff.stores.chunks import MAX_INLINE
 from walyoff.stores.schema import DATABASE_NAME
-from walyoff.stores.sqlite import SqliteChannelStore
 from walyoff.testing.store_base import ALICE, BOB, CHANNEL, make_batch, make_content
 
 SIZES = (0, 1, 300, 5000, MAX_INLINE)

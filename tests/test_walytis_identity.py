@@ -25,7 +25,8 @@ from walyoff.errors import (
     WalyoffError,
 )
 from walyoff.sockets import UnixListener, connect_unix
-from walyoff.walytis.identity import WalytisIdentity, decode_grant
+from walyoff.walytis.decoding import decode_grant
+from walyoff.walytis.identity import WalytisIdentity
 from walyoff.walytis.ledger import WalytisLedger, import_chain
 from walyoff.walytis.process import Child, open_child
 from walyoff.wire import pack, unpack

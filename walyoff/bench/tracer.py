@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-_STORE = "walyoff.stores.sqlite"
+_STORE = "walyoff.stores.channel"
 #: (module, class, function, stage when it begins, stage when it ends; "" is not noted)
 _SENDER = (
     ("walyoff.channel", "Channel", "send", "send is called", "send returns"),
     ("walyoff.engine.outbox", "Outbox", "_make", "the outbox wakes", "the batch is made"),
     (
-        "walyoff.stores.sqlite",
+        _STORE,
         "SqliteChannelStore",
         "write",
         "write is called",

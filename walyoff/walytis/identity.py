@@ -17,8 +17,8 @@ import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import ObjectReceiveStream
 
-from walyoff.abc import EndedLink, Governance, Member, Membership
-from walyoff.child.acts import RULE_ADMINS, RULE_ANY
+from walyoff.abc import Membership
+from walyoff.child.acts import RULE_ANY
 from walyoff.errors import (
     ChildError,
     LocalProtocolError,
@@ -29,6 +29,15 @@ from walyoff.errors import (
 from walyoff.fanout import Fanout
 from walyoff.tasks import background_tasks
 from walyoff.threads import run_in_thread
+from walyoff.walytis.decoding import (
+    GRANT_VERSION,
+    MAX_KEY_GROUP,
+    MAX_SECRETS,
+    decode_files,
+    decode_grant,
+    decode_membership,
+    did_and_pin,
+)
 from walyoff.walytis.ledger import (
     FILES_TIME,
     RECONCILE_INTERVAL,
@@ -39,27 +48,13 @@ from walyoff.walytis.newer import MAX_ASKED, by_chain, name_blocks, pack_files, 
 from walyoff.walytis.process import Child
 from walyoff.walytis.register import RegisterLedger
 from walyoff.wire import (
-    MAX_DID,
-    expect_array,
     expect_bytes,
     expect_int,
     expect_str,
     pack,
-    unpack,
 )
 
 DID_PREFIX = "did:walytisidentities:"
-PIN_SIZE = 32
-#: A grant: the chains of identity and members, 70 KB for two, and one segment.
-MAX_GRANT = 56 << 20
-#: Devices of one identity: as a vector names.
-MAX_MEMBERS = 4_096
-GRANT_VERSION = 2
-#: Segments in a grant: as many as keep it below a frame of a session.
-MAX_SEGMENTS = 20_000
-#: Bytes of control keys in a grant, and of one group's id.
-MAX_SECRETS = 8 << 20
-MAX_KEY_GROUP = 16 * 1024
 #: Seconds for a call that makes keys, chains and post-quantum signatures.
 SLOW_CALL = 60.0
 _CHANGED = "changed"
@@ -98,7 +93,7 @@ class WalytisIdentity(AsyncContextManagerMixin):
     @classmethod
     async def create_device_did(cls, child: Child) -> tuple[str, bytes]:
         """A new DID for this device; its keys stay in the child. Returns (DID, pin)."""
-        return _did_and_pin(await child.call("did.create", {}, timeout=SLOW_CALL))
+        return did_and_pin(await child.call("did.create", {}, timeout=SLOW_CALL))
 
     @classmethod
     async def renew_did(cls, child: Child, did: str) -> None:
@@ -121,7 +116,7 @@ class WalytisIdentity(AsyncContextManagerMixin):
         answer = await child.call("did.family", {"did": did}, timeout=FILES_TIME)
         match answer:
             case {"family": dict() as family}:
-                return {str(kin): _files(files) for kin, files in family.items()}
+                return {str(kin): decode_files(files) for kin, files in family.items()}
         raise ChildError("the child's answer is no family")
 
     @classmethod
@@ -142,7 +137,7 @@ class WalytisIdentity(AsyncContextManagerMixin):
         """
         options = _options(guarded, segment_blocks)
         args = {"member_did": member_did, "first": first, "rule": rule, **options}
-        did, pin = _did_and_pin(await child.call("group.create", args, timeout=SLOW_CALL))
+        did, pin = did_and_pin(await child.call("group.create", args, timeout=SLOW_CALL))
         return await cls._opened(child, did, pin, member_did, options)
 
     @classmethod
@@ -246,7 +241,7 @@ class WalytisIdentity(AsyncContextManagerMixin):
         """Read the membership now. Raises ChildError."""
         async with self._lock:
             answer = await self._child.call("group.membership", {"did": self._did})
-            membership, self._segment = _decode_membership(self._did, answer)
+            membership, self._segment = decode_membership(self._did, answer)
             if membership != self._membership:
                 self._membership = membership
                 self._changes.publish(_CHANGED, membership)
@@ -467,125 +462,5 @@ class WalytisIdentity(AsyncContextManagerMixin):
         return [did.removeprefix(DID_PREFIX) for did in dids]
 
 
-def decode_grant(grant: bytes) -> dict[str, Any]:
-    """The arguments of "group.adopt" that a grant holds. Raises RemoteProtocolError."""
-    value = unpack(grant, MAX_GRANT)
-    names = {"v", "did", "pin", "secrets", "files", "member_files", "segments", "segment_files"}
-    if not isinstance(value, dict) or set(value) != names or value["v"] != GRANT_VERSION:
-        raise RemoteProtocolError("grant has another form or version")
-    members = value["member_files"]
-    if not isinstance(members, dict) or len(members) > MAX_MEMBERS:
-        raise RemoteProtocolError("grant has malformed members")
-    return {
-        "did": expect_str(value["did"], "DID", limit=MAX_DID),
-        "pin": expect_bytes(value["pin"], "pin", size=PIN_SIZE),
-        "secrets": expect_bytes(value["secrets"], "secrets", limit=MAX_SECRETS),
-        "files": _files(value["files"]),
-        "member_files": {
-            expect_str(did, "DID", limit=MAX_DID): _files(files)
-            for did, files in members.items()
-        },
-        "segments": _segments(value["segments"]),
-        "segment_files": _files(value["segment_files"]),
-    }
-
-
-def _segments(value: Any) -> list[list[str]]:
-    if not isinstance(value, list) or len(value) > MAX_SEGMENTS:
-        raise RemoteProtocolError("grant has malformed segments")
-    return [
-        [expect_str(name, "segment", limit=64) for name in expect_array(item, 3, "segment")]
-        for item in value
-    ]
-
-
 def _options(guarded: bool, segment_blocks: int | None) -> dict[str, Any]:
     return {"guarded": guarded, "segment_blocks": segment_blocks}
-
-
-def _files(value: Any) -> list[bytes]:
-    if not isinstance(value, list):
-        raise RemoteProtocolError("grant has malformed files")
-    return [expect_bytes(item, "block file", limit=1 << 21) for item in value]
-
-
-def _did_and_pin(answer: Any) -> tuple[str, bytes]:
-    if not isinstance(answer, dict):
-        raise ChildError("the child's answer is no map")
-    did = expect_str(answer.get("did"), "DID", limit=MAX_DID)
-    return did, expect_bytes(answer.get("pin"), "pin", size=PIN_SIZE)
-
-
-def _decode_membership(did: str, answer: Any) -> tuple[Membership, str | None]:
-    match answer:
-        case {
-            "members": list() as members,
-            "ended": list() as ended,
-            "kin": list() as kin,
-            "direct": list() as direct,
-            "refused": dict() as refused,
-            "segment": segment,
-        }:
-            governance = _governance(answer.get("standing"))
-            membership = Membership(
-                did=did,
-                members=tuple(_member(item, governance) for item in members),
-                ended=tuple(_ended(item) for item in ended),
-                direct=tuple(_did(item) for item in direct),
-                kin=tuple(_did(item) for item in kin),
-                refused={str(k): n for k, n in refused.items() if isinstance(n, int)},
-                governance=governance,
-            )
-            return membership, segment if isinstance(segment, str) else None
-    raise ChildError("the child's membership is malformed")
-
-
-def _did(value: Any) -> str:
-    return expect_str(value, "DID", limit=MAX_DID)
-
-
-def _member(item: Any, governance: Governance) -> Member:
-    did, pin, current, joined_at, path, links = expect_array(item, 6, "member")
-    steps = tuple(_did(step) for step in path)
-    rules = governance.rule == RULE_ADMINS and steps[-1:] != ()
-    return Member(
-        did=_did(did),
-        pin=expect_bytes(pin, "pin", limit=PIN_SIZE),
-        current=current is True,
-        joined_at=expect_int(joined_at, "place"),
-        path=steps,
-        role="admin" if rules and steps[-1] in governance.admins else "member",
-        links=tuple((bytes(link), expect_int(at, "place")) for link, at in links),
-    )
-
-
-def _ended(item: Any) -> EndedLink:
-    link, joined_at, identity = expect_array(item, 3, "ended membership")
-    return EndedLink(
-        link=bytes(link), joined_at=expect_int(joined_at, "place"), identity=identity is True
-    )
-
-
-def _governance(value: Any) -> Governance:
-    match value:
-        case {
-            "actor": actor,
-            "rule": rule,
-            "admins": list() as admins,
-            "lacking": list() as lacking,
-            "newest": newest,
-            "renewal_due": bool() as renewal_due,
-            "keys_unshown": bool() as keys_unshown,
-        }:
-            return Governance(
-                rule=expect_str(rule, "rule", limit=16),
-                admins=tuple(expect_str(did, "DID", limit=MAX_DID) for did in admins),
-                actor=None if actor is None else expect_str(actor, "DID", limit=MAX_DID),
-                newest_key=expect_bytes(newest, "fingerprint", size=PIN_SIZE),
-                lacking=tuple(
-                    expect_bytes(key, "fingerprint", size=PIN_SIZE) for key in lacking
-                ),
-                renewal_due=renewal_due,
-                keys_unshown=keys_unshown,
-            )
-    raise ChildError("the child's membership says nothing of its rules")

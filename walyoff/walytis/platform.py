@@ -12,7 +12,8 @@ from walyoff.child.repo import multiaddr
 from walyoff.errors import ChildError, LocalProtocolError
 from walyoff.platform import Foundation, Platform
 from walyoff.sealing import Sealing
-from walyoff.walytis.identity import WalytisIdentity, decode_grant
+from walyoff.walytis.decoding import decode_grant
+from walyoff.walytis.identity import WalytisIdentity
 from walyoff.walytis.newer import MAX_CHAIN_NAME, by_chain, pack_files, unpack_files
 from walyoff.walytis.process import Child, open_child
 from walyoff.walytis.register import RegisterLedger
