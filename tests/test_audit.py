@@ -117,6 +117,30 @@ def test_a_sound_home_is_found_sound_and_all_of_it_is_looked_at(
     assert kinds(original) == set()
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_device_with_sealed_keys_that_were_renewed_is_sound_and_stays_as_it_is(
+    home: Path,
+) -> None:
+    async with open_device(home) as device:
+        channel = await device.create_channel("family")
+        for _ in range(2):
+            await device.renew_keys()
+            await (await channel.send(b"by new keys")).wait_anchored()
+
+    def every_file() -> dict[Path, bytes]:
+        # Whoever opens the store writes its files beside the database.
+        files = (path for path in home.rglob("*") if path.is_file())
+        return {p: p.read_bytes() for p in files if not p.name.startswith("store.db")}
+
+    before = every_file()
+    report = await audit(home)
+    assert report.sound, report.findings
+    assert not report.refused
+    assert report.counts["records"] == 2
+    assert every_file() == before
+
+
 def test_an_identity_commits_to_its_register(original: Made) -> None:
     chain = chain_of(original.did)
     first = read_chain(original.home, chain, lambda: None).blocks[0]

@@ -9,6 +9,8 @@ held. It changes nothing, and needs the home for itself.
 from __future__ import annotations
 
 import functools
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,9 +76,14 @@ async def audit(
     async with open_store(home, passphrase=passphrase) as store:
         state = await find_channel(store, name)
         # Signatures of control keys are checked in the child, where upstream's code is. It
-        # opens no chain unless it is told to.
-        async with open_child(home) as child:
-            return await audit_with(child, home, store, state, progress, contents=contents)
+        # opens no chain unless it is told to, and needs nothing of the home.
+        folder = await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "walyoff-audit-")
+        try:
+            async with open_child(Path(folder)) as child:
+                return await audit_with(child, home, store, state, progress, contents=contents)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(shutil.rmtree, folder, True)
 
 
 async def audit_with(
