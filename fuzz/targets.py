@@ -190,7 +190,7 @@ def _chain_files(data: bytes) -> None:
     """Files of several chains, and the names by which others are asked for newer ones."""
     good = newer.unpack_good((data, b"junk", newer.pack_files({"c": [data]})[0]))
     assert newer.unpack_good(newer.pack_files(good)) == good
-    name_blocks = newer.name_blocks({DID_PREFIX + "c": [data] * 3})
+    name_blocks = newer.name_blocks({"no DID": [data], DID_PREFIX + "c": [data] * 3})
     assert name_blocks[-1] == "c/c"
     assert set(newer.by_chain(name_blocks)) == {"c"}
     newer.unpack_files((data,))

@@ -161,7 +161,7 @@ class Identity(Protocol):
     ) -> Sequence[str]:
         """The names of the blocks of a DID's chain and of those below it.
 
-        At most as many as `walyoff.frames.MAX_REFS`. Raises RemoteProtocolError.
+        At most as many as `walyoff.frames.MAX_REFS`; of what cannot be read there are none.
         """
 
     async def newer(self, names: Sequence[str], limit: int) -> list[bytes]:

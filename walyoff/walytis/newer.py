@@ -69,6 +69,11 @@ def name_blocks(chains: Mapping[str, Sequence[bytes]]) -> list[str]:
     named: list[str] = []
     share = frames.MAX_REFS // max(min(len(chains), MAX_ASKED), 1) - 1
     for did, files in islice(chains.items(), MAX_ASKED):
+        try:
+            chain = chain_of(did)
+        except RemoteProtocolError:
+            # Nobody has a chain of what is no DID.
+            continue
         refs: list[str] = []
         for file in files:
             try:
@@ -78,7 +83,7 @@ def name_blocks(chains: Mapping[str, Sequence[bytes]]) -> list[str]:
                 continue
         step = max(-(-len(refs) // share), 1)
         # A chain is named by its first block: who knows the chain knows that one.
-        named += [f"{chain_of(did)}/{ref}" for ref in (*refs[::-step], chain_of(did))]
+        named += [f"{chain}/{ref}" for ref in (*refs[::-step], chain)]
     return named
 
 
