@@ -13,19 +13,18 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 from anyio.abc import ByteStream, ObjectReceiveStream, TaskGroup
 
-from walyoff.abc import Broadcast, IpfsNode, Transport, TransportHost
+from walyoff.abc import IpfsNode, Transport, TransportHost
 from walyoff.errors import LocalProtocolError, TransportError
 from walyoff.sockets import UnixListener, connect_unix
 from walyoff.tasks import background_tasks
-from walyoff_transports.gossip import MAX_PAYLOAD
 from walyoff_transports.listening import MAX_ADDRESS, Waiting, shown
-from walyoff_transports.topics import Topics
+from walyoff_transports.topics import TopicBroadcasts, Topics
 
 NAME = "ipfs"
 PROTOCOL = "/x/walyoff/1"
@@ -50,7 +49,7 @@ def parse_address(address: str) -> tuple[str, str]:
     return found.group(1), found.group(2)
 
 
-class IpfsTransport:
+class IpfsTransport(TopicBroadcasts):
     """`walyoff.abc.Transport` on an `IpfsNode`; made by `open_transport`."""
 
     #: Addresses of these transports are reached as well.
@@ -75,11 +74,6 @@ class IpfsTransport:
     def name(self) -> str:
         """ "ipfs"."""
         return NAME
-
-    @property
-    def max_broadcast(self) -> int:
-        """The largest broadcast payload, in bytes."""
-        return MAX_PAYLOAD
 
     @property
     def addresses(self) -> Sequence[str]:
@@ -169,31 +163,6 @@ class IpfsTransport:
                 f"bytes, this one {size}"
             )
         return path
-
-    # ------------------------------------------------------------------ broadcasts
-
-    async def broadcast(self, topic: str, payload: bytes) -> None:
-        """Publish, and repeat in the background what peers did not acknowledge.
-
-        Waits while 16 messages on the topic are in flight: that is the back-pressure.
-
-        Raises:
-            PayloadTooLargeError: it is larger than `max_broadcast`.
-            LocalProtocolError: the topic is empty or too long.
-            TransportError: it could not be handed on.
-        """
-        await self._topics.broadcast(topic, payload)
-
-    def subscribe(
-        self, topic: str
-    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Broadcast]]:
-        """Receive other devices' broadcasts; a slow consumer loses the oldest of 256.
-
-        Raises:
-            LocalProtocolError: the topic is empty or too long.
-            TransportError: the subscription could not be made.
-        """
-        return self._topics.subscribe(topic)
 
     async def _release(self) -> None:
         for peer_id in list(self._forwards):

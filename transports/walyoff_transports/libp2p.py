@@ -23,15 +23,14 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import ByteStream, ObjectReceiveStream, TaskGroup, TaskStatus
 
-from walyoff.abc import Broadcast, Transport, TransportFactory, TransportHost
+from walyoff.abc import Transport, TransportFactory, TransportHost
 from walyoff.errors import LocalProtocolError, TransportError
 from walyoff.sockets import SocketStream
 from walyoff.tasks import background_tasks
-from walyoff_transports.gossip import MAX_PAYLOAD
 from walyoff_transports.libp2p_pubsub import HostedPubsub
 from walyoff_transports.libp2p_settings import Services, read_services
 from walyoff_transports.listening import MAX_ADDRESS, Waiting, hosts, shown
-from walyoff_transports.topics import Topics
+from walyoff_transports.topics import TopicBroadcasts, Topics
 
 if TYPE_CHECKING:
     from walyoff_transports.libp2p_loop import Hosted
@@ -65,7 +64,7 @@ Accept = Callable[[socket.socket, str], None]
 HostOpener = Callable[[Accept], AbstractAsyncContextManager["Hosted[Node]"]]
 
 
-class Libp2pTransport:
+class Libp2pTransport(TopicBroadcasts):
     """`walyoff.abc.Transport` on py-libp2p; made by `open_transport`."""
 
     #: Addresses of these transports are reached as well.
@@ -89,11 +88,6 @@ class Libp2pTransport:
     def name(self) -> str:
         """ "libp2p"."""
         return NAME
-
-    @property
-    def max_broadcast(self) -> int:
-        """The largest broadcast payload, in bytes."""
-        return MAX_PAYLOAD
 
     @property
     def addresses(self) -> Sequence[str]:
@@ -156,31 +150,6 @@ class Libp2pTransport:
         """Take the socket of an incoming stream from a peer."""
         if not self._waiting.offer(SocketStream(sock, source=source)):
             sock.close()
-
-    # ------------------------------------------------------------------ broadcasts
-
-    async def broadcast(self, topic: str, payload: bytes) -> None:
-        """Publish, and repeat in the background what peers did not acknowledge.
-
-        Waits while 16 messages on the topic are in flight: that is the back-pressure.
-
-        Raises:
-            PayloadTooLargeError: it is larger than `max_broadcast`.
-            LocalProtocolError: the topic is empty or too long.
-            TransportError: it could not be handed on.
-        """
-        await self._topics.broadcast(topic, payload)
-
-    def subscribe(
-        self, topic: str
-    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Broadcast]]:
-        """Receive other devices' broadcasts; a slow consumer loses the oldest of 256.
-
-        Raises:
-            LocalProtocolError: the topic is empty or too long.
-            TransportError: the subscription could not be made.
-        """
-        return self._topics.subscribe(topic)
 
     # ------------------------------------------------------------------- life cycle
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
 from anyio.abc import ObjectReceiveStream, TaskGroup, TaskStatus
@@ -41,15 +41,7 @@ class Topics:
         return len(self._topics)
 
     async def broadcast(self, topic: str, payload: bytes) -> None:
-        """Publish, and repeat in the background what peers did not acknowledge.
-
-        Waits while 16 messages on the topic are in flight: that is the back-pressure.
-
-        Raises:
-            PayloadTooLargeError: it is larger than `gossip.MAX_PAYLOAD`.
-            LocalProtocolError: the topic is empty or too long.
-            TransportError: it could not be handed on.
-        """
+        """See `TopicBroadcasts.broadcast`."""
         if len(payload) > MAX_PAYLOAD:
             raise PayloadTooLargeError(len(payload), MAX_PAYLOAD, "broadcast")
         async with self._use(topic) as opened:
@@ -57,12 +49,7 @@ class Topics:
 
     @asynccontextmanager
     async def subscribe(self, topic: str) -> AsyncIterator[ObjectReceiveStream[Broadcast]]:
-        """Receive other devices' broadcasts; a slow consumer loses the oldest of 256.
-
-        Raises:
-            LocalProtocolError: the topic is empty or too long.
-            TransportError: the subscription could not be made.
-        """
+        """See `TopicBroadcasts.subscribe`."""
         async with self._use(topic) as opened, opened.fanout.subscribe("") as stream:
             yield stream
 
@@ -103,3 +90,40 @@ class Topics:
         idle.sort(key=lambda topic: topic.last_used)
         for topic in idle[: max(0, len(idle) - MAX_IDLE_TOPICS + 1)]:
             topic.close()
+
+
+class TopicBroadcasts:
+    """The broadcasts of a transport on a pubsub."""
+
+    _topics: Topics
+
+    @property
+    def max_broadcast(self) -> int:
+        """The largest broadcast payload, in bytes."""
+        return MAX_PAYLOAD
+
+    async def broadcast(self, topic: str, payload: bytes) -> None:
+        """Publish, and repeat in the background what peers did not acknowledge.
+
+        Waits while 16 messages on the topic are in flight: that is the back-pressure.
+
+        Raises:
+            PayloadTooLargeError: it is larger than `max_broadcast`.
+            LocalProtocolError: the topic is empty or too long.
+            TransportError: it could not be handed on.
+        """
+        await self._topics.broadcast(topic, payload)
+
+    def subscribe(
+        self, topic: str
+    ) -> AbstractAsyncContextManager[ObjectReceiveStream[Broadcast]]:
+        """Receive other devices' broadcasts; a slow consumer loses the oldest of 256.
+
+        Raises:
+            LocalProtocolError: the topic is empty or too long.
+            TransportError: the subscription could not be made.
+        """
+        return self._topics.subscribe(topic)
+
+
+__all__ = ["MAX_IDLE_TOPICS", "MAX_TOPIC", "TOPIC_PREFIX", "TopicBroadcasts", "Topics"]

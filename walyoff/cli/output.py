@@ -70,8 +70,7 @@ def encode_content(content: bytes | None) -> dict[str, str | None]:
         return {"content": base64.b64encode(content).decode(), "encoding": "base64"}
 
 
-def message_json(message: Message, me: str) -> dict[str, Any]:
-    """A message for machines."""
+def _head(message: Message, me: str) -> dict[str, Any]:
     return {
         "id": message.id.hex(),
         "channel": message.channel,
@@ -81,6 +80,13 @@ def message_json(message: Message, me: str) -> dict[str, Any]:
         "seq": message.seq,
         "time": message.time.isoformat(),
         "topics": list(message.topics),
+    }
+
+
+def message_json(message: Message, me: str) -> dict[str, Any]:
+    """A message for machines."""
+    return {
+        **_head(message, me),
         "size": message.size,
         **encode_content(message.content),
         **_attachment_json(message),
@@ -132,15 +138,8 @@ def counted(count: int, noun: str) -> str:
 def record_json(message: Message, record: Record, me: str) -> dict[str, Any]:
     """The metadata of a message for machines: what the ledger has of it, sealed."""
     return {
-        "id": message.id.hex(),
-        "channel": message.channel,
-        "author": message.author,
-        "path": list(message.path),
-        "mine": message.author == me,
-        "seq": message.seq,
-        "time": message.time.isoformat(),
+        **_head(message, me),
         "kind": record.kind,
-        "topics": list(message.topics),
         "size": message.size,
         "commitment": record.commitment.hex(),
         "position": message.position,

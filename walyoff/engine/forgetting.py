@@ -90,10 +90,6 @@ class Forgetting:
             return False
         return self._due(record) <= self._engine.runtime.wall_ms()
 
-    def lately(self, record_id: bytes) -> Forgotten | None:
-        """Why a message was forgotten, if that was in this run."""
-        return self._lately.get(record_id)
-
     def _due(self, record: Record) -> int:
         """When a record's time is over: never later than its lifetime from now."""
         return min(record.time_ms, self._engine.runtime.wall_ms()) + record.lifetime_ms
