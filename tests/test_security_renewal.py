@@ -8,7 +8,7 @@ from unittest import mock
 import anyio
 import pytest
 
-from tests.sim.virtual import group, in_virtual_time, read, run
+from tests.sim.virtual import Group, group, in_virtual_time, read, run
 from walyoff import Channel, Device, frames
 from walyoff.accepting import judge
 from walyoff.engine.facts import Reason
@@ -65,6 +65,17 @@ async def forge(victim: Channel, key: Credentials, time_ms: int, to: str) -> Non
     await anyio.sleep(1)
 
 
+async def replaced_key(g: Group) -> Credentials:
+    """What the first device signed with before it got a new key that the second knows of."""
+    a, b = g.channels
+    await (await a.send(b"mine")).wait_received(by=b.me)
+    replaced = a.engine.credentials
+    set_clocks(g.devices, 50)
+    await anyio.sleep(1.5 * CHECK_S)
+    await (await a.send(b"by the new key")).wait_received(by=b.me)
+    return replaced
+
+
 async def hear(session: Session) -> None:
     """Read what a session says; there must be nothing."""
     async with session.run():
@@ -76,11 +87,7 @@ async def hear(session: Session) -> None:
 async def test_a_replaced_key_does_not_pass_while_the_one_before_arrives() -> None:
     async with group(2) as g:
         a, b = g.channels
-        await (await a.send(b"mine")).wait_received(by=b.me)
-        stolen = a.engine.credentials
-        set_clocks(g.devices, 50)
-        await anyio.sleep(1.5 * CHECK_S)
-        await (await a.send(b"by the new key")).wait_received(by=b.me)
+        stolen = await replaced_key(g)
         held = b.engine.durable[a.me]
         g.world.network.partition("a", "b")
         await a.send(b"not there yet")
@@ -168,11 +175,7 @@ def test_who_stole_a_replaced_key_can_neither_write_nor_connect() -> None:
     async def main() -> None:
         async with group(2) as g:
             a, b = g.channels
-            await (await a.send(b"mine")).wait_received(by=b.me)
-            stolen = a.engine.credentials
-            set_clocks(g.devices, 50)
-            await anyio.sleep(1.5 * CHECK_S)
-            await (await a.send(b"by the new key")).wait_received(by=b.me)
+            stolen = await replaced_key(g)
             held = b.engine.durable[a.me]
             await forge(a, stolen, 0, b.me)
             assert b.engine.durable[a.me] == held
