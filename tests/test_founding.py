@@ -180,6 +180,7 @@ def test_a_membership_that_ended_keeps_its_number_when_an_older_one_is_written_a
 def test_a_founder_who_was_removed_can_end_the_identity(rule: str, seed: int) -> None:
     """It dates its own leaving before all that it invited; nobody gets in or back by it."""
     group = Group(rule, seed, birth(rule))
+    joined = group.blocks[1].ref
     stated = group.tips()
     for did in (B, C, D):
         group.do(A, "join", did)
@@ -194,7 +195,38 @@ def test_a_founder_who_was_removed_can_end_the_identity(rule: str, seed: int) ->
     for by in (A, D):
         for parents in (stated, before, None):
             group.do(by, "join", D, parents=parents)
+    # Nor does it change the rule, by leaving before that was stated.
+    group.do(A, "leave", A, parents=[joined])
     assert group.current() == set()
+    assert group.read().rule == rule
+
+
+@pytest.mark.parametrize("rule", ["any", "admins"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("way", ["on a puppet", "one by one"])
+def test_a_founder_who_was_removed_can_end_it_without_having_been_alone(
+    rule: str, seed: int, way: str
+) -> None:
+    """So a rule that who is alone cannot leave would cost it one block."""
+    group = Group(rule, seed, birth(rule))
+    stated = group.tips()
+    for did in (B, C, D):
+        group.do(A, "join", did)
+    if rule == "admins":
+        group.own(A, "admin", B)
+    before = group.tips()
+    group.do(B, "leave", A)
+    assert group.current() == {B, C, D}
+    if way == "on a puppet":
+        puppet = group.do(A, "join", E, parents=stated)
+        group.do(E, "leave", A, parents=[puppet])
+        group.do(A, "leave", A, parents=[puppet])
+    else:
+        for did in (B, C, D):
+            group.do(A, "leave", did, parents=before)
+    assert group.current() == set()
+    shuffled = group.blocks[::-1]
+    assert group.read(shuffled) == group.read()
 
 
 @pytest.mark.parametrize("seed", range(8))

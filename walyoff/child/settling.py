@@ -116,7 +116,9 @@ class Pass:
     # ---------------------------------------------------------------------- rights
 
     def _rule(self, past: int) -> str:
-        """The rule for an act with these ancestors: of two, the one that forbids less."""
+        """The rule for an act with these ancestors: the birth's, and of two the laxer one."""
+        if (birth := self._founding.birth) is not None and birth.rule:
+            return birth.rule
         rules = {node.act.rule for node in self._founding.stated if node.bit & past}
         return RULE_ADMINS if rules == {RULE_ADMINS} else RULE_ANY
 
@@ -363,10 +365,8 @@ class Pass:
         if self._founding.birth is not None:
             others = sum(node.act.subject != result.segment for node in self._segments)
             result.refused += Counter({SECOND_REGISTER: others})
-        if self._founding.stated:
+        if self._founding.candidates:
             result.rule = self._rule(-1)
-        elif self._founding.candidates:
-            result.rule = RULE_ANY
         found: list[tuple[int, MemberState]] = []
         numbers = {rank: number for number, rank in enumerate(sorted(self._ranks))}
         for did, joinings in self._joinings.items():
