@@ -302,3 +302,65 @@ def test_no_more_is_granted_at_once_than_a_frame_may_say() -> None:
     reconciler.contents([(last, content)], "p", 0.0)
     orders = [order for order in reconciler.orders() if isinstance(order, FetchMore)]
     assert [order.size for order in orders] == [MAX_GRANT]
+
+
+def open_many(count: int) -> tuple[Reconciler, list[OpenRecord]]:
+    """A reconciler that misses so many contents, with one peer, which has none of them."""
+    machine = Reconciler(channel="c", author="me", heads=(), seed=1)
+    records = [OpenRecord("a", n + 1, n.to_bytes(32), 10, bytes(32), 0.0) for n in range(count)]
+    machine.restore_open(records)
+    machine.peer_joined("p", "did:p", {"a": (0, frozenset())}, 0.0)
+    return machine, records
+
+
+@pytest.mark.parametrize("flood", ["claims", "gone", "refused"])
+def test_a_peer_that_says_much_in_little_does_not_make_us_look_all_the_time(
+    flood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, records = open_many(20_000)
+    looks: list[float] = []
+    plan = machine._plan_contents
+
+    def counting(now: float) -> None:
+        looks.append(now)
+        plan(now)
+
+    monkeypatch.setattr(machine, "_plan_contents", counting)
+    for n in range(1000):
+        now = 1.0 + n / 1000
+        if flood == "claims":
+            machine.peer_has("p", {"b": (n % 2, frozenset())}, now)
+        elif flood == "gone":
+            machine.content_failed([records[n].record_id], "p", Reason.GONE, now)
+        else:
+            machine.range_failed("p", "b", Reason.WRONG_SIGNATURE, now)
+        deadline = machine.deadline()
+        if deadline is not None and deadline <= now:
+            machine.tick(now)
+    # Looking at them takes about 10 ms: a tenth of the time at most.
+    assert 1 <= len(looks) <= 15
+
+
+def test_what_a_peer_came_to_hold_is_asked_for_after_the_rest() -> None:
+    machine, records = open_many(20_000)
+    machine.peer_has("p", {"b": (1, frozenset())}, 1.0)
+    machine.orders()
+    missing = frozenset(range(2, 257))
+    machine.peer_has("p", {"a": (300, missing)}, 1.001)
+    machine.peer_has("p", {"a": (300, missing - {9})}, 1.002)
+    assert not any(isinstance(order, FetchContents) for order in machine.orders())
+    deadline = machine.deadline()
+    assert deadline is not None
+    assert 1.002 < deadline < 1.5
+    machine.tick(deadline)
+    asked = [order for order in machine.orders() if isinstance(order, FetchContents)]
+    wanted = {records[seq - 1].record_id for seq in (1, 9, *range(257, 301))}
+    assert {i for order in asked for i in order.record_ids} == wanted
+
+
+def test_few_open_records_are_looked_at_at_once() -> None:
+    machine, records = open_many(1000)
+    machine.peer_has("p", {"b": (1, frozenset())}, 1.0)
+    machine.peer_has("p", {"a": (5, frozenset())}, 1.0)
+    asked = [order for order in machine.orders() if isinstance(order, FetchContents)]
+    assert [set(order.record_ids) for order in asked] == [{r.record_id for r in records[:5]}]

@@ -32,6 +32,10 @@ from walyoff.records import MAX_CONTENT
 
 #: A request without an answer for so long is given to another peer.
 REQUEST_TIMEOUT = 5.0
+#: Seconds of rest for each open record after all were looked at: ten times as long as it took.
+REST = 5e-6
+#: Open records that are looked at without a rest: it takes less than a millisecond.
+MAX_UNRESTED = 1024
 #: When the author itself is connected its push is on the way: others are not asked before.
 PUSH_GRACE = 0.3
 #: Back-off of a content that nobody gave: doubles from the first to the last, with jitter.
@@ -86,13 +90,17 @@ class Asking:
         self._ranges: dict[str, _Range] = {}
         #: When to look again at a record or an author; small, since only open ones are in it.
         self._wake: float | None = None
+        #: All open records are looked at no sooner than this because of what peers say.
+        self._rested = 0.0
+        #: What peers claimed when all were looked at, of those who said something since.
+        self._news: dict[str, dict[str, tuple[int, frozenset[int]]]] = {}
         self._orders: list[Order] = []
         # Jitter only: seeded from outside, so that a run can be repeated exactly.
         self._random = random.Random(seed)  # noqa: S311
 
     def deadline(self) -> float | None:
         """When `tick` is due, if nothing happens before."""
-        return self._wake
+        return None if self._wake is None else max(self._wake, self._rested)
 
     def wake_at(self, when: float) -> None:
         """`tick` is due at this time at the latest."""
@@ -147,7 +155,7 @@ class Asking:
             self._end_range(author)
         self._plan_author(author, now, grace=False)
         self._plan_queued(state, now)
-        self._plan_contents(now)
+        self._look(now)
 
     def _progress(self, peer: str, author: str, size: int, now: float) -> None:
         """So many bytes of an answer came: it is not late, and there is room for more."""
@@ -264,6 +272,26 @@ class Asking:
         record.peer = peer
         record.until = now + REQUEST_TIMEOUT + state.bytes / SLOW_LINK
         self.wake_at(record.until)
+
+    def _look(self, now: float) -> None:
+        """Look at all open records, because of what a peer says: now, or when that is due.
+
+        A peer says much in few bytes, and can leave many records open: without a rest, looking
+        would take all the time there is.
+        """
+        if now < self._rested:
+            self.wake_at(self._rested)
+            return
+        self._rest(now)
+        for peer, before in self._news.items():
+            if state := self.peers.get(peer):
+                self._reconsider(state, before, now)
+        self._news.clear()
+        self._plan_contents(now)
+
+    def _rest(self, now: float) -> None:
+        """All open records are being looked at."""
+        self._rested = now + max(len(self.open) - MAX_UNRESTED, 0) * REST
 
     def _reconsider(
         self,

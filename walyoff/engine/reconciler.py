@@ -233,7 +233,7 @@ class Reconciler(Asking):
                 self._release_fetch(record, now)
         if reason != Reason.GONE:
             self.fault(peer, reason, "content refused")
-        self._plan_contents(now)
+        self._look(now)
 
     def peer_joined(self, peer: str, did: str, vector: Vector, now: float) -> None:
         """A session with a member is up."""
@@ -243,6 +243,7 @@ class Reconciler(Asking):
     def peer_left(self, peer: str, now: float) -> None:
         """A session is over."""
         state = self.peers.pop(peer, None)
+        self._news.pop(peer, None)
         if state is None:
             return
         for record in self.open.values():
@@ -260,12 +261,12 @@ class Reconciler(Asking):
         state = self.peers.get(peer)
         if state is None:
             return
-        before: dict[str, tuple[int, frozenset[int]]] = {}
+        before = self._news.setdefault(peer, {})
         for author, (seq, gaps) in vector.items():
             if author not in state.heads and len(state.heads) >= MAX_AUTHORS:
                 continue
             known = state.heads.get(author, 0)
-            before[author] = (known, state.gaps.get(author, frozenset()))
+            before.setdefault(author, (known, state.gaps.get(author, frozenset())))
             state.heads[author] = seq
             if gaps:
                 state.gaps[author] = gaps
@@ -275,12 +276,14 @@ class Reconciler(Asking):
                 state.put_off.pop(author, None)
             self._plan_author(author, now)
         if self.open:
-            self._reconsider(state, before, now)
-            self._plan_contents(now)
+            self._look(now)
+        else:
+            self._news.clear()
 
     def tick(self, now: float) -> None:
         """A deadline passed."""
-        if self._wake is None or now < self._wake:
+        deadline = self.deadline()
+        if deadline is None or now < deadline:
             return
         self._wake = None
         self._tick_ranges(now)
@@ -298,7 +301,7 @@ class Reconciler(Asking):
         for state in self.peers.values():
             self._plan_queued(state, now)
         self._deliver(now)
-        self._plan_contents(now)
+        self._look(now)
 
     # ---------------------------------------------------------------- receiving
 
