@@ -34,6 +34,7 @@ FOREIGN = (
     RENEWAL % (b64encode(bytes(PUBLIC_SIZE)), b64encode(bytes(SIGNATURE_SIZE))),
     b'{"info_content": {"did": "d"}, "signature": "YWEtYmI=", "priblocks_version": [0, 0, 1]}',
     b'{"old_keys": "k", "new_keys": "n", "signature": "YWE=", "priblocks_version": [0, 0, 1]}',
+    b"\x92\xa1c\xc0",
     b"\1\0\0cid\0\0time\0\0topic\0\0hash\0\0hash\0\0\0\0parent\0\0\0\0\0content",
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.test_reader import PIN, did_pin, sign
-from walyoff.child import births, guard
+from walyoff.child import births, guard, judging
 from walyoff.child.acts import TOPIC_RULES, Approval, Claim, did_of, pin_of
 from walyoff.child.births import GREETING, ROOM, put_birth
 from walyoff.child.blocks import BlockFile, decode_block, decode_id
@@ -70,7 +70,11 @@ class World:
         self.did = did_of(self.born.chain)
         folder.mkdir(exist_ok=True)
         self.files = ChainFiles(self.born.chain, folder / "chain", folder / "positions")
-        self.judge = IdentityJudge(self.did, pin_of(K0), verify, approves)
+        #: The control keys that this device has.
+        self.keys = [K0]
+        self.judge = IdentityJudge(
+            self.did, pin_of(K0), verify, approves, held=lambda _: self.keys
+        )
         #: What the network has, by name.
         self.store: dict[str, bytes] = {}
         self.refused = guard.Refusals()
@@ -376,6 +380,48 @@ def test_a_forged_approval_neither_comes_in_nor_keeps_the_real_one_out(
         assert world.announce(*rivals) == 0
         world.hand_over(*rivals)
         assert len(world.files) == length == 10 + early
+
+
+@pytest.mark.parametrize("way", ["announced", "handed over"])
+def test_a_former_member_lengthens_a_chain_up_to_a_number(
+    world: World, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """It has the keys of its time for ever, and signs what it likes."""
+    monkeypatch.setattr(judging, "MAX_LATE", 20)
+    *_, rules = begun(world)
+    renewal = world.key(K0, K1, rules, by=A)
+    world.announce(renewal)
+    world.keys.append(K1)
+    length = len(world.files)
+    bring = world.announce if way == "announced" else world.hand_over
+    made = [world.info(DOC, {"n": n}, K0, rules) for n in range(60)]
+    # Keys of its own making are worth no more than those that made them.
+    own = world.key(K0, "|evil", rules, by=B)
+    made += [own, *(world.info(DOC, {"n": n}, "|evil", own) for n in range(60))]
+    made += [world.join(did_of(f"Qm{n}"), K0, renewal, by=B) for n in range(60)]
+    for block in made:
+        bring(block)
+    assert len(world.files) == length + 20
+    bring(*[world.key(K0, f"|evil {n}", renewal, by=A) for n in range(60)])
+    assert len(world.files) == length + 40
+    # Those who have the newer keys go on, as do those who get still newer ones.
+    fresh = [world.join(did_of(f"Qm{n} new"), K1, renewal) for n in range(30)]
+    bring(*fresh)
+    newer = world.key(K1, "|key-2", *fresh, by=A)
+    more = [world.join(did_of(f"Qm{n} newer"), "|key-2", newer) for n in range(30)]
+    bring(newer)
+    bring(*more)
+    assert world.holds(*fresh, newer, *more)
+    # And what one of them built on comes.
+    late = world.info(DOC, {"n": 100}, K0, rules)
+    bring(late)
+    assert not world.holds(late)
+    last = world.join(did_of("Qmlast"), "|key-2", late, newer)
+    if way == "announced":
+        world.announce(last)
+    else:
+        world.hand_over(late, last)
+    assert world.holds(late, last)
 
 
 def test_nobody_writes_a_devices_renewal_again(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ that is another block's, as nobody makes one without the keys. So a block repeat
   there one whose approval holds, or that is by the renewal key that was committed to, is
   none, as the other one may have been made from it.
 
+- if keys that were replaced signed it, as far as is known here, and there are many such blocks
+  already (`Late`). A former member has the keys of its time for ever.
+
 Of what was written before another one that says the same nobody can tell which came first;
 so who holds one admits no second one, unless it is needed: a member's block builds on it. Who
 announces needs a block that members alone can have put there (`Standing.PLACED`); who hands
@@ -23,12 +26,14 @@ from __future__ import annotations
 import base64
 import enum
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from blake3 import blake3
 
 from walyoff.child.acts import (
+    LEAVE,
     RENEW,
     TOPIC_KEY,
     Act,
@@ -74,6 +79,21 @@ class Standing(enum.IntEnum):
     PLACED = 3
 
 
+@dataclass(slots=True)
+class Late:
+    """How many blocks by keys that were replaced may still come."""
+
+    #: The newest keys that are held here, and those that follow on them; and the blocks that
+    #: brought the newest in.
+    current: set[str]
+    renewals: Collection[str]
+    #: Of those that do not build on the renewal, by who did not know of it.
+    beside: int
+    #: Of those that do, by who has seen the newer keys and was never given them: renewals
+    #: and leavings, since the start. Other looks take from it, too.
+    above: Iterator[int]
+
+
 class Look(Protocol):
     """What is on a chain, and what was seen since."""
 
@@ -93,6 +113,7 @@ class IdentityLook:
         names: Collection[bytes],
         keys: Iterable[str],
         promised: Collection[bytes],
+        late: Late | None,
         verify: Verify,
         approves: Approves,
     ) -> None:
@@ -106,6 +127,7 @@ class IdentityLook:
         self._names = names
         self._keys = list(keys)
         self._promised = set(promised)
+        self._late = late
         self._verify = verify
         self._approves = approves
         #: The same of what was seen since.
@@ -114,20 +136,7 @@ class IdentityLook:
 
     def take(self, block: BlockFile) -> Standing:
         """See `Look.take`."""
-        if block.cid in self._files or GENESIS in block.topics:
-            return Standing.NEW
-        try:
-            act = read_act(
-                self._group,
-                IdentityBlock(
-                    ref=block.cid,
-                    topics=block.topics,
-                    parents=block.parents,
-                    content=block.content,
-                ),
-            )
-        except RemoteProtocolError:
-            return Standing.NEW
+        act = self._act(block)
         if act is None:
             return Standing.NEW
         if not is_spelled(act, block.topics, block.content):
@@ -139,9 +148,40 @@ class IdentityLook:
             or not self._is_authors(act)
         ):
             return Standing.REPEAT
+        standing = self._signed(act)
+        if standing >= Standing.PROVEN and not self._is_in_time(act, block):
+            return Standing.REPEAT
         self._more.add(name)
         self._contents.add(block.content_hash)
-        return self._signed(act)
+        return standing
+
+    def _act(self, block: BlockFile) -> Act | None:
+        if block.cid in self._files or GENESIS in block.topics:
+            return None
+        named = IdentityBlock(
+            ref=block.cid, topics=block.topics, parents=block.parents, content=block.content
+        )
+        try:
+            return read_act(self._group, named)
+        except RemoteProtocolError:
+            return None
+
+    def _is_in_time(self, act: Act, block: BlockFile) -> bool:
+        """Whether there is room for a block, if it is by keys that were replaced."""
+        late = self._late
+        if late is None or any(
+            self._verify(key, act.signature, act.signed) for key in late.current
+        ):
+            if late is not None and act.kind == RENEW:
+                late.current.add(act.new)
+            return True
+        if not self._files.in_past(block.parents, late.renewals):
+            late.beside -= 1
+            return late.beside >= 0
+        if act.kind not in (RENEW, LEAVE):
+            # Whatever it says: it counts for nobody.
+            return False
+        return next(late.above, None) is not None
 
     def _is_authors(self, act: Act) -> bool:
         """Whether what control keys do not sign of an act is by its author."""
@@ -286,6 +326,7 @@ __all__ = [
     "REPEATED",
     "Approves",
     "IdentityLook",
+    "Late",
     "Look",
     "Standing",
     "is_spelled",

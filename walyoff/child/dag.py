@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import NamedTuple
 
@@ -104,6 +104,15 @@ class ChainDag:
                 if entry.height > floor:
                     stack.extend(p for p in entry.parents if p in self._entries)
             return [cid for cid in self._entries if cid in found]
+
+    def beside(self, cids: Collection[str]) -> int:
+        """How many blocks are neither among these, nor before nor after one of them."""
+        with self._lock:
+            after = set(cids)
+            for entry in self._entries.values():
+                if not after.isdisjoint(entry.parents):
+                    after.add(entry.cid)
+            return len(self._entries) - len(after | self.with_ancestors(cids))
 
     def in_order(self) -> list[Entry]:
         """All known blocks, parents before children, smallest CID first among the ready.

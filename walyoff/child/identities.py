@@ -91,7 +91,10 @@ class Identities:
             approves=readings.approves,
         )
         self._judge = functools.partial(
-            IdentityJudge, verify=self._keyring.verify, approves=readings.approves
+            IdentityJudge,
+            verify=self._keyring.verify,
+            approves=readings.approves,
+            held=self._keyring.ids_held,
         )
         self._registers = Registers(
             stock.client,

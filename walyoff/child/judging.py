@@ -12,7 +12,7 @@ share, and on nothing else.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from walyoff.child.acts import (
@@ -26,7 +26,7 @@ from walyoff.child.acts import (
 from walyoff.child.births import read_birth
 from walyoff.child.blocks import BlockFile, decode_block
 from walyoff.child.chainfiles import GENESIS, ChainFiles, content_of, parent_ids
-from walyoff.child.copies import Approves, IdentityLook, Look, name_of, promised_next
+from walyoff.child.copies import Approves, IdentityLook, Late, Look, name_of, promised_next
 from walyoff.child.proofs import (
     KEY_SIZE,
     TOPIC_ANCHOR,
@@ -52,6 +52,9 @@ MAX_EPOCHS = 65_536
 #: Blocks that are fetched although the first of them is signed by keys that are not known
 #: here: the renewals that a device has missed, and what was written between them.
 MAX_UNPROVEN = 64
+#: Blocks by keys that were replaced, of each renewal, unless members build on them: by those
+#: who did not know of it yet. A former member can sign any number; each has 16 KB.
+MAX_LATE = 512
 
 Verify = Callable[[str, bytes, bytes], bool]
 
@@ -195,7 +198,10 @@ class IdentityJudge:
         pin: bytes,
         verify: Verify,
         approves: Approves = lambda _: False,
+        *,
+        held: Callable[[str], Sequence[str]] = lambda _: (),
     ) -> None:
+        """`held` says which control keys of a DID are here, the newest last."""
         self._group = group
         self._pin = pin
         self._verify = verify
@@ -203,9 +209,13 @@ class IdentityJudge:
         self._lock = threading.Lock()
         #: Valid control key blocks: block name -> the keys it brought in.
         self._introduced: dict[str, str] = {}
+        self._replaced: dict[str, str] = {}
         self._looked_at: set[str] = set()
         #: Of the signatures on the chain.
         self._names: set[bytes] = set()
+        self._held = held
+        #: Room for late blocks that build on the newest renewal, see `Late`.
+        self._above: tuple[str, Iterator[int]] = "", iter(())
         #: The fingerprints of renewal keys that the chain commits to, as far as it is here.
         self._promised: set[bytes] = set()
 
@@ -254,9 +264,31 @@ class IdentityJudge:
             names=names,
             keys=dict.fromkeys(k for j in judges for k in list(j._introduced.values())),
             promised=frozenset(self._promised),
+            late=self._late_on(files),
             verify=self._verify,
             approves=self._approves,
         )
+
+    def _late_on(self, files: ChainFiles) -> Late | None:
+        held = self._held(self._group)
+        named = list(self._introduced.values())
+        newest = next((key for key in reversed(held) if key in named), None)
+        if newest is None or newest == named[0]:
+            # Keys that are not ours, or that were never replaced.
+            return None
+        introduced = list(self._introduced.items())
+        renewals = [cid for cid, key in introduced if key == newest]
+        current = {newest}
+        # Parents before children, so each pair is looked at after the one before.
+        for cid, new in introduced:
+            if self._replaced.get(cid) in current:
+                current.add(new)
+        with self._lock:
+            if self._above[0] != newest:
+                self._above = newest, iter(range(MAX_LATE))
+            above = self._above[1]
+        beside = MAX_LATE - files.beside(renewals)
+        return Late(current, renewals, beside, above)
 
     def act(self, block: BlockFile) -> Act:
         """What a block claims. Raises RemoteProtocolError."""
@@ -297,6 +329,7 @@ class IdentityJudge:
                     fits = act.old in self._before(files, entry.parents)
                 if fits and self._verify(act.old, act.signature, act.signed):
                     self._introduced[entry.cid] = act.new
+                    self._replaced[entry.cid] = act.old
                     following = promised_next(self._group, act, self._promised, self._verify)
                     self._promised.update([following] if following else [])
 

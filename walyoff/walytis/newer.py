@@ -35,7 +35,8 @@ def unpack_files(
     for item in packed:
         chain, file = expect_array(unpack(item, MAX_FILE), 2, "block file")
         name = expect_str(chain, "chain", limit=MAX_CHAIN_NAME)
-        found.setdefault(name, []).append(expect_bytes(file, "file", limit=MAX_FILE))
+        data = expect_bytes(file, "file", limit=MAX_FILE)
+        found.setdefault(name, []).append(data)
     return found
 
 
