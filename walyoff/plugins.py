@@ -64,15 +64,6 @@ def suite(name: str) -> Cipher:
         return _suites[name]
 
 
-def load_suites() -> dict[str, Cipher]:
-    """All installed suites by name.
-
-    Raises:
-        WalyoffError: one of them is broken; `suite` still gives the others.
-    """
-    return {name: suite(name) for name in installed_suites()}
-
-
 def installed_transports() -> list[str]:
     """The names of the installed transports, sorted; nothing is loaded."""
     return sorted(_entries(TRANSPORTS))
@@ -172,7 +163,6 @@ __all__ = [
     "forget_plugins",
     "installed_suites",
     "installed_transports",
-    "load_suites",
     "suite",
     "transport_factory",
 ]
