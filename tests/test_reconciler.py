@@ -148,11 +148,11 @@ class DisbelievesTheSlow(Reconciler):
     """One timeout, and a peer is never asked for that device again."""
 
     def range_failed(
-        self, peer: str, author: str, reason: str, now: float, *, blame: bool = True
+        self, peer: str, author: str, reason: str, now: float, **more: Any
     ) -> None:
         if state := self.peers.get(peer):
             state.heads.pop(author, None)
-        super().range_failed(peer, author, reason, now, blame=blame)
+        super().range_failed(peer, author, reason, now, **more)
 
 
 class BelievesClaimsWithoutPause(Reconciler):

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import anyio
 import pytest
 
-from tests.sim.virtual import group, in_virtual_time
+from tests.sim.virtual import group, in_virtual_time, read
 from walyoff import Channel, frames
 from walyoff.engine.announcing import MAX_TAIL, claim
 from walyoff.engine.answering import FIRST_PIECE
 from walyoff.engine.asking import RANGE_BYTES
-from walyoff.errors import StoreError
+from walyoff.errors import RemoteProtocolError, StoreError
 from walyoff.records import MAX_RECORDS
 from walyoff.testing import network
 from walyoff.testing.network import Link
@@ -174,3 +175,28 @@ def test_of_a_batch_that_is_coming_in_only_what_has_come_is_claimed() -> None:
     # Of more than can be named the newest are.
     many = list(range(1, 1000, 2))
     assert claim("x", 1024, many) == frames.Have("x", 1024, tuple(many[-frames.MAX_GAPS :]))
+
+
+@in_virtual_time
+async def test_what_is_pushed_before_new_keys_are_known_counts_when_they_are() -> None:
+    """They came with the ledger, and nobody who is connected tells of them."""
+    async with group(2) as g:
+        a, b = g.channels
+        identity: Any = b.foundation.identity
+        verify = identity.verify
+
+        async def without_the_keys(did: str, body: bytes, signature: bytes) -> int:
+            if await verify(did, body, signature) > 1:
+                raise RemoteProtocolError("the control keys did not sign this", reason="x")
+            return 1
+
+        identity.verify = without_the_keys
+        await g.devices[0].renew_keys()
+        await a.send(b"by the next keys")
+        await anyio.sleep(3)
+        assert b.status()["messages"] == 0
+        identity.verify = verify
+        with anyio.fail_after(10):
+            assert await read(b, 1) == [b"by the next keys"]
+        with anyio.fail_after(120):
+            assert await read(b, 1, anchored=True) == [b"by the next keys"]

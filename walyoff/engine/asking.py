@@ -141,11 +141,23 @@ class Asking:
         self._plan_author(author, now, grace=False)
 
     def range_failed(
-        self, peer: str, author: str, reason: str, now: float, *, blame: bool = True
+        self,
+        peer: str,
+        author: str,
+        reason: str,
+        now: float,
+        *,
+        blame: bool = True,
+        claim: int = 0,
     ) -> None:
-        """What a peer sent for a device was refused; it may have done so in good faith."""
+        """What a peer sent for a device was refused; it may have done so in good faith.
+
+        It may count later: then the peer has it, up to the sequence number that it claims.
+        """
         if blame:
             self.fault(peer, reason, f"batches of {author}")
+        if claim:
+            self._claim(author, claim, peer)
         state = self.peers.get(peer)
         if state is not None:
             # Its claim stands: it may be honest and only slow, or know a member before us.
@@ -156,6 +168,13 @@ class Asking:
         self._plan_author(author, now, grace=False)
         self._plan_queued(state, now)
         self._look(now)
+
+    def _claim(self, author: str, seq: int, peer: str | None) -> None:
+        """Who sends a batch has got it."""
+        if peer is not None and (state := self.peers.get(peer)):
+            known = state.heads.get(author)
+            if known is not None or len(state.heads) < MAX_AUTHORS:
+                state.heads[author] = max(seq, known or 0)
 
     def _progress(self, peer: str, author: str, size: int, now: float) -> None:
         """So many bytes of an answer came: it is not late, and there is room for more."""

@@ -209,13 +209,17 @@ class LinkServer:
             batch = decode_batch(body)
             author = batch.author
             name = self._state.link.name
+            claim = 0
             if error.reason == Reason.NO_CERTIFICATE:
-                # It was refused when it came, perhaps before we knew of a new member.
+                # It was refused when it came, perhaps before we knew of a new member or of new
+                # keys. What is pushed is said nowhere else, so it is asked for from now on.
                 self._state.send(frames.WantCertificate(batch.certificate_id))
+                if self._admit((frames.Have(author, batch.last_seq, ()),)):
+                    claim = batch.last_seq
             # Who holds more of a former member's records may not know yet that it left.
             blame = error.reason != Reason.NOT_A_MEMBER or not engine.trust.knows(author)
             engine.reconciler.range_failed(
-                name, author, error.reason, engine.runtime.now(), blame=blame
+                name, author, error.reason, engine.runtime.now(), blame=blame, claim=claim
             )
             engine.dispatch()
             return

@@ -366,13 +366,6 @@ class Reconciler(Asking):
         if ready := self._delivery.release(now):
             self._orders.append(Write(None, None, (), ready))
 
-    def _claim(self, author: str, seq: int, peer: str | None) -> None:
-        """Who sends a batch has got it."""
-        if peer is not None and (state := self.peers.get(peer)):
-            known = state.heads.get(author)
-            if known is not None or len(state.heads) < MAX_AUTHORS:
-                state.heads[author] = max(seq, known or 0)
-
     def _settle(self, record: OpenRecord) -> None:
         self._unassign(record)
         del self.open[record.record_id]
