@@ -298,6 +298,11 @@ def test_a_device_that_puts_out_its_remover_has_the_persons_newest_keys_again(
         members = held.readings().read(group, pin_of(f"|{group}")).members
         return {did for did, member in members.items() if member.current}
 
+    def is_shown() -> bool:
+        keys = held.readings().read(person, pin_of(f"|{person}")).keys
+        shown = held.readings().read(group, pin_of(f"|{group}")).shown
+        return shown[person] == len(keys)
+
     def act(subject: str) -> None:
         key = f"|{group}"
         held.put_on(
@@ -318,8 +323,12 @@ def test_a_device_that_puts_out_its_remover_has_the_persons_newest_keys_again(
     assert current() == ({boss, person, friend} if kind == "join" else {boss})
     if kind == "join":
         # Once another device has renewed the keys, and acted, it is over.
+        assert is_shown()
         held.key(person, f"|{person}", "|third", by=third, own=f"|{third}")
+        # That it is due is seen by the person's devices, each of which does it.
+        assert not is_shown()
         held.key(group, f"|{group}", "|again", by=person, own="|third")
+        assert is_shown()
         act(PREFIX + "other")
         assert current() == {boss, person, friend}
 
