@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -556,3 +557,18 @@ def test_nobody_hides_a_devices_renewal_behind_a_copy_of_it(
     # Of who has both at last, the first of two that say the same is there as well.
     assert world.holds(stripped) == copied_first
     assert not any(world.holds(block) for block in worthless)
+
+
+def test_who_looks_at_a_chain_is_in_nobodys_way_who_adds_to_it(world: World) -> None:
+    """A hand-over holds the chain when it asks the judge: so must who asks without one."""
+    begun(world)
+    world.judge = IdentityJudge(world.did, pin_of(K0), verify, approves)
+    looking = threading.Thread(target=world.judge.look, args=[world.files], daemon=True)
+    with world.files.lock:
+        looking.start()
+        looking.join(0.05)
+        assert looking.is_alive()
+        assert world.judge._lock.acquire(timeout=5)
+        world.judge._lock.release()
+    looking.join(5)
+    assert not looking.is_alive()

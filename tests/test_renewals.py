@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import random
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -319,6 +320,7 @@ class _Files:
 
     def __init__(self, first: IdentityBlock) -> None:
         self._first = first
+        self.lock = threading.RLock()
 
     def entries(self) -> list[Any]:
         return []

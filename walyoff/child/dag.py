@@ -52,6 +52,14 @@ class ChainDag:
         self._contents: Counter[bytes] = Counter()
         self._births: dict[int, str] = {}
 
+    @property
+    def lock(self) -> threading.RLock:
+        """Held while the chain grows, and by who looks at it more than once.
+
+        Who judges its blocks takes it before its own: a hand-over holds it when it asks.
+        """
+        return self._lock
+
     def __contains__(self, cid: object) -> bool:
         return cid in self._entries
 

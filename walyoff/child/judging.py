@@ -305,7 +305,7 @@ class IdentityJudge:
 
     def _learn(self, files: ChainFiles) -> None:
         """Take note of blocks that were admitted meanwhile."""
-        with self._lock:
+        with files.lock, self._lock:
             new = [e for e in files.entries() if e.cid not in self._looked_at]
             # Parents before children: a renewal is signed by the keys before it.
             for entry in sorted(new, key=lambda e: e.height):
@@ -334,7 +334,7 @@ class IdentityJudge:
                     self._promised.update([following] if following else [])
 
     def _keys_before(self, files: ChainFiles, parents: Iterable[str]) -> list[str]:
-        with self._lock:
+        with files.lock, self._lock:
             return self._before(files, parents)
 
     def _before(self, files: ChainFiles, parents: Iterable[str]) -> list[str]:
