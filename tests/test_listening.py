@@ -84,3 +84,19 @@ async def test_a_name_is_no_address_to_listen_at(
     with pytest.raises(LocalProtocolError, match="IP address"):
         async with factory(told):
             pytest.fail("it opened")
+
+
+@every
+async def test_another_machines_address_is_not_kept_and_a_lost_one_is_told(
+    factory: TransportFactory, hosts: list[TransportHost]
+) -> None:
+    told = dataclasses.replace(hosts[0], listen=("203.0.113.1",))
+    with pytest.raises(LocalProtocolError, match="cannot listen at 203"):
+        async with factory(told):
+            pytest.fail("it opened")
+    kept = hosts[0].state_dir / "listen"
+    assert not kept.exists()
+    kept.write_text("203.0.113.1")
+    with pytest.raises(LocalProtocolError, match="cannot listen at 203"):
+        async with factory(hosts[0]):
+            pytest.fail("it opened")

@@ -18,9 +18,9 @@ from anyio.abc import ByteStream, ObjectReceiveStream
 from anyio.streams.memory import MemoryObjectSendStream
 
 from walyoff.abc import TransportHost
-from walyoff.errors import LocalProtocolError, TransportError
+from walyoff.errors import TransportError
 from walyoff.files import replace_file, sweep_new
-from walyoff.sockets import Listener, address_family
+from walyoff.sockets import Listener, address_family, own_addresses
 
 _log = logging.getLogger(__name__)
 
@@ -102,29 +102,21 @@ def hosts(host: TransportHost, told: str | None = None) -> list[str]:
     """The IP addresses to listen at: those told, or of this start, or of the last one.
 
     Raises:
-        LocalProtocolError: one is no IP address.
+        LocalProtocolError: one is no IP address of this machine, or not any more.
     """
     if told is not None:
-        return [_ip(told)]
+        return [*own_addresses([told])]
     sweep_new(host.state_dir)
     path = host.state_dir / "listen"
     if host.listen is not None:
-        found = [_ip(name) for name in host.listen][:MAX_HOSTS]
+        found = own_addresses(host.listen)[:MAX_HOSTS]
         replace_file(path, "\n".join(found).encode())
-        return found
+        return [*found]
     try:
-        return [_ip(name) for name in path.read_text().split()][:MAX_HOSTS] or [LOOPBACK]
-    except (OSError, ValueError, LocalProtocolError):
-        return [LOOPBACK]
-
-
-def _ip(name: str) -> str:
-    try:
-        return str(ipaddress.ip_address(name))
-    except ValueError:
-        raise LocalProtocolError(
-            f"{name!r} is no IP address to listen on: try {LOOPBACK}, or 0.0.0.0 for all"
-        ) from None
+        kept = [str(ipaddress.ip_address(name)) for name in path.read_text().split()]
+    except (OSError, ValueError):
+        kept = []
+    return [*own_addresses(kept[:MAX_HOSTS])] or [LOOPBACK]
 
 
 def old_port(state_dir: Path) -> int:
