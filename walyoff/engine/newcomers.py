@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 #: Devices that are asked, one of each direct member before a second one of any.
 MAX_ASKED = 8
-#: Bytes of one answer: some hundred acts. An introduction is as long as all of them.
-MAX_BYTES = 1 << 20
+#: Bytes of one answer, some fifty acts: whoever has an invitation can have them sent by each
+#: who is asked, as often as it tries to join.
+MAX_BYTES = 512 * 1024
 #: Seconds that a join waits for the answers; a member that is there takes some hundredths.
 ANSWER_S = 3.0
 
