@@ -284,3 +284,17 @@ def test_forget_reads_hashes_and_not_the_history_for_the_beginning_of_an_id() ->
             assert len(await channel.find("", limit=5)) == 5
 
     sim_run("asyncio", main)
+
+
+def test_who_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    """As a command that a script has put into the background."""
+    command = [sys.executable, "-c", _INTERRUPTING, "click", "--version"]
+    done = subprocess.run(
+        ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command],
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "walyoff" in done.stdout

@@ -14,7 +14,8 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from types import FrameType
 
 #: What a shell says of a command that Ctrl-C ended.
 INTERRUPTED = 128 + signal.SIGINT
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The entry point of the script."""
-    signal.signal(signal.SIGINT, _end)
+    _on_interrupt(_end)
     import resource  # noqa: PLC0415  (a shared library)
 
     # Keys are in the memory of this process: a crash writes none of them down.
@@ -39,15 +40,21 @@ def main() -> None:
     code: int = INTERRUPTED
     try:
         # A command closes what it has opened.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _on_interrupt(signal.default_int_handler)
         code = run(sys.argv[1:])
-        signal.signal(signal.SIGINT, _end)
+        _on_interrupt(_end)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, _end)
+        _on_interrupt(_end)
     sys.exit(code)
 
 
-def _end(signum: int, frame: object) -> None:
+def _on_interrupt(handler: Callable[[int, FrameType | None], object]) -> None:
+    # Scripts start commands in the background so that Ctrl-C does not concern them.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
