@@ -410,8 +410,7 @@ def test_a_former_member_lengthens_a_chain_up_to_a_number(
     bring(*fresh)
     newer = world.key(K1, "|key-2", *fresh, by=A)
     more = [world.join(did_of(f"Qm{n} newer"), "|key-2", newer) for n in range(30)]
-    bring(newer)
-    bring(*more)
+    bring(newer, *more)
     assert world.holds(*fresh, newer, *more)
     # And what one of them built on comes.
     late = world.info(DOC, {"n": 100}, K0, rules)

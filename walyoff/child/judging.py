@@ -6,7 +6,8 @@ engine).
 
 A verdict must not depend on the order in which blocks arrive, or devices would hold different
 chains for good. So it depends on the block, on its ancestors and on secrets that members
-share, and on nothing else.
+share, and on nothing else. But for repeats (`copies`): who holds one that others do not is made
+equal by the next block that a member builds on it.
 """
 
 from __future__ import annotations
