@@ -47,7 +47,7 @@ SECTIONS = {
     ),
     "From members, in sessions": (
         r"walyoff\.(frames|chunk_frames|frame\w*|granting|kinship|connections|paths|certificates"
-        r"|unused|trust|epochs|records|manifest|addresses|leaving|control\w*)|walyoff\.engine\..*"
+        r"|unused|trust|epochs|records|manifest|address\w*|leaving|control\w*)|walyoff\.engine\..*"
     ),
     "Encoding": r"walyoff\.wire|walyoff\.plugins|walyoff_codecs\..*|walyoff\.did_document",
     "From the chains": (
