@@ -85,6 +85,9 @@ class Pass:
         self._cutters: dict[str, list[Node]] = {}
         for cutter in cutters:
             self._cutters.setdefault(cutter.act.subject, []).append(cutter)
+        #: By joining, the acts that no leaving takes from it; by leaving, what it ends.
+        self._kept: dict[int, int] = {}
+        self._ended: dict[int, int] = {}
         self._joinings: dict[str, list[Node]] = {}
         self._leavings: dict[str, list[Node]] = {}
         #: By joining, what its number is ranked by; and all ranks that count, leavings' too.
@@ -127,18 +130,25 @@ class Pass:
         return joining.act.pin in node.pins
 
     def _is_cut(self, joining: Node, node: Node) -> bool:
-        cutters = self._cutters.get(joining.act.subject, ())
-        return any(
-            self._ends(c) & joining.bit and not c.past & node.bit and c is not node
-            for c in cutters
-        )
+        """Whether a leaving ends the joining that is neither the act nor written after it."""
+        kept = self._kept.get(joining.bit)
+        if kept is None:
+            kept = -1
+            for cutter in self._cutters.get(joining.act.subject, ()):
+                if self._ends(cutter) & joining.bit:
+                    kept &= cutter.past | cutter.bit
+            self._kept[joining.bit] = kept
+        return not kept & node.bit
 
     def _ends(self, leaving: Node) -> int:
         """The joinings that a leaving ends, among all acts."""
-        ended = leaving.past | self._founding.roots
-        for copies in self._copies:
-            if ended & copies:
-                ended |= copies
+        ended = self._ended.get(leaving.bit)
+        if ended is None:
+            ended = leaving.past | self._founding.roots
+            for copies in self._copies:
+                if ended & copies:
+                    ended |= copies
+            self._ended[leaving.bit] = ended
         return ended
 
     def _supports(self, node: Node) -> list[Node]:
@@ -177,7 +187,8 @@ class Pass:
         self._note_shown(node)
         if managing and self._rule(node.past) == RULE_ADMINS:
             grants = [g for g in self._grants.get(node.by or "", ()) if g.bit & node.past]
-            if not any(joining.bit & g.past for g in grants for joining in supports):
+            standing = sum(joining.bit for joining in supports)
+            if not any(standing & g.past for g in grants):
                 raise RefusedError(NOT_AN_ADMIN)
         return True
 
