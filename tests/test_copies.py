@@ -424,6 +424,41 @@ def test_a_former_member_lengthens_a_chain_up_to_a_number(
     assert world.holds(late, last)
 
 
+@pytest.mark.parametrize("way", ["announced", "handed over"])
+def test_who_lost_a_renewal_takes_what_others_write(
+    world: World, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Two renewed at once; whose did not count holds the keys that it brought in, last."""
+    monkeypatch.setattr(judging, "MAX_LATE", 20)
+    bring = world.announce if way == "announced" else world.hand_over
+    *_, rules = begun(world)
+    counts, lost = world.key(K0, K1, rules, by=A), world.key(K0, "|lost", rules, by=B)
+    bring(counts)
+    bring(lost)
+    world.keys += [K1, "|lost"]
+    fresh = [world.join(did_of(f"Qm{n}"), K1, counts, lost) for n in range(30)]
+    bring(*fresh)
+    assert world.holds(*fresh)
+    # Who has the keys of before is bounded as ever,
+    length = len(world.files)
+    for n in range(60):
+        bring(world.info(DOC, {"n": n}, K0, rules))
+        bring(world.join(did_of(f"Qm{n} late"), K0, counts, lost))
+    assert len(world.files) <= length + 20
+    # and so is who has those that were replaced, once others go on from them.
+    newer = world.key(K1, "|key-2", *fresh, by=A)
+    bring(newer)
+    world.keys.insert(2, "|key-2")
+    length = len(world.files)
+    for n in range(60):
+        bring(world.info(DOC, {"n": n}, "|lost", lost))
+        bring(world.join(did_of(f"Qm{n} later"), "|lost", newer))
+    assert len(world.files) <= length + 20
+    last = world.join(did_of("Qmlast"), "|key-2", newer)
+    bring(last)
+    assert world.holds(last)
+
+
 def test_nobody_writes_a_devices_renewal_again(tmp_path: Path) -> None:
     """With another end, or with a renewal key of its own."""
     committed, others = (bytes([n]) * PUBLIC_SIZE for n in (1, 2))

@@ -260,6 +260,32 @@ async def test_a_persons_other_device_knows_that_new_keys_are_to_be_shown(
             assert not group.membership.governance.keys_unshown
 
 
+async def test_who_renewed_at_once_with_another_takes_what_others_write_then(
+    tmp_path: Path,
+) -> None:
+    """One of the two renewals counts; whoever wrote the other one holds its keys, too."""
+
+    async def meet() -> None:
+        await theirs.import_files(await mine.sync_files())
+        await mine.import_files(await theirs.sync_files())
+
+    async with open_child(tmp_path / "a") as a, open_child(tmp_path / "b") as b:
+        mine, theirs = await joined(a, b)
+        await mine.renew_keys()
+        await theirs.renew_keys()
+        await meet()
+        lost, counts, child = mine, theirs, b
+        if not mine.membership.governance.lacking:
+            lost, counts, child = theirs, mine, a
+        (lacking,) = lost.membership.governance.lacking
+        assert await lost.take_keys(await counts.give_keys([lacking]))
+        did, pin = await WalytisIdentity.create_device_did(child)
+        await counts.add_member(did, await WalytisIdentity.export_did(child, did), pin=pin)
+        await meet()
+        for identity in (counts, lost):
+            assert did in identity.membership.direct
+
+
 def held(home: Path) -> set[str]:
     """The chains that lie in a home, and whatever else is where chains lie."""
     return {path.name for part in ("walytis", "positions") for path in (home / part).iterdir()}

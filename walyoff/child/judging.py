@@ -216,7 +216,7 @@ class IdentityJudge:
         self._names: set[bytes] = set()
         self._held = held
         #: Room for late blocks that build on the newest renewal, see `Late`.
-        self._above: tuple[str, Iterator[int]] = "", iter(())
+        self._above: tuple[frozenset[str], Iterator[int]] = frozenset(), iter(())
         #: The fingerprints of renewal keys that the chain commits to, as far as it is here.
         self._promised: set[bytes] = set()
 
@@ -271,15 +271,13 @@ class IdentityJudge:
         )
 
     def _late_on(self, files: ChainFiles) -> Late | None:
-        held = self._held(self._group)
-        named = list(self._introduced.values())
-        newest = next((key for key in reversed(held) if key in named), None)
-        if newest is None or newest == named[0]:
+        introduced = list(self._introduced.items())
+        newest = self._newest(files, introduced)
+        if not newest or introduced[0][1] in newest:
             # Keys that are not ours, or that were never replaced.
             return None
-        introduced = list(self._introduced.items())
-        renewals = [cid for cid, key in introduced if key == newest]
-        current = {newest}
+        renewals = [cid for cid, key in introduced if key in newest]
+        current = set(newest)
         # Parents before children, so each pair is looked at after the one before.
         for cid, new in introduced:
             if self._replaced.get(cid) in current:
@@ -290,6 +288,27 @@ class IdentityJudge:
             above = self._above[1]
         beside = MAX_LATE - files.beside(renewals)
         return Late(current, renewals, beside, above)
+
+    def _newest(
+        self, files: ChainFiles, introduced: Sequence[tuple[str, str]]
+    ) -> frozenset[str]:
+        """The keys that are held here, without those from which others have gone on.
+
+        Several, where members renewed at once: which of these renewals counts is not told
+        here, and who wrote one that does not holds its keys none the less.
+        """
+        named = dict(introduced)
+        found: list[str] = []
+        older: set[str] = set()
+        for key in reversed(self._held(self._group)):
+            blocks = [cid for cid, new in introduced if new == key]
+            if not blocks or key in older:
+                continue
+            found.append(key)
+            past = files.in_past(blocks, named)
+            older.update(named[cid] for cid in past if named[cid] != key)
+        # None is left where copies of renewals were put above one another.
+        return frozenset([key for key in found if key not in older] or found[:1])
 
     def act(self, block: BlockFile) -> Act:
         """What a block claims. Raises RemoteProtocolError."""
