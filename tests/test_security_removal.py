@@ -458,3 +458,38 @@ async def test_the_certificate_of_who_left_is_not_checked() -> None:
             pytest.raises(NotAMemberError, match="not a member now"),
         ):
             await judge(a)(shown)
+
+
+def _invented(kind: str, number: int, since_ms: int) -> Epoch:
+    """An epoch that a member hands out for nothing."""
+    ended = () if kind == "like the real one" else (number.to_bytes(24),)
+    return Epoch(key=number.to_bytes(32), created_ms=since_ms + number, ended=ended)
+
+
+@pytest.mark.parametrize("kind", ["like the real one", "of nobody"])
+def test_who_filled_the_room_for_epochs_does_no_harm_after_it_was_removed(kind: str) -> None:
+    async def main() -> None:
+        async with group(3) as g:
+            a, b, c = g.channels
+            await until(lambda: all(has_epoch(x, a) for x in g.channels))
+            real = a.engine.rotation.usable()
+            assert real is not None
+            for start in range(1, 1100, 50):
+                many = tuple(
+                    _invented(kind, n, real.created_ms) for n in range(start, start + 50)
+                )
+                for link in c.engine.links.values():
+                    link.send(frames.EpochKeys(many))
+                await anyio.sleep(0.1)
+            for channel in (a, b):
+                room = channel.engine.rotation._room
+                assert not room.has([_invented(kind, 5000, 0)])
+            await b.remove(c.me)
+            await until(lambda: has_epoch(b) and has_epoch(a, b))
+            # One epoch for both, not one each; and what is real opens what was.
+            await anyio.sleep(10)
+            assert has_epoch(a, b)
+            for channel in (a, b):
+                assert real.epoch_id in channel.engine.rotation.epochs
+
+    run("asyncio", main)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from walyoff import frames
+from walyoff.engine.epoch_room import EpochRoom
 from walyoff.engine.facts import Reason, Report
 from walyoff.engine.link import LinkState
 from walyoff.engine.removals import ended_names
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("walyoff.engine")
 
-#: Epochs of one channel that are kept: one a month, and one for each leaving.
-MAX_KEPT = frames.MAX_EPOCHS
-#: And the memberships that they name, in all: bounds what a liar makes us keep, and what is
-#: written at each new epoch, to half a megabyte.
-MAX_KEPT_NAMES = 16 * 1024
 #: The remover begins an epoch at once; another member does after this and as much at random.
 GRACE_S = 2.0
 #: An epoch is replaced at this age, in milliseconds: bounds what one stolen key opens.
@@ -52,6 +48,7 @@ class Rotation:
         self._engine = engine
         self._on_new = on_new
         self.epochs: dict[bytes, Epoch] = {e.epoch_id: e for e in epochs}
+        self._room = EpochRoom(self.epochs)
         self._work = anyio.Event()
 
     def usable(self) -> Epoch | None:
@@ -77,9 +74,7 @@ class Rotation:
             created_ms=max(engine.runtime.wall_ms(), newest + 1),
             ended=self._ended(),
         )
-        while not self._has_room([epoch]):
-            oldest = min(self.epochs.values(), key=lambda e: (e.created_ms, e.epoch_id))
-            del self.epochs[oldest.epoch_id]
+        self._make_room([epoch])
         self._add([epoch], None)
         log.info("an epoch begins without %d who left", len(epoch.ended))
         return epoch
@@ -92,17 +87,32 @@ class Rotation:
         for epoch in epochs:
             if epoch.epoch_id in self.epochs:
                 continue
-            if epoch.created_ms > latest or not self._has_room([*new, epoch]):
+            fits = epoch.created_ms <= latest and (
+                self._room.has([*new, epoch]) or self._is_needed_now(epoch)
+            )
+            if not fits:
                 detail = "an epoch from the future, or one too many"
                 engine.report(Report(Reason.UNKNOWN_EPOCH, source.link.did, detail))
                 continue
             new.append(epoch)
+            self._make_room(new)
         if new:
             self._add(new, source)
 
-    def _has_room(self, new: Sequence[Epoch]) -> bool:
-        names = sum(len(e.ended) for e in (*self.epochs.values(), *new))
-        return len(self.epochs) + len(new) <= MAX_KEPT and names <= MAX_KEPT_NAMES
+    def _is_needed_now(self, epoch: Epoch) -> bool:
+        """True if it would be the one to write under, and room may be made for it."""
+        usable, ended = self.usable(), self._ended()
+        if epoch.ended != ended:
+            return False
+        rank = (epoch.created_ms, epoch.epoch_id)
+        newer = usable is None or rank > (usable.created_ms, usable.epoch_id)
+        return newer and self._room.may_make(ended)
+
+    def _make_room(self, new: Sequence[Epoch]) -> None:
+        while self.epochs and not self._room.has(new):
+            dice = int.from_bytes(self._engine.runtime.random_bytes(4))
+            over = frozenset(self._engine.removals.ended())
+            del self.epochs[self._room.least(over, dice).epoch_id]
 
     def _add(self, new: Sequence[Epoch], source: LinkState | None) -> None:
         engine = self._engine
