@@ -17,7 +17,7 @@ from walyoff.child.outcome import MemberState
 DIDS = [f"did:{letter}" for letter in "abcdef"]
 #: Whom nobody ever let in.
 PUPPETS = ["did:x", "did:y"]
-_ACTS = ["join", "join", "renew", "admin", "segment", "rules"]
+_ACTS = ["join", "join", "renew", "renew", "admin", "segment", "rules"]
 
 
 class History:
@@ -128,8 +128,8 @@ class History:
             key = K0 if act == "leave" else rng.choice(keys[:3] + keys)
             signer = who if old or rng.random() < 0.7 else f"{who} 2"
             if act == "renew":
-                new = rng.choice(keys[1:])
-                group.key(key, new, by=who, parents=parents, signer=signer)
+                old, new = rng.choice(self._keys), rng.choice([*self._keys, *keys[-2:]][1:])
+                group.key(old, new, by=who, parents=parents, signer=signer)
             elif act in TOPICS:
                 group.do(who, act, subject, key=key, parents=parents, signer=signer)
             else:
