@@ -128,8 +128,11 @@ class History:
             key = K0 if act == "leave" else rng.choice(keys[:3] + keys)
             signer = who if old or rng.random() < 0.7 else f"{who} 2"
             if act == "renew":
-                old, new = rng.choice(self._keys), rng.choice([*self._keys, *keys[-2:]][1:])
-                group.key(old, new, by=who, parents=parents, signer=signer)
+                replaced, new = (
+                    rng.choice(self._keys),
+                    rng.choice([*self._keys, *keys[-2:]][1:]),
+                )
+                group.key(replaced, new, by=who, parents=parents, signer=signer)
             elif act in TOPICS:
                 group.do(who, act, subject, key=key, parents=parents, signer=signer)
             else:

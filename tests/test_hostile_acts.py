@@ -80,6 +80,12 @@ def test_by_leavings_former_members_put_out_those_alone_who_can_be_named() -> No
         for rng, history, out in chains(seed, History.out):
             before = set(history.current())
             written = history.attack(out)
+            # And at least one in return, just before.
+            did = rng.choice(out)
+            remover, at = rng.choice(history.removals[did])
+            place = [history.group.blocks[at - 1].ref]
+            history.group.do(did, "leave", remover, parents=place)
+            written.append((did, "leave", remover))
             look(history, rng)
             now = set(history.current())
             assert now <= before
