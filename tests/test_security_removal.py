@@ -22,6 +22,7 @@ from walyoff.engine.outbox import Outgoing
 from walyoff.engine.removals import BAR_S, Statement, parse_statement
 from walyoff.epochs import Epoch, open_anchor
 from walyoff.errors import CipherError, LocalProtocolError, NotAMemberError
+from walyoff.introducing import to_try
 from walyoff.records import KIND_MESSAGE, KIND_REMOVAL, MAX_TIME_MS, Record, device_id
 from walyoff.session import PeerPresented, dialling, peer
 from walyoff.testing.network import Link
@@ -460,6 +461,9 @@ async def test_the_certificate_of_who_left_is_not_checked() -> None:
             await judge(a)(shown)
 
 
+DAY_MS = 24 * 3600 * 1000
+
+
 def _invented(kind: str, number: int, since_ms: int) -> Epoch:
     """An epoch that a member hands out for nothing."""
     ended = () if kind == "like the real one" else (number.to_bytes(24),)
@@ -476,7 +480,8 @@ def test_who_filled_the_room_for_epochs_does_no_harm_after_it_was_removed(kind: 
             assert real is not None
             for start in range(1, 1100, 50):
                 many = tuple(
-                    _invented(kind, n, real.created_ms) for n in range(start, start + 50)
+                    _invented(kind, n, real.created_ms + DAY_MS)
+                    for n in range(start, start + 50)
                 )
                 for link in c.engine.links.values():
                     link.send(frames.EpochKeys(many))
@@ -489,7 +494,13 @@ def test_who_filled_the_room_for_epochs_does_no_harm_after_it_was_removed(kind: 
             # One epoch for both, not one each; and what is real opens what was.
             await anyio.sleep(10)
             assert has_epoch(a, b)
+            now = b.engine.rotation.usable()
+            assert now is not None
             for channel in (a, b):
                 assert real.epoch_id in channel.engine.rotation.epochs
+                # Introductions begin with what the others can check, however new the rest is.
+                assert to_try(channel)[0] == now
+                assert () in {epoch.ended for epoch in to_try(channel)}
+            assert now.created_ms <= b.engine.runtime.wall_ms()
 
     run("asyncio", main)

@@ -76,6 +76,25 @@ def acceptable(channel: Channel) -> Iterator[Epoch]:
             yield epoch
 
 
+def to_try(channel: Channel) -> list[Epoch]:
+    """The epochs by which to introduce oneself, in order: only a few are tried.
+
+    First the one that this device writes under, then the newest by which others may write who
+    missed a leaving, then the newest of all. A member hands out what it likes, of any time, so
+    times alone say little.
+    """
+    usable = channel.engine.rotation.usable()
+    over = frozenset(channel.engine.removals.ended())
+    newest = sorted(channel.engine.epochs.values(), key=lambda epoch: -epoch.created_ms)
+    first = [] if usable is None else [usable]
+    first += [
+        epoch
+        for epoch in newest
+        if over.issuperset(epoch.ended) and (usable is None or epoch.ended != usable.ended)
+    ][:1]
+    return list(dict.fromkeys([*first, *newest]))[:MAX_TRIES]
+
+
 async def introduce(device: Device, channel: Channel, address: str, judge: Judge) -> bool:
     """Hand the chain to a member that refused us; True if it took something.
 
@@ -85,8 +104,7 @@ async def introduce(device: Device, channel: Channel, address: str, judge: Judge
     """
     if not channel.engine.trust.is_member(channel.me):
         return False
-    newest = sorted(channel.engine.epochs.values(), key=lambda epoch: -epoch.created_ms)
-    for epoch in newest[:MAX_TRIES]:
+    for epoch in to_try(channel):
         stream = await device.connect_stream(address)
         try:
             session = await dial(

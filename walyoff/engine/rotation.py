@@ -67,11 +67,12 @@ class Rotation:
     def begin(self) -> Epoch:
         """Begin an epoch, and give it to those who are connected."""
         engine = self._engine
-        newest = max((e.created_ms for e in self.epochs.values()), default=0)
+        usable = self.usable()
         epoch = Epoch(
             key=engine.runtime.random_bytes(EPOCH_KEY_SIZE),
-            # Later than all that are known, also if a clock is wrong.
-            created_ms=max(engine.runtime.wall_ms(), newest + 1),
+            # Later than the one before it, also if a clock is wrong. Of others the time is no
+            # matter: who left may have given them one that others refuse as to come.
+            created_ms=max(engine.runtime.wall_ms(), usable.created_ms + 1 if usable else 0),
             ended=self._ended(),
         )
         self._make_room([epoch])
