@@ -83,8 +83,8 @@ class Standing(enum.IntEnum):
 class Late:
     """How many blocks by keys that were replaced may still come."""
 
-    #: The newest keys that are held here, and those that follow on them; and the blocks that
-    #: brought the newest in.
+    #: The newest keys that count, as far as is known here, and those that follow on them; and
+    #: the blocks that brought the newest in.
     current: set[str]
     renewals: Collection[str]
     #: Of those that do not build on the renewal, by who did not know of it.

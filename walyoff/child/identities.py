@@ -94,7 +94,7 @@ class Identities:
             IdentityJudge,
             verify=self._keyring.verify,
             approves=readings.approves,
-            held=self._keyring.ids_held,
+            counting=readings.counting,
         )
         self._registers = Registers(
             stock.client,

@@ -200,9 +200,12 @@ class IdentityJudge:
         verify: Verify,
         approves: Approves = lambda _: False,
         *,
-        held: Callable[[str], Sequence[str]] = lambda _: (),
+        counting: Callable[[str, bytes], Sequence[str]] = lambda *_: (),
     ) -> None:
-        """`held` says which control keys of a DID are here, the newest last."""
+        """`counting` says which control keys of a DID and pin count, the newest last.
+
+        Not those that are kept here: whoever wrote a renewal that does not count has its keys.
+        """
         self._group = group
         self._pin = pin
         self._verify = verify
@@ -214,9 +217,9 @@ class IdentityJudge:
         self._looked_at: set[str] = set()
         #: Of the signatures on the chain.
         self._names: set[bytes] = set()
-        self._held = held
+        self._counting = counting
         #: Room for late blocks that build on the newest renewal, see `Late`.
-        self._above: tuple[frozenset[str], Iterator[int]] = frozenset(), iter(())
+        self._above: tuple[str, Iterator[int]] = "", iter(())
         #: The fingerprints of renewal keys that the chain commits to, as far as it is here.
         self._promised: set[bytes] = set()
 
@@ -272,12 +275,14 @@ class IdentityJudge:
 
     def _late_on(self, files: ChainFiles) -> Late | None:
         introduced = list(self._introduced.items())
-        newest = self._newest(files, introduced)
-        if not newest or introduced[0][1] in newest:
-            # Keys that are not ours, or that were never replaced.
+        named = {key for _, key in introduced}
+        counting = self._counting(self._group, self._pin)
+        newest = next((key for key in reversed(counting) if key in named), "")
+        if not newest or newest == introduced[0][1]:
+            # Keys that were never replaced.
             return None
-        renewals = [cid for cid, key in introduced if key in newest]
-        current = set(newest)
+        renewals = [cid for cid, key in introduced if key == newest]
+        current = {newest}
         # Parents before children, so each pair is looked at after the one before.
         for cid, new in introduced:
             if self._replaced.get(cid) in current:
@@ -288,27 +293,6 @@ class IdentityJudge:
             above = self._above[1]
         beside = MAX_LATE - files.beside(renewals)
         return Late(current, renewals, beside, above)
-
-    def _newest(
-        self, files: ChainFiles, introduced: Sequence[tuple[str, str]]
-    ) -> frozenset[str]:
-        """The keys that are held here, without those from which others have gone on.
-
-        Several, where members renewed at once: which of these renewals counts is not told
-        here, and who wrote one that does not holds its keys none the less.
-        """
-        named = dict(introduced)
-        found: list[str] = []
-        older: set[str] = set()
-        for key in reversed(self._held(self._group)):
-            blocks = [cid for cid, new in introduced if new == key]
-            if not blocks or key in older:
-                continue
-            found.append(key)
-            past = files.in_past(blocks, named)
-            older.update(named[cid] for cid in past if named[cid] != key)
-        # None is left where copies of renewals were put above one another.
-        return frozenset([key for key in found if key not in older] or found[:1])
 
     def act(self, block: BlockFile) -> Act:
         """What a block claims. Raises RemoteProtocolError."""

@@ -110,13 +110,6 @@ class Keyring:
                 ]  # fmt: skip
             return list(self._ids[did])
 
-    def ids_held(self, did: str) -> list[str]:
-        """The same; none of a DID that has no keys here, or of which they cannot be read."""
-        try:
-            return self.ids(did) if self.holds(did) else []
-        except (LocalProtocolError, RemoteProtocolError, StoreError):
-            return []
-
     def groups(self, did: str) -> list[Any]:
         """The control keys of a DID that is held here, oldest first; the pairs are checked.
 

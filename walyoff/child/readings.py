@@ -60,6 +60,13 @@ class Readings:
         ready = self._ready(key)
         return self._make(key) if ready is None else ready[1]
 
+    def counting(self, did: str, pin: bytes | None) -> list[str]:
+        """The control keys that count on a chain, the newest last; none if it is not here."""
+        try:
+            return self.read(did, pin).keys
+        except (LedgerError, LocalProtocolError, RemoteProtocolError):
+            return []
+
     def approves(self, approval: Approval) -> bool:
         """Whether a member signed an act, as far as that member's chain is held here."""
         try:
