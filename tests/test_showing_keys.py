@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,7 +23,10 @@ from tests.test_reader_rules import A, B, C, D, Group, three
 from tests.test_sim_nesting import Houses, complete, houses
 from walyoff import Channel
 from walyoff.abc import Governance
+from walyoff.child.acts import DID_PREFIX
+from walyoff.child.keyring import Keyring
 from walyoff.engine.control_keys import GRACE_S
+from walyoff.sealing import Sealing
 
 __all__ = ["three"]
 
@@ -55,6 +59,15 @@ def test_an_act_that_does_not_count_shows_keys_if_a_member_wrote_it(three: Group
 def test_a_leaving_shows_keys_as_well(three: Group) -> None:
     three.do(B, "leave", C, signer=f"{B} 2")
     assert three.read().shown == {A: 1, B: 2}
+
+
+def test_what_a_chain_calls_a_member_is_no_file_of_this_home(tmp_path: Path) -> None:
+    """A hostile member writes any text as the DID of a member."""
+    keyring = Keyring(None, tmp_path / "keys", Sealing())
+    (tmp_path / "store.db").write_bytes(b"not a key")
+    for did in ("", "x", "did:sim:x", *(f"{DID_PREFIX}{c}" for c in ("", "../store.db", "/"))):
+        assert not keyring.holds(did)
+    assert keyring.dids() == []
 
 
 # ------------------------------------------------------------------ whole devices

@@ -258,6 +258,16 @@ async def test_a_persons_other_device_knows_that_new_keys_are_to_be_shown(
             assert not g.membership.governance.keys_unshown
             await group.import_files(await g.sync_files())
             assert not group.membership.governance.keys_unshown
+            # Also by a device that is a member itself, and acts as one otherwise.
+            own = await WalytisIdentity.export_did(a, person.member_did)
+            await group.take_keys(await g.give_keys(group.membership.governance.lacking))
+            await group.add_member(person.member_did, own)
+            assert group.membership.governance.actor == person.member_did
+            await person.renew_keys()
+            await group.refresh()
+            assert group.membership.governance.keys_unshown
+            await group.renew_keys()
+            assert not group.membership.governance.keys_unshown
 
 
 async def test_who_renewed_at_once_with_another_takes_what_others_write_then(

@@ -67,8 +67,9 @@ class Governance:
     lacking: tuple[bytes, ...] = ()
     #: True if a member has left since the newest control keys were made.
     renewal_due: bool = False
-    #: True if the actor is an identity whose control keys were replaced since it acted here
-    #: last, by keys that this device has: until it acts, the older ones speak for it.
+    #: True if a member above this device had its control keys replaced since it acted here
+    #: last, by keys that this device has: until it acts, the older ones speak for it. To renew
+    #: the keys here is such an act.
     keys_unshown: bool = False
 
 

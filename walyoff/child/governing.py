@@ -64,8 +64,8 @@ class Standing:
     lacking: list[bytes]
     newest: bytes
     renewal_due: bool
-    #: True if the actor is an identity above this device that has newer keys, which are here,
-    #: than those under which it has acted: who has the older ones speaks for it until it does.
+    #: True if a member above this device has newer keys, which are here, than those under
+    #: which it has acted: who has the older ones speaks for it until it does.
     keys_unshown: bool
 
 
@@ -245,13 +245,22 @@ class Governing:
         )
 
     def keys_unshown(self, did: str) -> bool:
-        """See `Standing`; joining was no act of its own, and so showed its first keys alone."""
-        reading = self._read(did)
-        actor = self._actor(did, reading)
-        if actor is None or actor == self._device(did) or not self._chains.has(chain_of(actor)):
-            return False
-        own = self._read(actor)
-        return reading.shown.get(actor, 1) < len(own.keys) and not self._lacking(actor, own)
+        """See `Standing`."""
+        return self._unshown(did) is not None
+
+    def _unshown(self, did: str) -> str | None:
+        """A member above this device that has newer keys to show, which are here."""
+        members, shown = self._read(did).members, self._read(did).shown
+        for member in self._keyring.dids():
+            # A device's own keys are its own to show.
+            if member == self._device(did) or member not in members:
+                continue
+            if members[member].current and self._chains.has(chain_of(member)):
+                own = self._read(member)
+                # Joining was no act of its own, and so showed its first keys alone.
+                if shown.get(member, 1) < len(own.keys) and not self._lacking(member, own):
+                    return member
+        return None
 
     # ---------------------------------------------------------------------- keys
 
@@ -269,7 +278,8 @@ class Governing:
         if not reading.members:
             self._renew_own(did, reading)
             return
-        actor = self._actor_of(did)
+        # In whose name is all the same, unless one of them has keys to show.
+        actor = self._unshown(did) or self._actor_of(did)
         old, new = self.newest(did), self._keyring.new_group()
         # Kept before anybody hears of them.
         self._keep(did, [new])

@@ -16,7 +16,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from walyoff.child.acts import MAX_KEY_ID, chain_of
+from walyoff.child.acts import MAX_KEY_ID, chain_of, did_of
+from walyoff.child.blocks import check_cid
 from walyoff.child.renewal_keys import verify_renewal
 from walyoff.child.renewals import SCHEME
 from walyoff.child.verified import Verified
@@ -84,8 +85,16 @@ class Keyring:
             self._ids[did] = [group.get_id() for group in groups]
 
     def holds(self, did: str) -> bool:
-        """Whether there are control keys of a DID here."""
+        """Whether there are control keys of a DID here. A chain may name what is none."""
+        try:
+            check_cid(chain_of(did))
+        except RemoteProtocolError:
+            return False
         return did in self._loaded or self._path(did).exists()
+
+    def dids(self) -> list[str]:
+        """The DIDs of which there are control keys here."""
+        return sorted(did_of(p.name) for p in self._folder.iterdir() if p.name[0] != ".")
 
     def forget(self, did: str) -> None:
         """Delete the control keys of a DID; nothing happens if there are none."""
