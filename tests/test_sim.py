@@ -313,6 +313,8 @@ async def test_memory_stays_bounded_under_a_skipper_and_a_claimer() -> None:
     async with group(3) as g:
         a, b, c = g.channels
         Liar("skipping", 1).corrupt_now(c)
+        # It hears that its own records are not what it wrote; a liar does not mind.
+        c.engine.trust.note_copy = lambda: None  # type: ignore[method-assign]
         for n in range(400):
             await c.send(b"%d" % n)
         await (await a.send(b"done")).wait_received(by=b.me)
