@@ -21,6 +21,7 @@ from walyoff.child.blocks import BlockFile, decode_block, decode_id
 from walyoff.child.chainfiles import ChainFiles, parent_ids
 from walyoff.child.chains import judge_later
 from walyoff.child.copies import is_spelled, sift
+from walyoff.child.households import MAX_PINS, KinJudge
 from walyoff.child.judging import IdentityJudge
 from walyoff.child.renewals import (
     PUBLIC_SIZE,
@@ -73,7 +74,7 @@ class World:
         self.files = ChainFiles(self.born.chain, folder / "chain", folder / "positions")
         #: The control keys that count.
         self.keys = [K0]
-        self.judge = IdentityJudge(
+        self.judge: Any = IdentityJudge(
             self.did, pin_of(K0), verify, approves, counting=lambda *_: self.keys
         )
         #: What the network has, by name.
@@ -488,6 +489,33 @@ def test_nobody_writes_a_devices_renewal_again(tmp_path: Path) -> None:
         world.hand_over(*rivals)
         # The first key block, the renewal, and what was faster, if it was signed at all.
         assert len(world.files) == length == 5 + 2 + max(admitted - 1, 0)
+
+
+@pytest.mark.parametrize("way", ["announced", "handed over"])
+def test_false_first_keys_of_a_device_keep_nothing_of_its_chain_out(
+    tmp_path: Path, way: str
+) -> None:
+    """Any member can write that a device joined with others, before its chain is here."""
+    renewal_keys = [bytes([n]) * PUBLIC_SIZE for n in (1, 2, 3)]
+    names = [SCHEME + key.hex() for key in renewal_keys]
+    world = World(tmp_path, born_device(pin_of(names[0])))
+    world.judge = kin = KinJudge()
+    for n in range(MAX_PINS):
+        pin = bytes([n]) * 32
+        kin.add(pin, IdentityJudge(world.did, pin, verify, approves))
+    kin.add(pin_of(K0), IdentityJudge(world.did, pin_of(K0), verify, approves))
+    bring = world.announce if way == "announced" else world.hand_over
+    blocks = [world.key(K0, K0)]
+    for number, (old, new) in enumerate([(K0, K1), (K1, "|key-2")]):
+        promised = pin_of(names[number + 1])
+        signature = by_renewal_key(names[number], renewal_body(world.did, old, new, promised))
+        said = as_field(world.did, renewal_keys[number], promised, signature)
+        # Who copies it without what the device says comes first.
+        stripped = world.key(old, new, blocks[-1])
+        blocks.append(world.key(old, new, blocks[-1], said=said))
+        bring(stripped)
+        bring(*blocks[-2:])
+    assert world.holds(*blocks)
 
 
 def born_device(following: bytes) -> Birth:

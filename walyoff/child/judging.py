@@ -24,7 +24,7 @@ from walyoff.child.acts import (
     pin_of,
     read_act,
 )
-from walyoff.child.births import read_birth
+from walyoff.child.births import Birth, read_birth
 from walyoff.child.blocks import BlockFile, decode_block
 from walyoff.child.chainfiles import GENESIS, ChainFiles, content_of, parent_ids
 from walyoff.child.copies import Approves, IdentityLook, Late, Look, name_of, promised_next
@@ -315,8 +315,7 @@ class IdentityJudge:
             for entry in sorted(new, key=lambda e: e.height):
                 self._looked_at.add(entry.cid)
                 if entry.cid == files.chain:
-                    birth = read_birth(content_of(files.read(entry.cid)))
-                    self._promised.update([birth.next] if birth is not None else [])
+                    self._learn_birth(read_birth(content_of(files.read(entry.cid))))
                 if not self.plausible(entry.topics):
                     continue
                 try:
@@ -336,6 +335,12 @@ class IdentityJudge:
                     self._replaced[entry.cid] = act.old
                     following = promised_next(self._group, act, self._promised, self._verify)
                     self._promised.update([following] if following else [])
+
+    def _learn_birth(self, birth: Birth | None) -> None:
+        if birth is not None:
+            # Other first keys count for nobody, whatever members say of the DID.
+            self._pin = birth.pin
+            self._promised.add(birth.next)
 
     def _keys_before(self, files: ChainFiles, parents: Iterable[str]) -> list[str]:
         with files.lock, self._lock:
