@@ -83,6 +83,27 @@ def test_a_receiver_with_a_full_disk_gets_everything_when_there_is_room() -> Non
     run(scenario)
 
 
+def test_a_device_with_a_full_disk_still_gives_what_it_holds() -> None:
+    async def scenario() -> None:
+        world = SimWorld(5)
+        async with world.device("alice") as alice, world.device("bob") as bob:
+            family = await alice.create_channel("family")
+            theirs = await bob.join(await family.invite())
+            await anyio.sleep(5)
+            world.network.partition({"alice"}, {"bob"})
+            await family.send(b"before")
+            await anyio.sleep(30)
+            world.disk("alice").full = True
+            world.network.repair()
+            await settled(theirs, {b"before"})
+            # And this is no session after the other, each of which ends with the greeting.
+            (session,) = family.connections.sessions()
+            await anyio.sleep(30)
+            assert family.connections.sessions() == [session]
+
+    run(scenario)
+
+
 def test_a_receiver_that_waits_for_its_store_is_not_held_up_when_that_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -21,7 +21,7 @@ from walyoff.engine.announcing import AT_ONCE, LATER_S
 from walyoff.engine.chain_serving import Chain
 from walyoff.engine.driver import Engine
 from walyoff.engine.links import LinkServer
-from walyoff.errors import RemoteProtocolError
+from walyoff.errors import RemoteProtocolError, StoreError
 from walyoff.kinship import GroupDesk
 from walyoff.paths import given_up
 from walyoff.tasks import background_tasks
@@ -179,7 +179,11 @@ class Connections:
         self.heard_addresses[did] = addresses
         if addresses:
             with anyio.CancelScope(shield=True):
-                await self._device.address_book.remember(self._channel, did, addresses)
+                try:
+                    await self._device.address_book.remember(self._channel, did, addresses)
+                except StoreError as error:
+                    # A full disk takes nothing from others: what is here is still given.
+                    log.warning("where %s is was not kept: %s", did, error)
 
     async def _tell(self, session: Session) -> None:
         """Show a copy that another one took over, which proves itself, and say no more."""
