@@ -174,3 +174,19 @@ async def test_answers_that_nobody_asked_for_are_dropped() -> None:
         await club.send(b"on")
         await reads(other, b"on")
         assert club.reports() == other.reports() == []
+
+
+@in_virtual_time
+async def test_nothing_is_kept_of_chains_that_are_none_of_the_channels() -> None:
+    async with houses() as h:
+        club = await h.group("club", {"alice": 1, "bob": 1})
+        other = h.channel("bob0", "club")
+        await until(lambda: club.peers() and other.peers())
+        for link in other.engine.links.values():
+            for number in range(100):
+                link.send(frames.ChainHave(f"did:sim:x{number}", ("identity/x",), 1))
+        await club.send(b"on")
+        await reads(other, b"on")
+        await anyio.sleep(1)
+        for server in club.connections._servers.values():
+            assert 0 < len(server._chains._leaves) < 10

@@ -122,9 +122,12 @@ class ChainServer:
     ) -> None:
         """Answer what the other side says of chains. Raises WalyoffError."""
         match question:
-            case frames.ChainHave(name, leaves, _):
+            case frames.ChainHave(name, leaves, _) if name in self._chains:
                 self._leaves[name] = leaves
                 await self._compare(name)
+            case frames.ChainHave():
+                # Nothing is kept of it: there is no end of names.
+                pass
             case frames.ChainWant(name, known) if name in self._chains:
                 await self._send(name, list(known))
             case frames.ChainFiles(name, files, last) if name in self._chains:
@@ -136,10 +139,7 @@ class ChainServer:
 
     async def _compare(self, name: str) -> None:
         """Ask for what the other side has and this one lacks."""
-        chain = self._chains.get(name)
-        if chain is None:
-            return
-        own = await chain.wanted(list(self._leaves.get(name, ())))
+        own = await self._chains[name].wanted(list(self._leaves.get(name, ())))
         if own is not None:
             self._state.send(frames.ChainWant(name, tuple(own[: frames.MAX_REFS])))
 
