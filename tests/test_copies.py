@@ -75,7 +75,13 @@ class World:
         #: The control keys that count.
         self.keys = [K0]
         self.judge: Any = IdentityJudge(
-            self.did, pin_of(K0), verify, approves, counting=lambda *_: self.keys
+            self.did,
+            pin_of(K0),
+            verify,
+            approves,
+            counting=lambda *_: self.keys,
+            # Of the two A is a member still.
+            is_members=lambda *about: about[-1].by == A and approves(about[-1]),
         )
         #: What the network has, by name.
         self.store: dict[str, bytes] = {}
@@ -404,7 +410,7 @@ def test_a_former_member_lengthens_a_chain_up_to_a_number(
     for block in made:
         bring(block)
     assert len(world.files) == length + 20
-    bring(*[world.key(K0, f"|evil {n}", renewal, by=A) for n in range(60)])
+    bring(*[world.key(K0, f"|evil {n}", renewal, by=B) for n in range(60)])
     assert len(world.files) == length + 40
     # Those who have the newer keys go on, as do those who get still newer ones.
     fresh = [world.join(did_of(f"Qm{n} new"), K1, renewal) for n in range(30)]
@@ -516,6 +522,34 @@ def test_false_first_keys_of_a_device_keep_nothing_of_its_chain_out(
         bring(stripped)
         bring(*blocks[-2:])
     assert world.holds(*blocks)
+
+
+@pytest.mark.parametrize("way", ["announced", "handed over"])
+@pytest.mark.parametrize("place", ["beside", "above"])
+def test_a_former_member_leaves_room_for_what_members_write(
+    world: World, monkeypatch: pytest.MonkeyPatch, way: str, place: str
+) -> None:
+    """Members who were not given the newest keys, or did not hear of them, have the old."""
+    monkeypatch.setattr(judging, "MAX_LATE", 20)
+    bring = world.announce if way == "announced" else world.hand_over
+    *_, rules = begun(world)
+    newer = world.key(K0, K1, rules, by=A)
+    world.announce(newer)
+    world.keys.append(K1)
+    top = rules if place == "beside" else newer
+    former = [world.key(K0, f"|evil {n}", top, by=B) for n in range(60)]
+    bring(*former)
+    assert 0 < sum(world.holds(block) for block in former) <= 20
+    recovers = world.key(K0, "|key-2", top, by=A)
+    forged = world.claim("renew", top, by=A, pin=pin_of("|forged"))
+    false = world.key(K0, "|forged", top, said=forged.as_field(bytes(32)))
+    bring(false)
+    bring(recovers)
+    assert world.holds(recovers)
+    assert not world.holds(false)
+    length = len(world.files)
+    bring(*[world.key(K0, f"|evil {n}", top, by=B) for n in range(60, 90)])
+    assert len(world.files) == length
 
 
 def born_device(following: bytes) -> Birth:

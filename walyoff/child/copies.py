@@ -92,6 +92,9 @@ class Late:
     #: Of those that do, by who has seen the newer keys and was never given them: renewals
     #: and leavings, since the start. Other looks take from it, too.
     above: Iterator[int]
+    #: Whether somebody who is a member now signed by its newest keys: there is always room
+    #: for that, as such a member can write as much as it likes in any case.
+    is_members: Approves
 
 
 class Look(Protocol):
@@ -175,12 +178,15 @@ class IdentityLook:
             if late is not None and act.kind == RENEW:
                 late.current.add(act.new)
             return True
-        if not self._files.in_past(block.parents, late.renewals):
-            late.beside -= 1
-            return late.beside >= 0
-        if act.kind not in (RENEW, LEAVE):
+        above = bool(self._files.in_past(block.parents, late.renewals))
+        if above and act.kind not in (RENEW, LEAVE):
             # Whatever it says: it counts for nobody.
             return False
+        if act.approval is not None and late.is_members(act.approval):
+            return True
+        if not above:
+            late.beside -= 1
+            return late.beside >= 0
         return next(late.above, None) is not None
 
     def _is_authors(self, act: Act) -> bool:

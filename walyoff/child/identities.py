@@ -95,6 +95,7 @@ class Identities:
             verify=self._keyring.verify,
             approves=readings.approves,
             counting=readings.counting,
+            is_members=readings.is_members,
         )
         self._registers = Registers(
             stock.client,

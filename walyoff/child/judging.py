@@ -12,6 +12,7 @@ equal by the next block that a member builds on it.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -20,6 +21,7 @@ from walyoff.child.acts import (
     RENEW,
     TOPICS,
     Act,
+    Approval,
     IdentityBlock,
     pin_of,
     read_act,
@@ -201,10 +203,12 @@ class IdentityJudge:
         approves: Approves = lambda _: False,
         *,
         counting: Callable[[str, bytes], Sequence[str]] = lambda *_: (),
+        is_members: Callable[[str, bytes, Approval], bool] = lambda *_: False,
     ) -> None:
         """`counting` says which control keys of a DID and pin count, the newest last.
 
         Not those that are kept here: whoever wrote a renewal that does not count has its keys.
+        `is_members` says whether a present member signed an act by its newest keys.
         """
         self._group = group
         self._pin = pin
@@ -218,6 +222,7 @@ class IdentityJudge:
         #: Of the signatures on the chain.
         self._names: set[bytes] = set()
         self._counting = counting
+        self._is_members = is_members
         #: Room for late blocks that build on the newest renewal, see `Late`.
         self._above: tuple[str, Iterator[int]] = "", iter(())
         #: The fingerprints of renewal keys that the chain commits to, as far as it is here.
@@ -292,7 +297,8 @@ class IdentityJudge:
                 self._above = newest, iter(range(MAX_LATE))
             above = self._above[1]
         beside = MAX_LATE - files.beside(renewals)
-        return Late(current, renewals, beside, above)
+        is_members = functools.partial(self._is_members, self._group, self._pin)
+        return Late(current, renewals, beside, above, is_members)
 
     def act(self, block: BlockFile) -> Act:
         """What a block claims. Raises RemoteProtocolError."""

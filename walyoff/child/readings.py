@@ -67,6 +67,17 @@ class Readings:
         except (LedgerError, LocalProtocolError, RemoteProtocolError):
             return []
 
+    def is_members(self, did: str, pin: bytes, approval: Approval) -> bool:
+        """Whether a present member of a DID signed an act by its newest keys."""
+        try:
+            member = self.read(did, pin).members.get(approval.by)
+        except (LedgerError, LocalProtocolError, RemoteProtocolError):
+            return False
+        if member is None or not member.current:
+            return False
+        keys = self.counting(approval.by, member.pin)[-1:]
+        return self._signed(keys, approval.signature, approval.body) > 0
+
     def approves(self, approval: Approval) -> bool:
         """Whether a member signed an act, as far as that member's chain is held here."""
         try:
