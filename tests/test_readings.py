@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.test_reader import sign, verify
 from walyoff.child import first_keys, readings
-from walyoff.child.acts import TOPIC_RULES, Claim, IdentityBlock, chain_of, pin_of
+from walyoff.child.acts import TOPIC_RULES, Approval, Claim, IdentityBlock, chain_of, pin_of
 from walyoff.child.births import GREETING, ROOM, Birth, put_birth
 from walyoff.child.readings import Readings
 
@@ -235,6 +235,30 @@ def test_approvals_that_do_not_hold_are_checked_once(held: Held) -> None:
     held.key(device, f"|{device}", "|new")
     assert len(made.read(group, pin_of(f"|{group}")).members) == 11
     assert len(checks) > 41
+
+
+def test_a_present_member_is_told_by_its_newest_keys(held: Held) -> None:
+    """A former member, and who has the keys that a member replaced, are none."""
+    a, b, group = PREFIX + "a", PREFIX + "b", PREFIX + "group"
+    for did in (a, b):
+        held.key(did, f"|{did}", f"|{did}")
+    held.identity(group, a)
+    held.join(group, a, b, own=f"|{a}")
+    made = held.readings()
+
+    def is_members(by: str, key: str) -> bool:
+        body = held.claim(group, by, "renew", pin=pin_of("|new")).body()
+        approval = Approval(by=by, body=body, signature=sign(key, body))
+        return made.is_members(group, pin_of(f"|{group}"), approval)
+
+    assert is_members(b, f"|{b}")
+    assert not is_members(b, f"|{a}")
+    assert not is_members(PREFIX + "nobody", f"|{b}")
+    held.key(b, f"|{b}", "|newer")
+    assert is_members(b, "|newer")
+    assert not is_members(b, f"|{b}")
+    held.member("leave", group, a, b, own=f"|{a}", key=f"|{group}")
+    assert not is_members(b, "|newer")
 
 
 def test_first_keys_that_come_later_are_found(held: Held) -> None:
