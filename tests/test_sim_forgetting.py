@@ -295,6 +295,23 @@ async def test_who_was_away_destroys_it_when_it_returns_and_gives_it_to_nobody()
 
 
 @in_virtual_time
+async def test_nothing_stays_in_memory_of_messages_that_are_forgotten() -> None:
+    async with group(2) as g:
+        a, b = g.channels
+        for number in range(5):
+            await told(g, b"%d" % number, forget_after=timedelta(seconds=30))
+        asked = await told(g, SECRET)
+        await a.forget(asked)
+        await until(b.forget_waiting)
+        await b.approve(asked)
+        await anyio.sleep(60)
+        for channel in g.channels:
+            messages = [message async for message in channel.history()]
+            assert [bool(message.forgotten) for message in messages] == [True] * 6
+            assert channel.engine.forgetting.cases.table == {}
+
+
+@in_virtual_time
 async def test_what_is_sent_for_a_time_is_forgotten_by_each_device() -> None:
     async with group(2) as g:
         a, b = g.channels

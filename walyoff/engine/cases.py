@@ -70,13 +70,22 @@ class Cases:
             self._pins += Counter()
 
     async def load(self, message: bytes) -> Case:
-        """What was said about a message."""
+        """What was said about a message, at hand until it is released."""
         async with self._lock:
             # One at a time: what is loaded is what is stored, or newer and in memory.
             case = self.table.get(message)
             if case is None:
                 value = await self._store.get(self._key(message))
                 case = self.table.setdefault(message, Case.decode(value) if value else Case())
+        return case
+
+    async def look(self, message: bytes) -> Case:
+        """The same, for one look: of messages that are forgotten there is no end."""
+        async with self._lock:
+            case = self.table.get(message)
+            if case is None:
+                value = await self._store.get(self._key(message))
+                case = Case.decode(value) if value else Case()
         return case
 
     def release(self, message: bytes) -> None:

@@ -165,7 +165,7 @@ class Forgetting:
 
     async def has_answered(self, message: bytes) -> bool:
         """True if this device proposed, approved or refused, and did not withdraw it."""
-        word = (await self.cases.load(message)).words.get(self._engine.me)
+        word = (await self.cases.look(message)).words.get(self._engine.me)
         return word is not None and word.seq > 0 and word.act != WITHDRAW
 
     async def destroy_here(self, message: bytes) -> None:
@@ -192,7 +192,7 @@ class Forgetting:
     async def verdict(self, message: bytes) -> tuple[Subject, Verdict]:
         """What follows now from what was said about a message."""
         subject = await self.subject(message)
-        case = await self.cases.load(message)
+        case = await self.cases.look(message)
         return subject, await self._judged(message, case, subject)
 
     async def _judged(self, message: bytes, case: Case, subject: Subject) -> Verdict:
