@@ -552,6 +552,20 @@ def test_a_former_member_leaves_room_for_what_members_write(
     assert len(world.files) == length
 
 
+def test_a_forged_block_does_not_put_the_real_one_aside(
+    world: World,
+) -> None:
+    """It has the signature of a block that it is not; both come in one hand-over."""
+    *_, rules = begun(world)
+    renewal = world.key(K0, K1, rules)
+    value = json.loads(renewal.content)
+    for n in range(20):
+        forged = world.put(KEY, json.dumps({**value, "new_keys": f"|evil {n}"}).encode(), rules)
+        world.hand_over(*sorted([forged, renewal], key=lambda b: b is renewal))
+        assert world.holds(renewal)
+        assert not world.holds(forged)
+
+
 def born_device(following: bytes) -> Birth:
     content = put_birth(GREETING + bytes(ROOM), births.Birth(pin=pin_of(K0), next=following))
     files = [make_block(content, ["genesis"], [])]

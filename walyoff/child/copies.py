@@ -100,8 +100,12 @@ class Late:
 class Look(Protocol):
     """What is on a chain, and what was seen since."""
 
-    def take(self, block: BlockFile) -> Standing:
-        """How a block stands that comes next; what it says is known from now on."""
+    def take(self, block: BlockFile, *, ordered: bool = False) -> Standing:
+        """How a block stands that comes next; what it says is known from now on.
+
+        If blocks come `ordered`, after all that they build on, then not of one whose signers
+        are not known: it is forged, and the real one may follow.
+        """
 
 
 class IdentityLook:
@@ -137,7 +141,7 @@ class IdentityLook:
         self._more: set[bytes] = set()
         self._contents: set[bytes] = set()
 
-    def take(self, block: BlockFile) -> Standing:
+    def take(self, block: BlockFile, *, ordered: bool = False) -> Standing:
         """See `Look.take`."""
         act = self._act(block)
         if act is None:
@@ -154,8 +158,9 @@ class IdentityLook:
         standing = self._signed(act)
         if standing >= Standing.PROVEN and not self._is_in_time(act, block):
             return Standing.REPEAT
-        self._more.add(name)
-        self._contents.add(block.content_hash)
+        if standing >= Standing.PROVEN or not ordered:
+            self._more.add(name)
+            self._contents.add(block.content_hash)
         return standing
 
     def _act(self, block: BlockFile) -> Act | None:
@@ -234,7 +239,7 @@ def sift(
     aside: dict[str, tuple[BlockFile, bytes]] = {}
     kept: list[tuple[BlockFile, bytes]] = []
     for block, data in blocks:
-        standing = look.take(block)
+        standing = look.take(block, ordered=True)
         if standing is Standing.REPEAT:
             aside[block.cid] = (block, data)
             continue
