@@ -121,7 +121,6 @@ def test_a_message_goes_from_device_to_device(pair: Pair) -> None:
         assert message["channel"] == pair.channel
 
         # While it runs, the home has an owner, and nobody else gets in.
-        begun = time.monotonic()
         text = failure(walyoff("send", "me too", *home(pair.bob)))
         assert str(pair.bob) in text
         assert f"process {listening.process.pid}" in text

@@ -48,10 +48,10 @@ async def test_few_and_many_blocks_come_from_whoever_has_them(home: Path) -> Non
                 times.append(time.perf_counter() - began)
             await hand_over(one, two)
         assert theirs.did
-        began = free_time()
+        at = free_time()
         assert await hand_over(two, three) == len(sent)
         blocks = await read(three, len(sent))
-        few = free_time() - began
+        few = free_time() - at
         assert [text_of(block) for block in blocks] == sent
         assert few < SOON_S
         await fill(two, b, MANY)

@@ -22,27 +22,40 @@ EVERY_S = 0.02
 _PRESSURE = Path("/proc/pressure/cpu")
 
 
-def free_time() -> float:
-    """Seconds on a clock that stands while any process waits for a processor."""
+class Moment:
+    """A moment; between two lies so much free time, or a part of all time if that is more.
+
+    A part, because a machine may be busy for ever, with what is measured as well.
+    """
+
+    def __init__(self, now: float, free: float) -> None:
+        self._now, self._free = now, free
+
+    def __sub__(self, before: Moment) -> float:
+        return max(self._free - before._free, (self._now - before._now) / MOST)
+
+
+def free_time() -> Moment:
+    """This moment, by a clock that stands while any process waits for a processor."""
     now = time.monotonic()
     try:
         some = _PRESSURE.read_text().partition("\n")[0]
     except OSError:
         # Nobody knows, so it is taken to be busy.
-        return now / MOST
-    return now - int(some.rpartition("=")[2]) / 1e6
+        return Moment(now, now / MOST)
+    return Moment(now, now - int(some.rpartition("=")[2]) / 1e6)
 
 
 class Deadline:
     """The end of a wait for so many seconds, of free time."""
 
     def __init__(self, seconds: float) -> None:
-        self._free = free_time() + seconds
-        self._end = time.monotonic() + MOST * seconds
+        self._began = free_time()
+        self._seconds = seconds
 
     def left(self) -> float:
         """Seconds after which to look again: 0 when it has passed."""
-        return max(min(self._free - free_time(), self._end - time.monotonic()), 0.0)
+        return max(self._seconds - (free_time() - self._began), 0.0)
 
 
 async def until(condition: Callable[[], object], *, within: float = HANGS_AFTER) -> None:
