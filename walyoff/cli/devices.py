@@ -92,7 +92,7 @@ async def status(console: Console, device: Device, *, wait: float) -> None:
             whose = ", ".join(
                 f"{short(did) if did else 'nobody known'} {n}" for did, n in refused.items()
             )
-            lines.append(f"           refused of the register, by the author they claim: {whose}")
+            lines.append(f"           refused of the register, by claimed author: {whose}")
     if not device.channels():
         lines.append("no channel yet: walyoff create NAME, or walyoff join INVITATION")
     console.result(value, "\n".join(lines))
