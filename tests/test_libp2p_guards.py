@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
+from walyoff_transports.gossip import MAX_PAYLOAD
 
 from tests.libp2p_support import needs_libp2p
 from tests.waiting import HANGS_AFTER
@@ -461,6 +462,26 @@ def test_little_is_kept_for_peers_that_want_nothing(tmp_path: Path) -> None:
                 await b.node.publish("topic", b"%d" % number)
             (kept,) = pubsub.router._pending_messages.values()
             assert len(kept) == libp2p_guard.MAX_PENDING
+
+    run(test)
+
+
+def test_long_messages_that_wait_for_a_subscription_are_not_mixed(tmp_path: Path) -> None:
+    async def test() -> None:
+        heard: list[bytes] = []
+
+        async with nodes() as (a, b):
+            await b.node.connect(a.node.addresses[0], a.node.peer_id)
+            with trio.fail_after(HANGS_AFTER):
+                while not b.node._pubsub.peers:  # noqa: ASYNC110 - nobody tells
+                    await trio.sleep(0.05)
+                for number in range(4):
+                    await b.node.publish("topic", bytes([number]) * MAX_PAYLOAD)
+                # Now upstream sends all: what it kept, and what was said lately.
+                await a.node.subscribe("topic", lambda _sender, data: heard.append(data))
+                while b"after" not in heard:
+                    await b.node.publish("topic", b"after")
+                    await trio.sleep(0.1)
 
     run(test)
 

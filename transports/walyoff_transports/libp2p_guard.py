@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import trio
 from libp2p.network.connection import swarm_connection
@@ -275,11 +276,24 @@ def guard_pubsub(pubsub: Any, counter: int) -> None:
 
     Upstream tells a peer of the topics while it takes it up, and everybody of each change: who
     is being taken up in that moment would never hear of the change.
+
+    Upstream writes what it kept for a peer, what was said lately and what is said now in three
+    tasks on one stream: long messages got mixed, and the stream was good for nothing from then
+    on. They take turns here.
     """
     pubsub.counter = counter
     pubsub.peer_queues = _Queues()
     pubsub.router._pending_messages = defaultdict(_Few)
     pubsub_module.env_to_send_in_RPC = gossipsub.env_to_send_in_RPC = _record
+    write = pubsub.write_msg
+    turns: WeakKeyDictionary[Any, trio.Lock] = WeakKeyDictionary()
+
+    async def write_in_turn(stream: Any, message: Any) -> bool:
+        async with turns.setdefault(stream, trio.Lock()):
+            written: bool = await write(stream, message)
+            return written
+
+    pubsub.write_msg = write_in_turn
     push = pubsub.push_msg
     rates = _Rates()
 
